@@ -1,0 +1,61 @@
+"""Runs the migrations: for `Database.open()`, which hands over a connection, and for the `alembic` command."""
+
+from logging.config import fileConfig
+
+from alembic import context
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection
+
+from peon.config import AppConfig, ConfigError
+from peon.persistence.availability import DriverErrors
+from peon.persistence.engine import create_engine, database_url
+from peon.persistence.errors import PersistenceError
+from peon.persistence.migrations import current_revision, migration_transaction, refuse_unknown
+from peon.persistence.schema import metadata
+
+SETTINGS = {"target_metadata": metadata, "transactional_ddl": True, "render_as_batch": True}
+
+
+def read_configuration() -> tuple[AppConfig, URL]:
+    arguments = context.get_x_argument(as_dictionary=True)
+    if set(arguments) - {"url", "data_dir"} or len(arguments) > 1:
+        raise CommandError("-x takes either url=… or data_dir=…")
+    if "url" in arguments:
+        config = AppConfig(database={"url": arguments["url"]})
+    elif "data_dir" in arguments:
+        config = AppConfig(general={"data_dir": arguments["data_dir"]}, database={"url": None})
+    else:
+        config = AppConfig()
+    return config, database_url(config)
+
+
+def run(connection: Connection) -> None:
+    context.configure(connection=connection, **SETTINGS)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_command() -> None:
+    fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
+    config, url = read_configuration()
+    if context.is_offline_mode():
+        context.configure(url=url, literal_binds=True, **SETTINGS)
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    engine = create_engine(url, synchronous=config.database.synchronous, busy_timeout=config.database.busy_timeout)
+    try:
+        with DriverErrors(engine), migration_transaction(engine) as connection:
+            refuse_unknown(engine, current_revision(connection))
+            run(connection)
+    finally:
+        engine.dispose()
+
+
+if (shared := context.config.attributes.get("connection")) is not None:
+    run(shared)
+else:
+    try:
+        run_command()
+    except (PersistenceError, ConfigError) as error:
+        raise CommandError(str(error)) from error

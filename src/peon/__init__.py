@@ -1,0 +1,1 @@
+"""Persistence for applications that run coding agents: an append-only event log that restarts cannot lose."""

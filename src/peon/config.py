@@ -1,0 +1,177 @@
+"""Where the data is and how it is kept: environment over a TOML file over defaults."""
+
+import os
+from pathlib import Path
+from tomllib import TOMLDecodeError
+from typing import Any, Literal
+
+from platformdirs import user_config_path, user_data_path
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+APPLICATION = "peon"
+ENVIRONMENT_PREFIX = "PEON_"
+CONFIG_FILE_VARIABLE = "PEON_CONFIG"
+
+
+class ConfigError(ValueError):
+    """A setting is wrong or unknown; the message names the key, where it was set, and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class GeneralConfig(_Section):
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path(APPLICATION, appauthor=False),
+        description="the path of a folder; ~ stands for the home folder",
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        # So that a later change of the working directory does not lead to another database.
+        return path.expanduser().absolute()
+
+
+class DatabaseConfig(_Section):
+    url: str | None = Field(
+        default=None,
+        repr=False,  # may hold a password
+        description="an SQLAlchemy URL, sqlite:///… or postgresql+psycopg://…; "
+        "by default the SQLite file peon.db in general.data_dir",
+    )
+    synchronous: Literal["FULL", "NORMAL"] = Field(
+        default="FULL", description="FULL, or NORMAL, which may lose the last commits when the power fails"
+    )
+    busy_timeout: float = Field(
+        default=10.0, ge=0, le=86_400, description="seconds from 0 to 86400 to wait for a locked database"
+    )
+
+
+class AppConfig(BaseSettings):
+    """The configuration: `AppConfig()` reads it, arguments win over all that is read.
+
+    Sources, the first that sets a key wins: arguments; environment variables, `PEON_GENERAL__DATA_DIR` for
+    `general.data_dir` and so on; the TOML file that `PEON_CONFIG` names, else `config.toml` in the platform's
+    user configuration folder for `peon`, where it exists.
+
+    Raises:
+        ConfigError: A wrong value, an unknown key, or a file that is missing or not TOML.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    general: GeneralConfig = Field(default_factory=GeneralConfig)
+    database: DatabaseConfig = Field(default_factory=DatabaseConfig)
+
+    def __init__(self, **values: Any) -> None:
+        _refuse_unknown_variables()
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(detail, values) for detail in error.errors())) from None
+        except SettingsError as error:  # a whole section given as JSON in one variable
+            raise ConfigError(f"the environment cannot be read: {error}") from error
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - a fixed signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _toml_source(settings_cls)
+
+
+def _config_file() -> Path | None:
+    named = os.environ.get(CONFIG_FILE_VARIABLE)
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{CONFIG_FILE_VARIABLE} names {path}, which is not a file: correct it or unset it")
+        return path
+    usual = user_config_path(APPLICATION, appauthor=False) / "config.toml"
+    return usual if usual.is_file() else None
+
+
+def _toml_source(settings_cls: type[BaseSettings]) -> TomlConfigSettingsSource:
+    path = _config_file()
+    try:
+        return TomlConfigSettingsSource(settings_cls, path)
+    except (TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _refuse_unknown_variables() -> None:
+    """pydantic-settings passes over variables it does not know, and a misspelt one would go unnoticed."""
+    for variable in os.environ:
+        name = variable.upper()
+        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE:
+            key = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            if _allowed(key) is None:
+                raise ConfigError(f"{variable} (environment variable): {_unknown(key)}")
+
+
+def _explain(detail: ErrorDetails, values: dict[str, Any]) -> str:
+    key = tuple(str(part) for part in detail["loc"])
+    where = f"{'.'.join(key)} ({_source(key, values)})"
+    allowed = _allowed(key)
+    if allowed is None:
+        return f"{where}: {_unknown(key)}"
+    return f"{where}: {detail['msg']}; allowed: {allowed}"
+
+
+def _source(key: tuple[str, ...], values: dict[str, Any]) -> str:
+    given: Any = values
+    for part in key:
+        given = given.get(part) if isinstance(given, dict) else None
+    if given is not None:
+        return "argument"
+    for length in range(len(key), 0, -1):
+        variable = ENVIRONMENT_PREFIX + "__".join(key[:length]).upper()
+        if variable in map(str.upper, os.environ):
+            return f"environment variable {variable}"
+    return f"file {_config_file()}"
+
+
+def _allowed(key: tuple[str, ...]) -> str | None:
+    """Returns what the key may hold, `None` for a key that does not exist."""
+    model: type[BaseModel] = AppConfig
+    for part in key[:-1]:
+        section = model.model_fields.get(part)
+        if section is None or not isinstance(section.annotation, type):
+            return None
+        if not issubclass(section.annotation, BaseModel):
+            return None
+        model = section.annotation
+    field = model.model_fields.get(key[-1])
+    return None if field is None else field.description or "a section of keys"
+
+
+def _unknown(key: tuple[str, ...]) -> str:
+    keys = [
+        f"{section}.{name}"
+        for section, field in AppConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for name in field.annotation.model_fields
+    ]
+    return f"there is no key {'.'.join(key)}; the keys are {', '.join(keys)}"

@@ -1,0 +1,257 @@
+"""The events of the domain. The log of them is the truth; every other table is derived from it.
+
+A class, once released, keeps its name and its fields: logs written years ago are read with it. A changed
+event gets a field `schema_version` and an upcaster, see `peon.persistence.codec`.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
+
+from peon.orchestration.model import MessageContent, MessageRole, Provider, RuntimeMode, ThreadStatus, Value
+from peon.orchestration.scalars import JsonValue, UtcDatetime
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Event(Value):
+    """Base of all events; `type` names the class, in the payload as in the `event_type` column."""
+
+    type: str
+    occurred_at: UtcDatetime = Field(default_factory=_now)
+
+
+class ProjectCreated(Event):
+    type: Literal["ProjectCreated"] = "ProjectCreated"
+    project_id: UUID
+    name: str
+    path: str
+
+
+class ProjectRenamed(Event):
+    type: Literal["ProjectRenamed"] = "ProjectRenamed"
+    project_id: UUID
+    name: str
+
+
+class ProjectDeleted(Event):
+    """Takes the project's threads, turns, messages and checkpoints along."""
+
+    type: Literal["ProjectDeleted"] = "ProjectDeleted"
+    project_id: UUID
+
+
+class ThreadCreated(Event):
+    type: Literal["ThreadCreated"] = "ThreadCreated"
+    thread_id: UUID
+    project_id: UUID
+    title: str | None = None
+    provider: Provider
+    model: str
+    runtime_mode: RuntimeMode
+
+
+class ThreadDeleted(Event):
+    type: Literal["ThreadDeleted"] = "ThreadDeleted"
+    thread_id: UUID
+
+
+class ThreadSelected(Event):
+    """The user turned to this thread."""
+
+    type: Literal["ThreadSelected"] = "ThreadSelected"
+    thread_id: UUID
+
+
+class ThreadStatusChanged(Event):
+    """`error` says what went wrong: given if and only if `status` is `error`."""
+
+    type: Literal["ThreadStatusChanged"] = "ThreadStatusChanged"
+    thread_id: UUID
+    status: ThreadStatus
+    error: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._require_error_to_fit_status()
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write_only_if_it_can_be_read(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        self._require_error_to_fit_status()
+        fields: dict[str, Any] = write(self)
+        return fields
+
+    def _require_error_to_fit_status(self) -> None:
+        if (self.status is ThreadStatus.ERROR) != (self.error is not None):
+            raise ValueError("'error' is given if and only if 'status' is 'error'")
+
+
+class TurnStarted(Event):
+    type: Literal["TurnStarted"] = "TurnStarted"
+    turn_id: UUID
+    thread_id: UUID
+
+
+class TurnCompleted(Event):
+    type: Literal["TurnCompleted"] = "TurnCompleted"
+    turn_id: UUID
+    thread_id: UUID
+
+
+class TurnInterrupted(Event):
+    """The user stopped the agent before it was done."""
+
+    type: Literal["TurnInterrupted"] = "TurnInterrupted"
+    turn_id: UUID
+    thread_id: UUID
+
+
+class TurnFailed(Event):
+    type: Literal["TurnFailed"] = "TurnFailed"
+    turn_id: UUID
+    thread_id: UUID
+    error: str
+
+
+class MessageAppended(Event):
+    type: Literal["MessageAppended"] = "MessageAppended"
+    message_id: UUID
+    turn_id: UUID
+    thread_id: UUID
+    role: MessageRole
+    content: MessageContent
+
+    @field_serializer("content", mode="wrap")
+    def _write_whole(self, content: MessageContent, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        if content.__dict__.keys() != type(content).model_fields.keys():
+            raise ValueError("a field is missing or unknown")
+        fields: dict[str, Any] = write(content)
+        return fields
+
+
+class MessageChunkReceived(Event):
+    """`delta` extends the text of a message (text or thinking) while the agent still writes it."""
+
+    type: Literal["MessageChunkReceived"] = "MessageChunkReceived"
+    message_id: UUID
+    turn_id: UUID
+    thread_id: UUID
+    delta: str
+
+
+class ApprovalRequested(Event):
+    """A supervised agent waits for leave to act; `detail` is whatever the provider says of the action."""
+
+    type: Literal["ApprovalRequested"] = "ApprovalRequested"
+    approval_id: UUID
+    turn_id: UUID
+    thread_id: UUID
+    action: str
+    detail: JsonValue
+
+
+class ActionApproved(Event):
+    type: Literal["ActionApproved"] = "ActionApproved"
+    approval_id: UUID
+    turn_id: UUID
+    thread_id: UUID
+
+
+class ActionRejected(Event):
+    type: Literal["ActionRejected"] = "ActionRejected"
+    approval_id: UUID
+    turn_id: UUID
+    thread_id: UUID
+    reason: str | None = None
+
+
+class CheckpointCreated(Event):
+    """The project's files were kept as a git reference."""
+
+    type: Literal["CheckpointCreated"] = "CheckpointCreated"
+    checkpoint_id: UUID
+    thread_id: UUID
+    turn_id: UUID
+    git_ref: str
+
+
+class CheckpointRestored(Event):
+    type: Literal["CheckpointRestored"] = "CheckpointRestored"
+    checkpoint_id: UUID
+    thread_id: UUID
+
+
+class ChangesCommitted(Event):
+    """`commit` is the git object name."""
+
+    type: Literal["ChangesCommitted"] = "ChangesCommitted"
+    thread_id: UUID
+    commit: str
+    message: str
+
+
+class BranchCreated(Event):
+    type: Literal["BranchCreated"] = "BranchCreated"
+    thread_id: UUID
+    name: str
+
+
+class BranchPushed(Event):
+    type: Literal["BranchPushed"] = "BranchPushed"
+    thread_id: UUID
+    name: str
+    remote: str
+
+
+OrchestrationEvent = Annotated[
+    ProjectCreated
+    | ProjectRenamed
+    | ProjectDeleted
+    | ThreadCreated
+    | ThreadDeleted
+    | ThreadSelected
+    | ThreadStatusChanged
+    | TurnStarted
+    | TurnCompleted
+    | TurnInterrupted
+    | TurnFailed
+    | MessageAppended
+    | MessageChunkReceived
+    | ApprovalRequested
+    | ActionApproved
+    | ActionRejected
+    | CheckpointCreated
+    | CheckpointRestored
+    | ChangesCommitted
+    | BranchCreated
+    | BranchPushed,
+    Field(discriminator="type"),
+]
+"""Every event there is; pydantic tells them apart by `type`."""
+
+
+def event_type_name(event: BaseModel | type[BaseModel]) -> str:
+    """Returns the name that the `event_type` column and the payload's `type` give to an event or its class.
+
+    Raises:
+        TypeError: It is not an event: no pydantic model, or one whose `type` is not fixed to one text by
+            `type: Literal["…"] = "…"`.
+    """
+    model = event if isinstance(event, type) else type(event)
+    field = getattr(model, "model_fields", {}).get("type")
+    tags = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
+    if len(tags) != 1 or not isinstance(tags[0], str):
+        raise TypeError(f'{model.__name__} is not an event: an event has a field  type: Literal["…"] = "…"')
+    return tags[0]

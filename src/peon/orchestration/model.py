@@ -1,0 +1,140 @@
+"""The values of the domain: what the events are about, as the read model returns it."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from peon.orchestration.scalars import JsonObject, JsonValue, UtcDatetime
+
+
+class Provider(StrEnum):
+    """Whose coding agent runs a thread."""
+
+    CLAUDE = "claude"
+    CODEX = "codex"
+
+
+class RuntimeMode(StrEnum):
+    """Whether the agent acts freely or asks before it acts."""
+
+    FULL_ACCESS = "full_access"
+    SUPERVISED = "supervised"
+
+
+class ThreadStatus(StrEnum):
+    IDLE = "idle"
+    RUNNING = "running"
+    AWAITING_APPROVAL = "awaiting_approval"
+    COMPLETED = "completed"
+    ERROR = "error"
+
+
+class TurnStatus(StrEnum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class MessageRole(StrEnum):
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+    SYSTEM = "system"
+
+
+class Value(BaseModel):
+    """Base of everything in the domain: compared by value, never changed, no field that is not known."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        # A value made by `model_construct` or changed behind pydantic's back must not slip into an event.
+        revalidate_instances="always",
+        # What users and agents write stays out of error messages and so out of logs.
+        hide_input_in_errors=True,
+    )
+
+
+class TextContent(Value):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ToolCallContent(Value):
+    """A tool that the agent asked to be run; `tool_call_id` is the provider's own and pairs it with the result."""
+
+    type: Literal["tool_call"] = "tool_call"
+    tool_call_id: str
+    name: str
+    arguments: JsonObject
+
+
+class ToolResultContent(Value):
+    type: Literal["tool_result"] = "tool_result"
+    tool_call_id: str
+    output: JsonValue
+    is_error: bool
+
+
+class ThinkingContent(Value):
+    type: Literal["thinking"] = "thinking"
+    text: str
+
+
+MessageContent = Annotated[
+    TextContent | ToolCallContent | ToolResultContent | ThinkingContent, Field(discriminator="type")
+]
+
+
+class Project(Value):
+    id: UUID
+    name: str
+    path: str
+    created_at: UtcDatetime
+
+
+class Thread(Value):
+    """A conversation with one agent; `error` is given if and only if `status` is `error`."""
+
+    id: UUID
+    project_id: UUID
+    title: str | None
+    provider: Provider
+    model: str
+    runtime_mode: RuntimeMode
+    status: ThreadStatus
+    error: str | None
+    created_at: UtcDatetime
+    updated_at: UtcDatetime
+
+
+class Turn(Value):
+    """One request to the agent and all it did in answer; `error` is given if and only if `status` is `failed`."""
+
+    id: UUID
+    thread_id: UUID
+    status: TurnStatus
+    error: str | None
+    started_at: UtcDatetime
+    completed_at: UtcDatetime | None
+
+
+class Message(Value):
+    id: UUID
+    turn_id: UUID
+    role: MessageRole
+    content: MessageContent
+    created_at: UtcDatetime
+
+
+class Checkpoint(Value):
+    """A state of the project's files, kept as a git reference."""
+
+    id: UUID
+    thread_id: UUID
+    turn_id: UUID
+    git_ref: str
+    created_at: UtcDatetime

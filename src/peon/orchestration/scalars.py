@@ -1,0 +1,121 @@
+"""Field types whose values come back from JSON exactly as they were, or are refused.
+
+Each checks twice: when a model is built, and again when it is written, because a frozen model does not
+protect what a list or a dictionary inside it holds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, GetCoreSchemaHandler, PlainSerializer
+from pydantic.functional_validators import AfterValidator
+from pydantic_core import CoreSchema, core_schema
+
+MAXIMUM_JSON_DEPTH = 128
+"""Levels of lists and objects that one JSON value may nest.
+
+jiter, the JSON parser of pydantic, gives up at 200 levels, and the models around the value need some.
+"""
+
+MAXIMUM_INTEGER_BITS = 14_000
+"""Python and jiter parse integers of up to 4,300 decimal digits, which is 14,284 bits."""
+
+
+def exact_json(value: object, levels: int = MAXIMUM_JSON_DEPTH) -> Any:
+    """Returns a copy of `value`, in which nothing is shared that could be changed later.
+
+    Raises:
+        ValueError: It holds something that would come back from JSON as something else, or not at all:
+            a value that is not exactly `str`, `int`, `float`, `bool`, `None`, `list` or `dict`, a NaN or an
+            infinity, a key that is not text, text that UTF-8 cannot encode, an integer of more than
+            `MAXIMUM_INTEGER_BITS`, or more than `levels` levels of lists and objects.
+    """
+    kind = type(value)
+    if kind is str:
+        return _encodable(value)  # type: ignore[arg-type]
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        if value.bit_length() > MAXIMUM_INTEGER_BITS:  # type: ignore[attr-defined]
+            raise ValueError(f"an integer of more than {MAXIMUM_INTEGER_BITS} bits")
+        return value
+    if kind is float:
+        if not isfinite(value):  # type: ignore[arg-type]
+            raise ValueError("NaN and infinity are not JSON")
+        return value
+    if kind is not dict and kind is not list:
+        raise ValueError(f"a {kind.__name__} is not a JSON value")
+    if levels == 0:
+        raise ValueError(f"nested deeper than {MAXIMUM_JSON_DEPTH} levels")
+    if kind is list:
+        return [exact_json(item, levels - 1) for item in value]  # type: ignore[attr-defined]
+    return {_key(key): exact_json(item, levels - 1) for key, item in value.items()}  # type: ignore[attr-defined]
+
+
+def exact_json_object(value: object) -> Any:
+    """The same as `exact_json`, for a value that must be an object, which is a `dict` in Python."""
+    if type(value) is not dict:
+        raise ValueError(f"a {type(value).__name__} is not a JSON object")
+    return exact_json(value)
+
+
+def _key(key: object) -> str:
+    if type(key) is not str:
+        raise ValueError(f"a key of a JSON object is text, not {type(key).__name__}")
+    return _encodable(key)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text with a lone surrogate cannot be encoded as UTF-8") from None
+    return text
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """What the JSON parser made needs no check on the way in; what Python code hands over does."""
+
+    check: Callable[[object], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        shape = handler(source)
+        return core_schema.json_or_python_schema(
+            json_schema=shape,
+            python_schema=core_schema.no_info_before_validator_function(self.check, shape),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                self.check, return_schema=core_schema.any_schema()
+            ),
+        )
+
+
+JsonValue = Annotated[Any, _Exact(exact_json)]
+"""Any JSON value, see `exact_json`. Typed as `Any`: a recursive type would refuse a caller's `dict[str, str]`."""
+
+JsonObject = Annotated[dict[str, Any], _Exact(exact_json_object)]
+"""A JSON object, see `exact_json`."""
+
+
+def _to_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of range in UTC") from None
+
+
+def _require_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is not UTC:
+        raise ValueError("not in UTC")
+    return moment
+
+
+UtcDatetime = Annotated[
+    AwareDatetime,
+    AfterValidator(_to_utc),
+    PlainSerializer(_require_utc, return_type=datetime, when_used="json"),
+]
+"""An aware moment of any offset, kept in UTC with microseconds. A naive one is refused."""

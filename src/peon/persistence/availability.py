@@ -1,0 +1,63 @@
+"""Turns what drivers raise into `StoreUnavailable`: no driver's exception leaves the package."""
+
+import sqlite3
+from types import TracebackType
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from peon.persistence.errors import StoreUnavailable
+
+_SQLITE_ADVICE = {
+    sqlite3.SQLITE_BUSY: "it is locked by another connection: end what holds it, or raise database.busy_timeout",
+    sqlite3.SQLITE_LOCKED: "it is locked by another connection: end what holds it, or raise database.busy_timeout",
+    sqlite3.SQLITE_READONLY: "it is read-only: give this user the right to write the file and its folder",
+    sqlite3.SQLITE_PERM: "access is denied: give this user the right to read and write the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: it must be a file, in a folder that this user may write",
+    sqlite3.SQLITE_NOTADB: "the file is not an SQLite database: name another, or move it away",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or save what is left with the recover command "
+    "of SQLite's shell",
+    sqlite3.SQLITE_FULL: "the disk is full: free some space",
+    sqlite3.SQLITE_IOERR: "the disk could not be read or written: check its space, its limits and its health",
+    sqlite3.SQLITE_TOOBIG: "a value is larger than SQLite stores (1 GB by default)",
+}
+
+
+def database_name(engine: Engine) -> str:
+    """Returns the address without its password, as errors and logs show it."""
+    return engine.url.render_as_string(hide_password=True)
+
+
+class DriverErrors:
+    """`with driver_errors:` raises `StoreUnavailable` from whatever the driver of `engine` raises inside.
+
+    One object serves any number of threads: it has no state.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._database = database_name(engine)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError)):
+            # SQLAlchemy's wrapper may show parameters, which are payloads; the driver's own error does not.
+            cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+            raise StoreUnavailable(f"{self._database}: {_advice(cause)}") from cause
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, sqlite3.Error):
+        # Python 3.11 gives it to errors of SQLite, and not to those of the module itself.
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return "a value in it is not valid text"
+        return _SQLITE_ADVICE.get(code & 0xFF) or f"{error}. Has it been migrated? alembic upgrade head does that"
+    if isinstance(error, OSError):
+        return f"{error.strerror}: name a file in a folder that this user may write"
+    diagnosis = getattr(error, "diag", None)
+    message = getattr(diagnosis, "message_primary", None) or str(error).partition("\n")[0]
+    return message or type(error).__name__

@@ -1,0 +1,222 @@
+"""Events to rows and back: the `event_type` and `payload` columns of the log."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+from typing_extensions import TypeAliasType
+
+from peon.orchestration import OrchestrationEvent, event_type_name
+from peon.persistence.errors import EventDecodeError, EventEncodeError
+
+EventT = TypeVar("EventT", bound=BaseModel)
+"""The union of events that a codec and its store are for."""
+
+SCHEMA_VERSION = "schema_version"
+"""The payload's field that tells which version of its event class wrote it; a payload without one is of version 1."""
+
+
+@dataclass(frozen=True)
+class Upcaster:
+    """Lifts payloads of one event type from one schema version to the next.
+
+    Attributes:
+        event_type: The `type` of the payloads that it lifts.
+        from_version: Their schema version: the integer in their field `schema_version`, 1 where there is none.
+        lift: Gets a payload as parsed JSON, and returns it as the next version has it, with the new
+            `schema_version`. It may return another `type`, which renames the event.
+    """
+
+    event_type: str
+    from_version: int
+    lift: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class UndecodableEvent:
+    """Stands in the place of a stored event that cannot be decoded.
+
+    Attributes:
+        event_type: What its `event_type` column says.
+        payload: Its `payload` column, unchanged; bytes that are not UTF-8 are written as `\\xNN`.
+        reason: Why it cannot be decoded.
+    """
+
+    event_type: str
+    payload: str
+    reason: str
+
+
+class EventCodec(Generic[EventT]):
+    """Encodes and decodes the events of a pydantic union whose members are told apart by `type`.
+
+    Args:
+        union: The union, or a single event class. Each member fixes its tag: `type: Literal["…"] = "…"`.
+        upcasters: Steps that lift payloads of older versions.
+        verify: Decode each event again before it is stored, and refuse it unless the two are equal. Anything
+            that JSON cannot carry is found so, whatever the models. It makes encoding about twice as dear.
+
+    Raises:
+        TypeError: A member of the union is not an event.
+        ValueError: Two members, or two upcasters, claim the same.
+    """
+
+    def __init__(self, union: Any, *, upcasters: Iterable[Upcaster] = (), verify: bool = True) -> None:
+        self._verify = verify
+        self._types: dict[type[BaseModel], _EventType] = {}
+        self._decoders: dict[str, Callable[[str | bytes], EventT]] = {}
+        for model in _members(union):
+            event_type = _EventType(model)
+            if event_type.name in self._decoders:
+                raise ValueError(f"two members of the union have the type {event_type.name}")
+            self._types[model] = event_type
+            self._decoders[event_type.name] = event_type.read
+        self._current_decoders = dict(self._decoders)
+        self._lifts: dict[tuple[object, object], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+        current = {(event_type.name, event_type.version) for event_type in self._types.values()}
+        for upcaster in upcasters:
+            step = (upcaster.event_type, upcaster.from_version)
+            if step in self._lifts:
+                raise ValueError(f"two upcasters lift {step[0]} from version {step[1]}")
+            if step in current:
+                raise ValueError(
+                    f"an upcaster lifts {step[0]} from version {step[1]}, which is its current one: give the "
+                    f"event a field  {SCHEMA_VERSION}: Literal[{step[1] + 1}] = {step[1] + 1}"
+                )
+            self._lifts[step] = upcaster.lift
+            self._decoders[upcaster.event_type] = self._lift_and_decode
+
+    def encode(self, events: Sequence[EventT]) -> list[tuple[str, str]]:
+        """Returns `event_type` and `payload` of each event.
+
+        Raises:
+            EventEncodeError: The first that would not come back as it is.
+        """
+        rows = []
+        types = self._types
+        for index, event in enumerate(events):
+            try:
+                event_type = types[type(event)]
+                # pydantic writes a changed tag, a missing and an additional field without a warning.
+                if event.__dict__.keys() != event_type.fields or event.__dict__["type"] != event_type.name:
+                    raise _Refused("it was changed after validation")
+                payload = event_type.write(event, warnings="error").decode()
+                if self._verify and self._decoders[event_type.name](payload) != event:
+                    raise _Refused("what is read back is not equal to it")
+            except Exception as error:
+                name = type(event).__name__
+                raise EventEncodeError(index, name, self._refusal(event, error)) from None
+            rows.append((event_type.name, payload))
+        return rows
+
+    def decode(self, sequence: int, event_type: str, payload: str) -> EventT:
+        """Returns the event of a stored row; `sequence` only serves the error.
+
+        Raises:
+            EventDecodeError: No member of the union has the type, or the payload is not one of it.
+        """
+        try:
+            return self._decoders[event_type](payload)
+        except ValidationError as error:
+            reason = _describe(error)
+        except KeyError:
+            reason = "no event of this type is known; it may come from a newer version"
+        except _Refused as error:
+            reason = str(error)
+        # Outside the handlers, as pydantic's error shows parts of the payload.
+        raise EventDecodeError(sequence, event_type, reason)
+
+    def _lift_and_decode(self, payload: str | bytes) -> EventT:
+        fields = _parse_object(payload)
+        lifted = False
+        passed = set()
+        while lift := self._lifts.get(step := (fields.get("type"), fields.get(SCHEMA_VERSION, 1))):
+            if step in passed:
+                raise _Refused(f"the upcasters go in a circle at {step[0]} version {step[1]}")
+            passed.add(step)
+            try:
+                fields = dict(lift(fields))
+            except Exception as error:
+                # Only the error's name: its text may hold parts of the payload.
+                raise _Refused(
+                    f"the upcaster of {step[0]} from version {step[1]} failed with {type(error).__name__}"
+                ) from None
+            lifted = True
+        return self._current_decoders[fields["type"]](to_json(fields) if lifted else payload)
+
+    def _refusal(self, event: object, error: Exception) -> str:
+        if isinstance(error, _Refused):
+            return str(error)
+        if not isinstance(event, BaseModel):
+            return "it is not an event"
+        event_type = self._types.get(type(event))
+        if event_type is None:
+            return "its class is not in the codec's union of events"
+        if isinstance(error, ValidationError):
+            return f"it could not be read back: {_describe(error)}"
+        try:
+            event_type.validate(event.__dict__, strict=True)
+        except ValidationError as invalid:
+            return f"it was changed after validation: {_describe(invalid)}"
+        return f"it cannot be written as JSON ({type(error).__name__})"
+
+
+class _EventType:
+    """One member of the union, with what is asked of it for each event at hand."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        adapter = TypeAdapter(model)
+        self.name = event_type_name(model)
+        self.fields = model.model_fields.keys()
+        version = model.model_fields.get(SCHEMA_VERSION)
+        self.version: int = 1 if version is None else version.default
+        # By class, and not through the union: that saves pydantic the search for the member.
+        self.write = adapter.serializer.to_json
+        self.read = adapter.validator.validate_json
+        self.validate = adapter.validator.validate_python
+
+
+class _Refused(Exception):  # noqa: N818
+    """Carries a reason to the method that knows where the event stands."""
+
+
+def _members(union: Any) -> Iterator[type[BaseModel]]:
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    if isinstance(union, TypeAliasType):
+        union = union.__value__
+        yield from _members(union)
+    elif get_origin(union) in (Union, UnionType):
+        for member in get_args(union):
+            yield from _members(member)
+    else:
+        yield union
+
+
+def _parse_object(payload: str | bytes) -> dict[str, Any]:
+    try:
+        fields = from_json(payload)
+    except ValueError as error:
+        raise _Refused(f"invalid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise _Refused("not a JSON object")
+    return fields
+
+
+def _describe(error: ValidationError) -> str:
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = [f"{'.'.join(map(str, detail['loc'])) or 'payload'}: {detail['msg']}" for detail in details[:3]]
+    if len(details) > len(shown):
+        shown.append(f"and {len(details) - len(shown)} more")
+    return "; ".join(shown)
+
+
+orchestration_codec: EventCodec[OrchestrationEvent] = EventCodec(
+    OrchestrationEvent,
+    # The fields of these events check themselves when they are written, for a tenth of the cost.
+    verify=False,
+)
+"""The codec of the domain's own events."""

@@ -1,0 +1,69 @@
+"""The façade: opens a database, migrates it, and wires the parts."""
+
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import URL, Engine
+
+from peon.config import AppConfig
+from peon.orchestration import OrchestrationEvent
+from peon.persistence import migrations
+from peon.persistence.engine import create_engine, database_url
+from peon.persistence.event_store import EventStore
+
+
+class Database:
+    """An open database; close it, or use it as a context manager.
+
+    Attributes:
+        engine: For transactions of the application's own.
+        events: The log.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.events: EventStore[OrchestrationEvent] = EventStore(engine)
+
+    @classmethod
+    def open(cls, config: AppConfig | None = None, *, url: str | URL | None = None, migrate: bool = True) -> Self:
+        """Opens a database at the newest revision; creates folder and file of an SQLite one that does not exist.
+
+        Args:
+            config: Read from environment and file by default.
+            url: Instead of the configured address.
+            migrate: Bring an older or empty database to the newest revision; otherwise refuse it.
+
+        Raises:
+            ConfigError: The configuration is wrong.
+            SchemaTooNew: The database was migrated by a newer version. Nothing was written.
+            SchemaOutOfDate: It is not at the newest revision, and `migrate` is off.
+            MigrationFailed: It is as it was before.
+            StoreUnavailable: Locked, read-only, full, damaged, not a database, not reachable.
+        """
+        config = config or AppConfig()
+        engine = create_engine(
+            database_url(config) if url is None else url,
+            synchronous=config.database.synchronous,
+            busy_timeout=config.database.busy_timeout,
+        )
+        try:
+            if migrate:
+                migrations.upgrade(engine)
+            else:
+                migrations.require_head(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine)
+
+    def close(self) -> None:
+        """Closes all connections; the last one of an SQLite file also removes its -wal and -shm files."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,175 @@
+"""Engines: how a connection to SQLite or PostgreSQL is set up, and how its transactions begin."""
+
+import os
+import sqlite3
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakSet
+
+import sqlalchemy
+from sqlalchemy import URL, Connection, Engine, QueuePool, event, make_url
+from sqlalchemy.dialects.sqlite import pysqlite  # noqa: F401 - otherwise imported by the first create_engine
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from peon.config import AppConfig
+from peon.persistence.errors import PersistenceError
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+READ_ONLY = "peon_read_only"
+"""Execution option of an engine or a connection: its transactions only read, so they never wait for a writer."""
+
+WAL_SIZE_LIMIT = 64 * 1024 * 1024
+"""Bytes that the -wal file of SQLite is cut back to after a checkpoint, once a long transaction has swollen it."""
+
+DATABASE_FILE = "peon.db"
+
+
+def database_url(config: AppConfig) -> URL:
+    """Returns the address of the configured database.
+
+    Raises:
+        PersistenceError: `database.url` is no SQLAlchemy URL, or not of SQLite or PostgreSQL.
+    """
+    if config.database.url is None:
+        return URL.create("sqlite", database=str(config.general.data_dir / DATABASE_FILE))
+    return _parse(config.database.url)
+
+
+def _parse(url: str | URL) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except ArgumentError:
+        # Not quoted: it may hold a password.
+        raise PersistenceError(
+            "database.url is not an SQLAlchemy URL; give sqlite:///… or postgresql+psycopg://…"
+        ) from None
+    if backend not in ("sqlite", "postgresql"):
+        raise PersistenceError(f"database.url is of {backend}; only sqlite and postgresql are supported")
+    return parsed
+
+
+def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_timeout: float = 10.0) -> Engine:
+    """Returns an engine on which each transaction is durable once it is committed.
+
+    On SQLite, `engine.begin()` takes the write lock at once (BEGIN IMMEDIATE), so that a transaction that reads
+    and then writes cannot fail half-way; with the execution option `READ_ONLY` it takes none. The file and its
+    folder are created by the first connection where they are absent, private to their owner.
+
+    Args:
+        url: Of SQLite (a file or `:memory:`) or PostgreSQL.
+        synchronous: `NORMAL` may lose the last commits when the power fails; the file stays sound.
+        busy_timeout: Seconds to wait for a locked database (SQLite).
+
+    Raises:
+        PersistenceError: The URL is malformed, of another backend, or its driver is not installed.
+    """
+    parsed = _parse(url)
+    options: dict[str, Any] = {"hide_parameters": True}  # they are payloads, and would end up in logs
+    if parsed.get_backend_name() == "sqlite":
+        options |= _sqlite_options(parsed)
+    try:
+        engine = sqlalchemy.create_engine(parsed, **options)
+    except (ImportError, NoSuchModuleError) as error:
+        raise PersistenceError(
+            f"the driver of {parsed.drivername} is not installed; for PostgreSQL: pip install 'peon[postgres]'"
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        _listen_sqlite(engine, synchronous, busy_timeout)
+    _engines.add(engine)
+    return engine
+
+
+def is_memory(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
+
+
+def _sqlite_options(url: URL) -> dict[str, Any]:
+    # The driver begins no transaction of its own accord; `_begin` does.
+    connect_args: dict[str, Any] = {"isolation_level": None}
+    if sys.version_info >= (3, 12):
+        connect_args["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
+    if not is_memory(url):
+        return {"connect_args": connect_args}
+    # A database in memory is its connection: all threads take turns with the only one.
+    connect_args["check_same_thread"] = False
+    return {"connect_args": connect_args, "poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
+
+
+def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float) -> None:
+    in_memory = is_memory(engine.url)
+
+    if not in_memory and "uri" not in engine.url.query:
+        path = Path(str(engine.url.database))
+
+        @event.listens_for(engine, "do_connect")
+        def create_file(*_: object) -> None:
+            create_private_file(path)
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        # First, because the statements below may have to wait for another connection.
+        connection.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
+        if not in_memory:
+            # Readers and the writer do not wait for one another, and a commit is a single write.
+            _use_write_ahead_log(connection, time.monotonic() + busy_timeout)
+            # Without a limit the -wal file keeps the size that the largest transaction gave it.
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT}")
+        # FULL: a commit has reached the disk before it is acknowledged. macOS needs a word more for that.
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute(f"PRAGMA fullfsync = {synchronous == 'FULL'}")
+        # Off by default in SQLite; the projection tables rely on it.
+        connection.execute("PRAGMA foreign_keys = ON")
+        # Lets the triggers that refuse a delete also see the one hidden in INSERT OR REPLACE.
+        connection.execute("PRAGMA recursive_triggers = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        mode = "BEGIN" if connection.get_execution_options().get(READ_ONLY) else "BEGIN IMMEDIATE"
+        # Past SQLAlchemy: through it, the statement takes a tenth of an append of one event.
+        sqlite_connection(connection).execute(mode)
+
+
+def sqlite_connection(connection: Connection) -> sqlite3.Connection:
+    """Returns the driver's own connection, for what its API alone offers and where SQLAlchemy costs too much."""
+    driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
+    return driver
+
+
+def create_private_file(path: Path) -> None:
+    """SQLite would create the file with the permissions of the umask; -wal and -shm take after the file."""
+    if path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # another process was faster
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float) -> None:
+    """The mode is a lasting property of the file. SQLite does not wait for the lock that the change needs."""
+    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+_engines: WeakSet[Engine] = WeakSet()
+
+
+def _forget_inherited_connections() -> None:
+    """A connection must not be used on both sides of a fork; the child opens its own."""
+    for engine in _engines:
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited_connections)

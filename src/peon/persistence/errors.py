@@ -1,0 +1,75 @@
+"""What the package raises. Each error names what was wrong, where, and what to do; none carries a payload."""
+
+
+class PersistenceError(Exception):
+    """Base of all errors of `peon.persistence`."""
+
+
+class EventEncodeError(PersistenceError):
+    """An event was refused: it could not have been read back as it is. Nothing of its batch was stored.
+
+    Attributes:
+        index: The event's place in the batch, from 0.
+        event_type: The name of its class.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, index: int, event_type: str, reason: str) -> None:
+        super().__init__(f"event {index} of the batch ({event_type}) cannot be stored: {reason}")
+        self.index = index
+        self.event_type = event_type
+        self.reason = reason
+
+
+class EventDecodeError(PersistenceError):
+    """A stored event could not be read. `undecodable="keep"` reads on and yields it as it is.
+
+    Attributes:
+        sequence: Its place in the log.
+        event_type: What its `event_type` column says.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, sequence: int, event_type: str, reason: str) -> None:
+        super().__init__(
+            f"event {sequence} ({event_type}) cannot be decoded: {reason}. "
+            'Add an upcaster for it to the codec, or read on past it with undecodable="keep".'
+        )
+        self.sequence = sequence
+        self.event_type = event_type
+        self.reason = reason
+
+
+class SchemaError(PersistenceError):
+    """The tables of a database are not those that this version needs.
+
+    Attributes:
+        database: The database's address, without its password.
+        revision: The revision it is at, `None` before the first.
+        head: The newest revision that this version knows.
+    """
+
+    def __init__(self, message: str, *, database: str, revision: str | None, head: str) -> None:
+        super().__init__(message)
+        self.database = database
+        self.revision = revision
+        self.head = head
+
+
+class SchemaTooNew(SchemaError):  # noqa: N818 - a state of the database, named in the public design
+    """The database was migrated by a newer version, or is another application's. Nothing was written."""
+
+
+class SchemaOutOfDate(SchemaError):  # noqa: N818
+    """The database must be migrated first; the message holds the command."""
+
+
+class MigrationFailed(SchemaError):  # noqa: N818
+    """A migration failed and was undone as a whole; the message names the copy made before it, if any."""
+
+
+class StoreUnavailable(PersistenceError):  # noqa: N818
+    """The database cannot be used now: locked, read-only, disk full, damaged, not a database, not reachable.
+
+    Nothing was stored by the call that raised it, and the next one may work.
+    """

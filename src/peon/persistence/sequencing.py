@@ -1,0 +1,65 @@
+"""Adds rows at the end of the log so that the order of sequences is the order of commits, without gaps."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy.dialects import sqlite
+
+from peon.persistence.engine import sqlite_connection
+from peon.persistence.schema import events
+from peon.persistence.timestamps import format_timestamp
+
+_COLUMNS = ("event_type", "payload", "stored_at")
+
+# Compiled once: SQLAlchemy's own way from the statement to the driver costs as much as SQLite's work for it.
+_SQLITE_INSERT = str(insert(events).compile(dialect=sqlite.dialect(), column_keys=_COLUMNS))
+
+_LAST = select(func.coalesce(func.max(events.c.sequence), 0))
+
+
+def begin_writing(connection: Connection) -> None:
+    """Makes sure that a transaction is open: Python's sqlite3 opens none for a SAVEPOINT.
+
+    Engines of `peon.persistence.create_engine` have one already; those made elsewhere may not.
+    """
+    if connection.dialect.name == "sqlite" and not sqlite_connection(connection).in_transaction:
+        sqlite_connection(connection).execute("BEGIN IMMEDIATE")
+
+
+def add_rows(connection: Connection, rows: Sequence[tuple[str, str]]) -> tuple[int, datetime]:
+    """Stores `event_type` and `payload` of at least one event.
+
+    Returns:
+        The sequence of the first, the others following without a gap, and the moment they were stored.
+    """
+    begin_writing(connection)
+    if connection.dialect.name == "sqlite":
+        return _add_to_sqlite(connection, rows)
+    return _add_to_postgresql(connection, rows)
+
+
+def _add_to_sqlite(connection: Connection, rows: Sequence[tuple[str, str]]) -> tuple[int, datetime]:
+    # The write lock is held, so nobody comes between these rows, and no number is lost when they are undone.
+    moment = datetime.now(UTC)
+    stored_at = format_timestamp(moment)
+    connection.exec_driver_sql(_SQLITE_INSERT, [(event_type, payload, stored_at) for event_type, payload in rows])
+    (last,) = sqlite_connection(connection).execute("SELECT last_insert_rowid()").fetchone()
+    return last - len(rows) + 1, moment
+
+
+def _add_to_postgresql(connection: Connection, rows: Sequence[tuple[str, str]]) -> tuple[int, datetime]:
+    # A sequence of PostgreSQL hands out numbers before commit and loses those of transactions that fail. So
+    # appenders take turns, and count on from what is committed. Readers are not held up.
+    connection.execute(text("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE"))
+    last: int = connection.scalars(_LAST).one()
+    moment = datetime.now(UTC)
+    stored_at = format_timestamp(moment)
+    connection.execute(
+        insert(events),
+        [
+            {"sequence": sequence, "event_type": event_type, "payload": payload, "stored_at": stored_at}
+            for sequence, (event_type, payload) in enumerate(rows, last + 1)
+        ],
+    )
+    return last + 1, moment
