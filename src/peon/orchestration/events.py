@@ -17,7 +17,15 @@ from pydantic import (
     model_validator,
 )
 
-from peon.orchestration.model import MessageContent, MessageRole, Provider, RuntimeMode, ThreadStatus, Value
+from peon.orchestration.model import (
+    MessageContent,
+    MessageRole,
+    Provider,
+    RuntimeMode,
+    ThreadStatus,
+    Value,
+    require_intact,
+)
 from peon.orchestration.scalars import JsonValue, UtcDatetime
 
 
@@ -134,9 +142,8 @@ class MessageAppended(Event):
     content: MessageContent
 
     @field_serializer("content", mode="wrap")
-    def _write_whole(self, content: MessageContent, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        if content.__dict__.keys() != type(content).model_fields.keys():
-            raise ValueError("a field is missing or unknown")
+    def _write_intact(self, content: MessageContent, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        require_intact(content)
         fields: dict[str, Any] = write(content)
         return fields
 

@@ -58,6 +58,7 @@ class Database:
 
     def close(self) -> None:
         """Closes all connections; the last one of an SQLite file also removes its -wal and -shm files."""
+        self.events.close()
         self.engine.dispose()
 
     def __enter__(self) -> Self:

@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import repeat
-from threading import Lock
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, Engine, Row, bindparam, func, select
+from sqlalchemy import Connection, Engine, bindparam, func, select
 from sqlalchemy.exc import OperationalError
 
 from peon.orchestration import OrchestrationEvent
@@ -21,6 +20,7 @@ from peon.persistence.errors import EventDecodeError
 from peon.persistence.schema import events as log
 from peon.persistence.sequencing import add_rows, begin_writing
 from peon.persistence.timestamps import parse_timestamp
+from peon.persistence.writer import Writer
 
 StoredT = TypeVar("StoredT", covariant=True)
 
@@ -29,6 +29,9 @@ PAGE_EVENTS = 1_000
 
 PAGE_CHARACTERS = 4_000_000
 """Payload text after which a page ends early, so that large events do not fill the memory."""
+
+FETCHED_EVENTS = 20
+"""Rows between two looks at that."""
 
 LAST_POSSIBLE_SEQUENCE = 2**63 - 1
 
@@ -70,12 +73,10 @@ class EventStore(Generic[EventT]):
     @overload
     def __init__(self, engine: Engine, codec: EventCodec[EventT]) -> None: ...
     def __init__(self, engine: Engine, codec: EventCodec[Any] = orchestration_codec) -> None:
-        self._engine = engine
         self._reader = engine.execution_options(**{READ_ONLY: True})
         self._codec = codec
         self._driver_errors = DriverErrors(engine)
-        # Threads wait for one another here, as SQLite's own waiting is polling, and unfair.
-        self._writing = Lock()
+        self._writer = Writer(engine)
 
     def append_all(
         self, events: Iterable[EventT], *, connection: Connection | None = None
@@ -99,18 +100,20 @@ class EventStore(Generic[EventT]):
         if isinstance(events, BaseModel):
             raise TypeError(f"append_all takes a list of events: [{type(events).__name__}(…)]")
         batch = list(events)
-        rows = self._codec.encode(batch)
-        if not rows:
+        columns = self._codec.encode(batch)
+        if not batch:
             return []
         with self._driver_errors:
             if connection is None:
-                with self._writing, self._engine.begin() as own:
-                    first, stored_at = add_rows(own, rows)
+                with self._writer as own:
+                    first, stored_at = add_rows(own, *columns)
             else:
                 begin_writing(connection)
                 with connection.begin_nested():
-                    first, stored_at = add_rows(connection, rows)
-        return list(map(StoredEvent, range(first, first + len(batch)), batch, repeat(stored_at)))
+                    first, stored_at = add_rows(connection, *columns)
+        places = zip(range(first, first + len(batch)), batch, repeat(stored_at), strict=False)
+        # Half the time of calling StoredEvent: no Python code runs for an event.
+        return list(map(tuple.__new__, repeat(StoredEvent), places))
 
     @overload
     def replay_all(self, *, undecodable: Literal["raise"] = "raise") -> list[StoredEvent[EventT]]: ...
@@ -184,6 +187,10 @@ class EventStore(Generic[EventT]):
         pages = self._pages(position, remaining, None if event_types is None else list(event_types))
         return self._decoded(pages, keep=undecodable == "keep")
 
+    def close(self) -> None:
+        """Gives back the connection that appends keep; the store stays usable."""
+        self._writer.close()
+
     def last_sequence(self) -> int:
         """Returns the sequence of the newest event, 0 for an empty log; takes the same time for any log."""
         with self._driver_errors, self._reader.connect() as connection:
@@ -191,7 +198,7 @@ class EventStore(Generic[EventT]):
 
     def _pages(
         self, position: int, remaining: int | None, event_types: list[str] | None
-    ) -> Iterator[list[Row[int, str, str, str]]]:
+    ) -> Iterator[list[tuple[int, str, str, str]]]:
         while remaining is None or remaining > 0:
             rows = PAGE_EVENTS if remaining is None else min(PAGE_EVENTS, remaining)
             parameters: dict[str, Any] = {"after": position, "rows": rows}
@@ -202,11 +209,11 @@ class EventStore(Generic[EventT]):
             if not page:
                 return
             yield page
-            position = page[-1].sequence
+            position = page[-1][0]
             if remaining is not None:
                 remaining -= len(page)
 
-    def _read_page(self, parameters: dict[str, Any]) -> list[Row[int, str, str, str]]:
+    def _read_page(self, parameters: dict[str, Any]) -> list[tuple[int, str, str, str]]:
         with self._driver_errors, self._reader.connect() as connection:
             try:
                 return _fetch(connection, parameters)
@@ -217,30 +224,33 @@ class EventStore(Generic[EventT]):
             with _damaged_text_escaped(sqlite_connection(connection)):
                 return _fetch(connection, parameters)
 
-    def _decoded(self, pages: Iterator[list[Row[int, str, str, str]]], *, keep: bool) -> Iterator[StoredEvent[Any]]:
+    def _decoded(self, pages: Iterator[list[tuple[int, str, str, str]]], *, keep: bool) -> Iterator[StoredEvent[Any]]:
         decode = self._codec.decode
+        new = tuple.__new__  # half the time of calling StoredEvent
         text, moment = "", datetime.min.replace(tzinfo=UTC)
         for page in pages:
             for sequence, event_type, payload, stored_at in page:
                 try:
                     event: Any = decode(sequence, event_type, payload)
                     if stored_at != text:  # the events of a batch share it
-                        text, moment = stored_at, _parse_stored_at(sequence, event_type, stored_at)
+                        moment = _parse_stored_at(sequence, event_type, stored_at)
+                        text = stored_at
                 except EventDecodeError as error:
                     if not keep:
                         raise
                     event = UndecodableEvent(str(event_type), _as_text(payload), error.reason)
-                yield StoredEvent(sequence, event, moment)
+                yield new(StoredEvent, (sequence, event, moment))
 
 
-def _fetch(connection: Connection, parameters: dict[str, Any]) -> list[Row[int, str, str, str]]:
+def _fetch(connection: Connection, parameters: dict[str, Any]) -> list[tuple[int, str, str, str]]:
     statement = _PAGE_OF_TYPES if "event_types" in parameters else _PAGE
-    page = []
+    page: list[tuple[int, str, str, str]] = []
     characters = 0
     with connection.execute(statement, parameters) as result:
-        for row in result:
-            page.append(row)
-            characters += len(row[2])
+        # The driver's rows, as SQLAlchemy's own take a tenth of the time of reading an event.
+        while rows := result.cursor.fetchmany(FETCHED_EVENTS):
+            page += rows
+            characters += sum([len(payload) for _, _, payload, _ in rows])
             if characters > PAGE_CHARACTERS:
                 break
     return page

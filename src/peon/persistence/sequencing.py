@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import count, repeat
 
 from sqlalchemy import Connection, func, insert, select, text
 from sqlalchemy.dialects import sqlite
@@ -27,39 +28,41 @@ def begin_writing(connection: Connection) -> None:
         sqlite_connection(connection).execute("BEGIN IMMEDIATE")
 
 
-def add_rows(connection: Connection, rows: Sequence[tuple[str, str]]) -> tuple[int, datetime]:
-    """Stores `event_type` and `payload` of at least one event.
+def add_rows(connection: Connection, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
+    """Stores at least one event, of which two columns are given.
 
     Returns:
         The sequence of the first, the others following without a gap, and the moment they were stored.
     """
     begin_writing(connection)
     if connection.dialect.name == "sqlite":
-        return _add_to_sqlite(connection, rows)
-    return _add_to_postgresql(connection, rows)
+        return _add_to_sqlite(connection, event_types, payloads)
+    return _add_to_postgresql(connection, event_types, payloads)
 
 
-def _add_to_sqlite(connection: Connection, rows: Sequence[tuple[str, str]]) -> tuple[int, datetime]:
+def _add_to_sqlite(connection: Connection, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
     # The write lock is held, so nobody comes between these rows, and no number is lost when they are undone.
     moment = datetime.now(UTC)
-    stored_at = format_timestamp(moment)
-    connection.exec_driver_sql(_SQLITE_INSERT, [(event_type, payload, stored_at) for event_type, payload in rows])
-    (last,) = sqlite_connection(connection).execute("SELECT last_insert_rowid()").fetchone()
-    return last - len(rows) + 1, moment
+    driver = sqlite_connection(connection)
+    driver.executemany(_SQLITE_INSERT, zip(event_types, payloads, repeat(format_timestamp(moment))))
+    (last,) = driver.execute("SELECT last_insert_rowid()").fetchone()
+    return last - len(payloads) + 1, moment
 
 
-def _add_to_postgresql(connection: Connection, rows: Sequence[tuple[str, str]]) -> tuple[int, datetime]:
+def _add_to_postgresql(
+    connection: Connection, event_types: Sequence[str], payloads: Sequence[str]
+) -> tuple[int, datetime]:
     # A sequence of PostgreSQL hands out numbers before commit and loses those of transactions that fail. So
     # appenders take turns, and count on from what is committed. Readers are not held up.
     connection.execute(text("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE"))
-    last: int = connection.scalars(_LAST).one()
+    first: int = connection.scalars(_LAST).one() + 1
     moment = datetime.now(UTC)
     stored_at = format_timestamp(moment)
     connection.execute(
         insert(events),
         [
             {"sequence": sequence, "event_type": event_type, "payload": payload, "stored_at": stored_at}
-            for sequence, (event_type, payload) in enumerate(rows, last + 1)
+            for sequence, event_type, payload in zip(count(first), event_types, payloads, strict=False)
         ],
     )
-    return last + 1, moment
+    return first, moment

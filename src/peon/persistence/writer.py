@@ -1,0 +1,66 @@
+"""The one transaction at a time in which a store writes."""
+
+from threading import Lock
+from types import TracebackType
+
+from sqlalchemy import Connection, Engine
+
+from peon.persistence.engine import is_memory
+
+
+class Writer:
+    """`with writer as connection:` is `with engine.begin() as connection:` for one thread at a time.
+
+    Threads wait for one another here, as SQLite's own waiting is polling, and unfair.
+
+    On an SQLite file the connection is kept from one transaction to the next: to take it from the pool and to
+    give it back costs a fifth of an append of one event, fsync included (see docs/decisions.md). After any error
+    it is given back, and the next transaction takes another. A database in memory has only this connection,
+    and readers need it too; a connection to a server may have died meanwhile, which the pool finds out.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._keep = engine.dialect.name == "sqlite" and not is_memory(engine.url)
+        self._lock = Lock()
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Connection:
+        self._lock.acquire()
+        try:
+            connection = self._connection
+            if connection is None:
+                connection = self._connection = self._engine.connect()
+            connection.begin()
+        except BaseException:
+            self._end()
+            raise
+        return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        keep = False
+        try:
+            if kind is None and self._connection is not None:
+                self._connection.commit()
+                keep = self._keep
+        finally:
+            self._end(keep=keep)
+
+    def close(self) -> None:
+        """Gives the connection back to the pool; the next transaction takes one again."""
+        with self._lock:
+            self._give_back()
+
+    def _end(self, *, keep: bool = False) -> None:
+        try:
+            if not keep:
+                self._give_back()
+        finally:
+            self._lock.release()
+
+    def _give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()  # rolls back what is not committed
