@@ -12,7 +12,7 @@ from weakref import WeakSet
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, QueuePool, event, make_url
 from sqlalchemy.dialects.sqlite import pysqlite  # noqa: F401 - otherwise imported by the first create_engine
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from peon.config import AppConfig
@@ -131,8 +131,11 @@ def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         mode = "BEGIN" if connection.get_execution_options().get(READ_ONLY) else "BEGIN IMMEDIATE"
-        # Past SQLAlchemy: through it, the statement takes a tenth of an append of one event.
-        sqlite_connection(connection).execute(mode)
+        try:
+            # Past SQLAlchemy: through it, the statement takes a tenth of an append of one event.
+            sqlite_connection(connection).execute(mode)
+        except sqlite3.OperationalError as error:
+            raise OperationalError(mode, None, error) from error
 
 
 def sqlite_connection(connection: Connection) -> sqlite3.Connection:

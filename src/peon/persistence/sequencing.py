@@ -20,10 +20,13 @@ _LAST = select(func.coalesce(func.max(events.c.sequence), 0))
 
 
 def begin_writing(connection: Connection) -> None:
-    """Makes sure that a transaction is open: Python's sqlite3 opens none for a SAVEPOINT.
+    """Makes sure that a transaction is open, in SQLite too.
 
-    Engines of `peon.persistence.create_engine` have one already; those made elsewhere may not.
+    On an engine made elsewhere Python's sqlite3 opens one only for an INSERT, and none for a SAVEPOINT, whose
+    end would then be a commit.
     """
+    if not connection.in_transaction():
+        connection.begin()
     if connection.dialect.name == "sqlite" and not sqlite_connection(connection).in_transaction:
         sqlite_connection(connection).execute("BEGIN IMMEDIATE")
 

@@ -62,5 +62,12 @@ class Writer:
 
     def _give_back(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()  # rolls back what is not committed
+        if connection is None:
+            return
+        try:
+            # SQLAlchemy takes a transaction whose commit failed to be over; SQLite may have it open still.
+            self._engine.dialect.do_rollback(connection.connection)
+        except Exception:
+            connection.invalidate()
+        finally:
+            connection.close()

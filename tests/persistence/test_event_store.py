@@ -1,0 +1,302 @@
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import URL, event, text
+from strategies import orchestration_events
+
+from peon.orchestration import MessageChunkReceived, OrchestrationEvent, ProjectCreated, ProjectRenamed
+from peon.persistence import (
+    Database,
+    EventEncodeError,
+    EventStore,
+    StoredEvent,
+    StoreUnavailable,
+    create_engine,
+    event_store,
+    upgrade,
+)
+
+PROJECT = UUID(int=7)
+
+
+def renamed(*names: str) -> list[OrchestrationEvent]:
+    return [ProjectRenamed(project_id=PROJECT, name=name) for name in names]
+
+
+def names(log: list[StoredEvent[OrchestrationEvent]]) -> list[str]:
+    return [stored.event.name for stored in log if isinstance(stored.event, ProjectRenamed)]
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_store, "PAGE_EVENTS", 10)
+
+
+@pytest.fixture
+def statements(database: Database) -> Iterator[list[str]]:
+    seen: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
+        seen.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(database.engine, "before_cursor_execute", note)
+
+
+def test_an_empty_batch_touches_nothing(database: Database, statements: list[str]) -> None:
+    assert database.events.append_all([]) == []
+    assert statements == []
+
+
+def test_stored_events_are_frozen_and_carry_an_aware_time(database: Database) -> None:
+    (stored,) = database.events.append_all(renamed("a"))
+
+    assert stored.stored_at.utcoffset().total_seconds() == 0  # type: ignore[union-attr]
+    with pytest.raises(AttributeError):
+        stored.sequence = 2  # type: ignore[misc]
+
+
+def test_the_row_holds_type_payload_and_a_fixed_width_time(database: Database) -> None:
+    (stored,) = database.events.append_all(renamed("a"))
+
+    with database.engine.connect() as connection:
+        row = connection.execute(text("SELECT sequence, event_type, payload, stored_at FROM events")).one()
+
+    assert row[:3] == (1, "ProjectRenamed", stored.event.model_dump_json())
+    assert row.stored_at == stored.stored_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    assert len(row.stored_at) == 27
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.lists(orchestration_events, max_size=6))
+def test_any_event_comes_back_equal(database: Database, batch: list[OrchestrationEvent]) -> None:
+    before = database.events.last_sequence()
+
+    stored = database.events.append_all(batch)
+
+    assert [s.event for s in stored] == batch
+    assert [s.sequence for s in stored] == list(range(before + 1, before + 1 + len(batch)))
+    assert database.events.replay_from(before + 1) == stored
+
+
+class TestJoiningATransaction:
+    def test_commit_is_left_to_the_caller(self, database: Database) -> None:
+        with database.engine.begin() as connection:
+            stored = database.events.append_all(renamed("a", "b"), connection=connection)
+            connection.execute(text("INSERT INTO settings VALUES ('k', '1')"))
+
+        assert database.events.replay_all() == stored
+
+    def test_rollback_undoes_events_and_frees_their_numbers(self, database: Database) -> None:
+        database.events.append_all(renamed("a"))
+        with database.engine.connect() as connection:
+            stored = database.events.append_all(renamed("b", "c"), connection=connection)
+            assert [s.sequence for s in stored] == [2, 3]
+            connection.rollback()
+
+        (next_one,) = database.events.append_all(renamed("d"))
+
+        assert next_one.sequence == 2
+        assert names(database.events.replay_all()) == ["a", "d"]
+
+    def test_a_failed_append_leaves_no_trace_in_it(self, database: Database) -> None:
+        with database.engine.begin() as connection:
+            database.events.append_all(renamed("a"), connection=connection)
+            with pytest.raises(EventEncodeError):
+                database.events.append_all([*renamed("b"), "no event"], connection=connection)  # type: ignore[list-item]
+            database.events.append_all(renamed("c"), connection=connection)
+
+        assert names(database.events.replay_all()) == ["a", "c"]
+
+    def test_two_appends_count_on(self, database: Database) -> None:
+        with database.engine.begin() as connection:
+            first = database.events.append_all(renamed("a"), connection=connection)
+            second = database.events.append_all(renamed("b"), connection=connection)
+
+        assert [s.sequence for s in first + second] == [1, 2]
+
+    @pytest.mark.parametrize("outcome", ["commit", "rollback"])
+    def test_on_an_engine_made_elsewhere(self, sqlite_url: URL, outcome: str) -> None:
+        upgrade(create_engine(sqlite_url))
+        engine = sqlalchemy.create_engine(sqlite_url)
+        store = EventStore(engine)
+        with engine.connect() as connection:
+            store.append_all(renamed("a", "b"), connection=connection)
+            getattr(connection, outcome)()
+
+        assert names(store.replay_all()) == (["a", "b"] if outcome == "commit" else [])
+        store.close()
+        engine.dispose()
+
+
+def test_a_store_alone_works_on_an_engine_made_elsewhere(lasting_url: URL) -> None:
+    own = create_engine(lasting_url)
+    upgrade(own)
+    own.dispose()
+    engine = sqlalchemy.create_engine(lasting_url)
+    store = EventStore(engine)
+
+    stored = store.append_all(renamed("a", "b"))
+
+    assert store.replay_all() == stored
+    store.close()
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+
+@pytest.mark.usefixtures("small_pages")
+class TestStream:
+    @pytest.mark.parametrize("count", [1, 9, 10, 11, 20, 37])
+    def test_yields_all_across_pages(self, database: Database, count: int) -> None:
+        stored = database.events.append_all(renamed(*map(str, range(count))))
+
+        assert list(database.events.stream()) == stored
+        assert database.events.replay_all() == stored
+
+    @pytest.mark.parametrize("after", [0, 1, 10, 24, 25, 99, 2**63, 2**80])
+    @pytest.mark.parametrize("limit", [None, 0, 1, 10, 12, 2**70])
+    def test_after_and_limit(self, database: Database, after: int, limit: int | None) -> None:
+        stored = database.events.append_all(renamed(*map(str, range(25))))
+
+        assert list(database.events.stream(after=after, limit=limit)) == stored[after:][:limit]
+
+    def test_of_some_types(self, database: Database) -> None:
+        created = ProjectCreated(project_id=PROJECT, name="n", path="/n")
+        database.events.append_all([*renamed(*"abcdefghijkl"), created, *renamed("z"), created])
+
+        found = list(database.events.stream(event_types=["ProjectCreated", "TurnStarted"]))
+
+        assert [s.sequence for s in found] == [13, 15]
+        assert list(database.events.stream(event_types=["ProjectCreated"], limit=1)) == found[:1]
+        assert list(database.events.stream(event_types=[])) == []
+
+    def test_meets_what_is_stored_while_it_runs_once_and_in_order(self, database: Database) -> None:
+        database.events.append_all(renamed(*map(str, range(15))))
+        seen = []
+        for stored in database.events.stream():
+            seen.append(stored.sequence)
+            if stored.sequence <= 30:
+                database.events.append_all(renamed("later"))
+
+        assert seen == list(range(1, 46))
+        assert database.events.last_sequence() == 45
+
+    def test_holds_no_connection_between_pages(self, database: Database) -> None:
+        database.events.append_all(renamed(*map(str, range(25))))
+        database.events.close()
+
+        stream = database.events.stream()
+        list(islice(stream, 5))
+
+        assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert len(list(stream)) == 20
+
+    def test_a_page_ends_early_at_large_events(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(event_store, "PAGE_EVENTS", 1_000)
+        monkeypatch.setattr(event_store, "FETCHED_EVENTS", 1)
+        monkeypatch.setattr(event_store, "PAGE_CHARACTERS", 3_000_000)
+        database.events.append_all(renamed(*["x" * 1_000_000] * 12))
+        gc.collect()
+        tracemalloc.start()
+        for _ in database.events.stream():
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+        # The client of PostgreSQL holds the whole page that the server sends.
+        assert peak < (8_000_000 if database.engine.dialect.name == "sqlite" else 60_000_000)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error"),
+        [
+            ({"after": -1}, ValueError),
+            ({"limit": -1}, ValueError),
+            ({"undecodable": "skip"}, ValueError),
+            ({"event_types": "ProjectCreated"}, TypeError),
+        ],
+    )
+    def test_wrong_arguments_fail_at_the_call(
+        self, database: Database, arguments: dict[str, object], error: type[Exception]
+    ) -> None:
+        with pytest.raises(error, match=next(iter(arguments))):
+            database.events.stream(**arguments)  # type: ignore[call-overload]
+
+
+def test_replay_from_a_sequence_below_the_first_is_the_whole_log(database: Database) -> None:
+    stored = database.events.append_all(renamed("a", "b"))
+
+    assert database.events.replay_from(0) == stored
+    with pytest.raises(ValueError, match="sequence"):
+        database.events.replay_from(-1)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_replay_leaves_the_garbage_collector_as_it_was(database: Database, enabled: bool) -> None:
+    try:
+        if not enabled:
+            gc.disable()
+        database.events.replay_all()
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+
+
+def test_every_query_is_served_by_the_primary_key_or_its_index(sqlite_url: URL) -> None:
+    queries: list[tuple[str, tuple[object, ...]]] = []
+    with Database.open(url=sqlite_url) as database:
+        database.events.append_all(renamed("a"))
+        event.listen(
+            database.engine,
+            "before_cursor_execute",
+            lambda connection, cursor, statement, parameters, *_: queries.append((statement, parameters)),
+        )
+        list(database.events.stream(limit=1))
+        list(database.events.stream(limit=1, event_types=["ProjectRenamed"]))
+        database.events.last_sequence()
+        with database.engine.connect() as connection:
+            plans = [
+                [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", parameters)]
+                for query, parameters in list(queries)
+            ]
+
+    by_key = ["SEARCH events USING INTEGER PRIMARY KEY (rowid>?)"]
+    assert plans[:2] == [by_key, by_key]
+    assert plans[2][0].startswith("SEARCH events")
+
+
+@pytest.mark.slow
+def test_streaming_a_million_events_keeps_memory_flat(sqlite_url: URL) -> None:
+    chunk = MessageChunkReceived(message_id=uuid4(), turn_id=uuid4(), thread_id=uuid4(), delta="x" * 40)
+    with Database.open(url=sqlite_url) as database:
+        for _ in range(20):
+            database.events.append_all([chunk] * 50_000)
+
+        def resident() -> int:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+        before = resident()
+        highest = 0
+        count = 0
+        for count, _ in enumerate(database.events.stream(), 1):
+            if count % 50_000 == 0:
+                highest = max(highest, resident())
+        assert count == 1_000_000
+        assert highest - before < 30_000_000
+
+
+def test_a_failed_read_is_told_apart_from_an_end(sqlite_url: URL) -> None:
+    with Database.open(url=sqlite_url) as database:
+        database.events.append_all(renamed("a"))
+        with database.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE events RENAME TO elsewhere"))
+        with pytest.raises(StoreUnavailable, match="no such table"):
+            database.events.replay_all()

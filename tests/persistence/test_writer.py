@@ -1,0 +1,126 @@
+"""One store, many threads; and a store after errors of every kind."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import URL, event
+
+from peon.orchestration import OrchestrationEvent, ProjectRenamed
+from peon.persistence import Database, EventEncodeError, StoreUnavailable, sequencing
+
+
+def renamed(name: str) -> ProjectRenamed:
+    return ProjectRenamed(project_id=UUID(int=1), name=name)
+
+
+def test_threads_that_append_at_once_lose_and_double_nothing(database: Database) -> None:
+    threads, batches = 8, 25
+    together = threading.Barrier(threads)
+
+    def work(thread: int) -> list[tuple[int, str]]:
+        together.wait()
+        acknowledged = []
+        for number in range(batches):
+            stored = database.events.append_all([renamed(f"{thread}-{number}-{part}") for part in "ab"])
+            assert stored[1].sequence == stored[0].sequence + 1
+            acknowledged += [(s.sequence, s.event.name) for s in stored]
+        return acknowledged
+
+    with ThreadPoolExecutor(threads) as pool:
+        acknowledged = [pair for future in [pool.submit(work, n) for n in range(threads)] for pair in future.result()]
+
+    log = [(s.sequence, s.event.name) for s in database.events.replay_all()]  # type: ignore[union-attr]
+    assert sorted(acknowledged) == log
+    assert [sequence for sequence, _ in log] == list(range(1, threads * batches * 2 + 1))
+
+
+def refuse_encoding(database: Database) -> None:
+    with pytest.raises(EventEncodeError):
+        database.events.append_all([renamed("x"), "no event"])  # type: ignore[list-item]
+
+
+def fail_in_the_transaction(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the rows are written and before they are committed."""
+    written = sequencing.add_rows
+
+    def write_then_fail(*arguments: object) -> None:
+        written(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("peon.persistence.event_store.add_rows", write_then_fail)
+        with pytest.raises(KeyboardInterrupt):
+            database.events.append_all([renamed("x")])
+
+
+def fail_at_commit(database: Database) -> None:
+    def refuse(_: object) -> None:
+        raise sqlite3.OperationalError("from the test")
+
+    event.listen(database.engine, "commit", refuse)
+    with pytest.raises(StoreUnavailable):
+        database.events.append_all([renamed("x")])
+    event.remove(database.engine, "commit", refuse)
+
+
+def test_after_any_error_the_next_append_works(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[Callable[[], None]] = [
+        lambda: refuse_encoding(database),
+        lambda: fail_in_the_transaction(database, monkeypatch),
+        lambda: fail_at_commit(database),
+    ]
+    acknowledged: list[tuple[int, OrchestrationEvent]] = []
+    for failure in [*failures, *reversed(failures)]:
+        acknowledged += [(s.sequence, s.event) for s in database.events.append_all([renamed("before")])]
+        failure()
+        acknowledged += [(s.sequence, s.event) for s in database.events.append_all([renamed("after")])]
+
+    assert [(s.sequence, s.event) for s in database.events.replay_all()] == acknowledged
+    assert [sequence for sequence, _ in acknowledged] == list(range(1, 13))
+
+
+def test_a_failure_of_one_thread_does_not_hold_up_the_others(database: Database) -> None:
+    def work(number: int) -> int:
+        if number % 3 == 0:
+            refuse_encoding(database)
+            return 0
+        return len(database.events.append_all([renamed(str(number))]))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(work, range(60))) == 40
+    assert database.events.last_sequence() == 40
+
+
+def test_closing_gives_the_connection_back_and_leaves_the_store_usable(lasting_url: URL) -> None:
+    with Database.open(url=lasting_url) as database:
+        database.events.append_all([renamed("a")])
+        database.events.close()
+        assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        database.events.close()
+
+        assert database.events.append_all([renamed("b")])[0].sequence == 2
+
+
+def test_parent_and_forked_child_both_append(lasting_url: URL) -> None:
+    with Database.open(url=lasting_url) as database:
+        database.events.append_all([renamed("before the fork")])
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                database.events.append_all([renamed("child")])
+                code = 0
+            finally:
+                os._exit(code)
+        database.events.append_all([renamed("parent")])
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        database.events.append_all([renamed(str(uuid4()))])
+
+        log = database.events.replay_all()
+        assert [s.sequence for s in log] == [1, 2, 3, 4]
+        assert {s.event.name for s in log[:3]} == {"before the fork", "child", "parent"}  # type: ignore[union-attr]
