@@ -1,6 +1,7 @@
 """Where the data is and how it is kept: environment over a TOML file over defaults."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Any, Literal
@@ -12,7 +13,6 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -39,7 +39,10 @@ class GeneralConfig(_Section):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         # So that a later change of the working directory does not lead to another database.
-        return path.expanduser().absolute()
+        try:
+            return path.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("the home folder of that user is not known") from None
 
 
 class DatabaseConfig(_Section):
@@ -55,6 +58,9 @@ class DatabaseConfig(_Section):
     busy_timeout: float = Field(
         default=10.0, ge=0, le=86_400, description="seconds from 0 to 86400 to wait for a locked database"
     )
+
+
+SECTIONS: dict[str, type[_Section]] = {"general": GeneralConfig, "database": DatabaseConfig}
 
 
 class AppConfig(BaseSettings):
@@ -85,8 +91,6 @@ class AppConfig(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(detail, values) for detail in error.errors())) from None
-        except SettingsError as error:  # a whole section given as JSON in one variable
-            raise ConfigError(f"the environment cannot be read: {error}") from error
 
     @classmethod
     def settings_customise_sources(
@@ -103,10 +107,11 @@ class AppConfig(BaseSettings):
 def _config_file() -> Path | None:
     named = os.environ.get(CONFIG_FILE_VARIABLE)
     if named:
-        path = Path(named).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"{CONFIG_FILE_VARIABLE} names {path}, which is not a file: correct it or unset it")
-        return path
+        with suppress(OSError, RuntimeError):  # too long a name; no such user's home
+            path = Path(named).expanduser()
+            if path.is_file():
+                return path
+        raise ConfigError(f"{CONFIG_FILE_VARIABLE} names {named}, which is not a file: correct it or unset it")
     usual = user_config_path(APPLICATION, appauthor=False) / "config.toml"
     return usual if usual.is_file() else None
 
@@ -124,10 +129,9 @@ def _toml_source(settings_cls: type[BaseSettings]) -> TomlConfigSettingsSource:
 def _refuse_unknown_variables() -> None:
     """pydantic-settings passes over variables it does not know, and a misspelt one would go unnoticed."""
     for variable in os.environ:
-        name = variable.upper()
-        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE:
-            key = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            if _allowed(key) is None:
+        if variable.upper().startswith(ENVIRONMENT_PREFIX) and variable != CONFIG_FILE_VARIABLE:
+            key = tuple(variable.lower().removeprefix(ENVIRONMENT_PREFIX.lower()).split("__"))
+            if len(key) != 2 or _allowed(key) is None:  # a section as a whole cannot be given either
                 raise ConfigError(f"{variable} (environment variable): {_unknown(key)}")
 
 
@@ -143,35 +147,28 @@ def _explain(detail: ErrorDetails, values: dict[str, Any]) -> str:
 def _source(key: tuple[str, ...], values: dict[str, Any]) -> str:
     given: Any = values
     for part in key:
-        given = given.get(part) if isinstance(given, dict) else None
-    if given is not None:
+        if not isinstance(given, dict) or part not in given:
+            break
+        given = given[part]
+    else:
         return "argument"
-    for length in range(len(key), 0, -1):
-        variable = ENVIRONMENT_PREFIX + "__".join(key[:length]).upper()
-        if variable in map(str.upper, os.environ):
-            return f"environment variable {variable}"
+    variable = ENVIRONMENT_PREFIX + "__".join(key).upper()
+    if variable in map(str.upper, os.environ):
+        return f"environment variable {variable}"
     return f"file {_config_file()}"
 
 
 def _allowed(key: tuple[str, ...]) -> str | None:
     """Returns what the key may hold, `None` for a key that does not exist."""
-    model: type[BaseModel] = AppConfig
-    for part in key[:-1]:
-        section = model.model_fields.get(part)
-        if section is None or not isinstance(section.annotation, type):
-            return None
-        if not issubclass(section.annotation, BaseModel):
-            return None
-        model = section.annotation
-    field = model.model_fields.get(key[-1])
-    return None if field is None else field.description or "a section of keys"
+    section = SECTIONS.get(key[0])
+    if section is None:
+        return None
+    if len(key) == 1:
+        return f"a section with {', '.join(section.model_fields)}"
+    field = section.model_fields.get(key[1])
+    return None if field is None or len(key) > 2 else field.description
 
 
 def _unknown(key: tuple[str, ...]) -> str:
-    keys = [
-        f"{section}.{name}"
-        for section, field in AppConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        for name in field.annotation.model_fields
-    ]
+    keys = [f"{name}.{field}" for name, section in SECTIONS.items() for field in section.model_fields]
     return f"there is no key {'.'.join(key)}; the keys are {', '.join(keys)}"

@@ -1,0 +1,377 @@
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+from pydantic import ValidationError
+
+from peon.config import AppConfig, ConfigError
+
+HIDDEN = "pa55-of-the-database"
+URL = f"postgresql+psycopg://peon:{HIDDEN}@localhost/peon"
+
+ALLOWED = {
+    "general.data_dir": "the path of a folder",
+    "database.url": "an SQLAlchemy URL",
+    "database.synchronous": "FULL, or NORMAL",
+    "database.busy_timeout": "seconds from 0 to 86400",
+}
+
+WriteConfig = Callable[[str | bytes], Path]
+
+
+@pytest.fixture
+def write_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WriteConfig:
+    """Writes the file that PEON_CONFIG names."""
+
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "named.toml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        monkeypatch.setenv("PEON_CONFIG", str(path))
+        return path
+
+    return write
+
+
+def refusal(**arguments: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        AppConfig(**arguments)
+    return str(caught.value)
+
+
+# Where a value comes from
+
+
+def test_without_any_configuration_the_defaults_hold() -> None:
+    config = AppConfig()
+    assert config.general.data_dir == platformdirs.user_data_path("peon", appauthor=False)
+    assert config.database.url is None
+    assert config.database.synchronous == "FULL"
+    assert config.database.busy_timeout == 10.0
+
+
+def test_arguments_win_over_environment_over_file_over_defaults(
+    monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig
+) -> None:
+    write_config("database = {url = 'sqlite:///file', busy_timeout = 1, synchronous = 'NORMAL'}\n")
+    monkeypatch.setenv("PEON_DATABASE__URL", "sqlite:///environment")
+    monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", "2")
+    config = AppConfig(database={"url": "sqlite:///argument"})
+    assert config.database.url == "sqlite:///argument"
+    assert config.database.busy_timeout == 2
+    assert config.database.synchronous == "NORMAL"
+    assert config.general.data_dir == AppConfig().general.data_dir
+
+
+def test_a_url_given_as_none_wins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEON_DATABASE__URL", URL)
+    assert AppConfig(database={"url": None}).database.url is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the folder is another")
+def test_the_file_in_the_folder_of_the_user_is_read_where_it_exists(tmp_path: Path) -> None:
+    path = tmp_path / "xdg-config" / "peon" / "config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("database.busy_timeout = 3\n")
+    assert AppConfig().database.busy_timeout == 3
+    path.write_text("database.busy_timeout = 'x'\n")
+    assert f"(file {path})" in refusal()
+
+
+def test_the_named_file_stands_in_for_the_usual_one(write_config: WriteConfig, tmp_path: Path) -> None:
+    usual = tmp_path / "xdg-config" / "peon" / "config.toml"
+    usual.parent.mkdir(parents=True)
+    usual.write_text("database.busy_timeout = 3\n")
+    write_config("")
+    assert AppConfig().database.busy_timeout == 10
+
+
+@pytest.mark.parametrize("name", ["missing.toml", ".", "~no-such-user/config.toml", "x" * 5000])
+def test_a_named_file_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEON_CONFIG", name)
+    message = refusal()
+    assert message.startswith(f"PEON_CONFIG names {name}, ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of variables have no case")
+def test_peon_config_in_lower_case_does_not_go_unnoticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("peon_config", str(tmp_path / "config.toml"))
+    assert refusal().startswith("peon_config (environment variable): ")
+
+
+@pytest.mark.parametrize("content", ["[database", "database = ", b"\xff\xfe", "a = 1\na = 2\n"])
+def test_a_file_that_is_not_toml_is_named(write_config: WriteConfig, content: str | bytes) -> None:
+    path = write_config(content)
+    assert refusal().startswith(f"{path} is not valid TOML: ")
+
+
+# Wrong values
+
+WRONG = [
+    ("general.data_dir", ["a"]),
+    ("database.url", 5),
+    ("database.synchronous", "OFF"),
+    ("database.synchronous", None),
+    ("database.busy_timeout", -1),
+    ("database.busy_timeout", 86_401),
+    ("database.busy_timeout", "soon"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_wrong_argument_is_named_with_what_is_allowed(key: str, value: object) -> None:
+    section, name = key.split(".")
+    message = refusal(**{section: {name: value}})
+    assert message.startswith(f"{key} (argument): ")
+    assert f"; allowed: {ALLOWED[key]}" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("database.synchronous", "OFF"),
+        ("database.synchronous", "full"),
+        ("database.busy_timeout", "soon"),
+        ("database.busy_timeout", "-0.5"),
+        ("database.busy_timeout", "nan"),
+        ("database.busy_timeout", ""),
+    ],
+)
+def test_a_wrong_variable_is_named_with_what_is_allowed(monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
+    variable = "PEON_" + key.replace(".", "__").upper()
+    monkeypatch.setenv(variable, value)
+    message = refusal()
+    assert message.startswith(f"{key} (environment variable {variable}): ")
+    assert f"; allowed: {ALLOWED[key]}" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("general.data_dir", "5"),
+        ("general.data_dir", "{a = 1}"),
+        ("database.url", "5"),
+        ("database.url", "['a']"),
+        ("database.synchronous", "'OFF'"),
+        ("database.synchronous", "true"),
+        ("database.busy_timeout", "-1"),
+        ("database.busy_timeout", "nan"),
+        ("database.busy_timeout", "'soon'"),
+        ("database.busy_timeout", "2026-01-01"),
+    ],
+)
+def test_a_wrong_value_in_the_file_is_named_with_what_is_allowed(
+    write_config: WriteConfig, key: str, value: str
+) -> None:
+    path = write_config(f"{key} = {value}\n")
+    message = refusal()
+    assert message.startswith(f"{key} (file {path}): ")
+    assert f"; allowed: {ALLOWED[key]}" in message
+
+
+def test_a_section_that_is_none_is_named_with_its_source(write_config: WriteConfig) -> None:
+    assert refusal(database="FULL").startswith("database (argument): ")
+    assert refusal(database=None).startswith("database (argument): ")
+    path = write_config("database = 5\n")
+    assert refusal().startswith(f"database (file {path}): ")
+
+
+@pytest.mark.parametrize("value", ["", "FULL", '{"synchronous": "FULL"}'])
+def test_a_section_cannot_be_given_in_one_variable(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PEON_DATABASE", value)
+    assert refusal().startswith("PEON_DATABASE (environment variable): there is no key database; the keys are ")
+
+
+def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig) -> None:
+    path = write_config("general.data_dir = 5\n")
+    monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", "soon")
+    message = refusal(database={"synchronous": "OFF"})
+    assert f"general.data_dir (file {path}): " in message
+    assert "database.busy_timeout (environment variable PEON_DATABASE__BUSY_TIMEOUT): " in message
+    assert "database.synchronous (argument): " in message
+
+
+# Unknown keys
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        ({"databse": {"url": URL}}, "databse"),
+        ({"database": {"urll": URL}}, "database.urll"),
+        ({"general": {"url": URL}}, "general.url"),
+        ({"url": URL}, "url"),
+    ],
+)
+def test_an_unknown_argument_is_named(arguments: dict[str, Any], key: str) -> None:
+    message = refusal(**arguments)
+    assert message.startswith(f"{key} (argument): there is no key {key}; ")
+    assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "PEON_DATABASE_URL",
+        "PEON_DATABSE__URL",
+        "PEON_DATABASE__URLL",
+        "PEON_DATABASE__URL__HOST",
+        "PEON_DATABASE__",
+        "PEON_URL",
+        "PEON_CONFIGS",
+        "PEON_CONFIG__FILE",
+        "PEON_",
+        "Peon_Databse__Url",
+    ],
+)
+def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, URL)
+    message = refusal()
+    assert message.startswith(f"{variable} (environment variable): there is no key ")
+    assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
+
+
+def test_variables_of_others_are_no_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEONY_DATABSE__URL", URL)
+    monkeypatch.setenv("DATABASE__URL", URL)
+    monkeypatch.setenv("DATABASE", URL)
+    assert AppConfig().database.url is None
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (f"[databse]\nurl = '{URL}'\n", "databse"),
+        (f"[database]\nurll = '{URL}'\n", "database.urll"),
+        (f"[database.urls]\na = '{URL}'\n", "database.urls"),
+        (f"url = '{URL}'\n", "url"),
+        (f'"database.url" = "{URL}"\n', "database.url"),
+        ("[logging]\n", "logging"),
+    ],
+)
+def test_an_unknown_key_in_the_file_is_named(write_config: WriteConfig, content: str, key: str) -> None:
+    path = write_config(content)
+    message = refusal()
+    assert message.startswith(f"{key} (file {path}): there is no key {key}; ")
+    assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
+
+
+# What is kept secret
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "content"),
+    [
+        ({"database": {"url": [URL]}}, {}, ""),
+        ({"database": {"url": URL, "synchronous": "OFF"}}, {}, ""),
+        ({"database": {"urll": URL}}, {}, ""),
+        ({"database": URL}, {}, ""),
+        ({"url": URL}, {}, ""),
+        ({}, {"PEON_DATABASE_URL": URL}, ""),
+        ({}, {"PEON_DATABSE__URL": URL}, ""),
+        ({}, {"PEON_DATABASE": URL}, ""),
+        ({}, {"PEON_DATABASE": f'"{URL}"'}, ""),
+        ({}, {"PEON_DATABASE": f'{{"url": "{URL}"'}, ""),
+        ({}, {"PEON_DATABASE": f'{{"url": ["{URL}"]}}'}, ""),
+        ({}, {"PEON_DATABASE__URL": URL, "PEON_DATABASE__BUSY_TIMEOUT": "soon"}, ""),
+        ({}, {"PEON_DATABASE__BUSY_TIMEOUT": URL}, ""),
+        ({}, {}, f"database = '{URL}'\n"),
+        ({}, {}, f"[database]\nurl = ['{URL}']\n"),
+        ({}, {}, f"[[database]]\nurl = '{URL}'\n"),
+        ({}, {}, f"[database]\nurll = '{URL}'\n"),
+        ({}, {}, f"[database]\nurl = '{URL}'\nsynchronous = 'OFF'\n"),
+        ({}, {}, f"[database]\nurl = '{URL}\n"),
+        ({}, {}, f"[database]\nurl = {URL}\n"),
+        ({}, {}, f"[database]\nurl = '{URL}'\nurl = '{URL}'\n"),
+    ],
+)
+def test_no_error_shows_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+    write_config: WriteConfig,
+    arguments: dict[str, Any],
+    environment: dict[str, str],
+    content: str,
+) -> None:
+    write_config(content)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as caught:
+        AppConfig(**arguments)
+    # As a log shows it, with the errors that led to it.
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "ConfigError" in shown
+    assert HIDDEN not in shown
+
+
+def test_the_configuration_does_not_show_the_url() -> None:
+    config = AppConfig(database={"url": URL})
+    assert config.database.url == URL
+    for shown in (repr(config), str(config), repr(config.database), str(config.database)):
+        assert "synchronous='FULL'" in shown
+        assert "url" not in shown
+        assert HIDDEN not in shown
+
+
+# The data folder
+
+
+def test_a_relative_data_dir_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    argument = AppConfig(general={"data_dir": Path("data")})
+    monkeypatch.setenv("PEON_GENERAL__DATA_DIR", "data")
+    variable = AppConfig()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert argument.general.data_dir == variable.general.data_dir == tmp_path / "data"
+
+
+def test_a_relative_data_dir_in_the_file_is_of_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    write_config("general.data_dir = 'data'\n")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert AppConfig().general.data_dir == tmp_path / "work" / "data"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="HOME is not the home folder")
+@pytest.mark.parametrize(("given", "expected"), [("~", "."), ("~/data", "data")])
+def test_a_tilde_in_data_dir_is_the_home_folder(
+    monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig, tmp_path: Path, given: str, expected: str
+) -> None:
+    assert AppConfig(general={"data_dir": given}).general.data_dir == tmp_path / expected
+    write_config(f"general.data_dir = '{given}'\n")
+    assert AppConfig().general.data_dir == tmp_path / expected
+    monkeypatch.setenv("PEON_GENERAL__DATA_DIR", given)
+    assert AppConfig().general.data_dir == tmp_path / expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="expands what it does not know")
+def test_the_home_folder_of_an_unknown_user_is_a_wrong_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEON_GENERAL__DATA_DIR", "~no-such-user/data")
+    assert refusal().startswith("general.data_dir (environment variable PEON_GENERAL__DATA_DIR): ")
+
+
+# What has been read stays
+
+
+@pytest.mark.parametrize("key", ["general", "database", *ALLOWED])
+def test_the_configuration_is_frozen(key: str) -> None:
+    config = AppConfig()
+    section, _, name = key.partition(".")
+    owner, attribute = (getattr(config, section), name) if name else (config, section)
+    before = getattr(owner, attribute)
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(owner, attribute, before)
+    assert getattr(owner, attribute) is before
+
+
+def test_no_attribute_can_be_added() -> None:
+    config = AppConfig()
+    with pytest.raises(ValidationError):
+        config.databse = 1  # type: ignore[attr-defined]
+    assert not hasattr(config, "databse")
