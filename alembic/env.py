@@ -1,5 +1,6 @@
 """Runs the migrations: for `Database.open()`, which hands over a connection, and for the `alembic` command."""
 
+from functools import partial
 from logging.config import fileConfig
 
 from alembic import context
@@ -13,7 +14,7 @@ from peon.persistence.errors import PersistenceError
 from peon.persistence.migrations import current_revision, migration_transaction, refuse_unknown
 from peon.persistence.schema import metadata
 
-SETTINGS = {"target_metadata": metadata, "transactional_ddl": True, "render_as_batch": True}
+configure = partial(context.configure, target_metadata=metadata, transactional_ddl=True, render_as_batch=True)
 
 
 def read_configuration() -> tuple[AppConfig, URL]:
@@ -30,7 +31,7 @@ def read_configuration() -> tuple[AppConfig, URL]:
 
 
 def run(connection: Connection) -> None:
-    context.configure(connection=connection, **SETTINGS)
+    configure(connection=connection)
     with context.begin_transaction():
         context.run_migrations()
 
@@ -39,7 +40,7 @@ def run_command() -> None:
     fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
     config, url = read_configuration()
     if context.is_offline_mode():
-        context.configure(url=url, literal_binds=True, **SETTINGS)
+        configure(url=url, literal_binds=True)
         with context.begin_transaction():
             context.run_migrations()
         return

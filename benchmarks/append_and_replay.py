@@ -22,7 +22,7 @@ from workload import SAMPLE, PlainStore, session_events
 
 from peon.persistence import Database
 
-TARGETS = {1: 0.85, 10: 0.85, 1_000: 0.95, "stream": 0.95, "replay_all": 1.0}
+TARGETS: dict[int | str, float] = {1: 0.85, 10: 0.85, 1_000: 0.95, "stream": 0.95, "replay_all": 1.0}
 COMMITS = {1: 200, 10: 60, 1_000: 2}
 """Commits in a round of each batch size: short enough for a round to go undisturbed."""
 
@@ -54,13 +54,13 @@ def main() -> None:
 
     events = session_events(arguments.session, arguments.replayed)
     payload = sum(len(event.model_dump_json()) for event in events) / len(events)
-    best: dict[tuple[object, str], float] = {}
+    best: dict[tuple[int | str, str], float] = {}
 
-    def note(what: object, who: str, rate: float) -> None:
+    def note(what: int | str, who: str, rate: float) -> None:
         best[what, who] = max(best.get((what, who), 0.0), rate)
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        stores: dict[object, tuple[PlainStore, Database]] = {}
+        stores: dict[int | str, tuple[PlainStore, Database]] = {}
         for what in TARGETS:
             plain = PlainStore(Path(folder, f"plain-{what}.db"))
             database = Database.open(url=f"sqlite:///{folder}/peon-{what}.db")

@@ -22,6 +22,7 @@ from peon.orchestration import (
     MessageAppended,
     MessageChunkReceived,
     MessageContent,
+    OrchestrationEvent,
     ProjectCreated,
     TextContent,
     ThinkingContent,
@@ -32,6 +33,8 @@ from peon.persistence import Database, PersistenceError, StoredEvent
 SAMPLE = Path(__file__).with_name("session.jsonl")
 MESSAGES_SHOWN = 8
 CHARACTERS_SHOWN = 100
+
+Log = list[StoredEvent[OrchestrationEvent]]
 
 
 def record(database: Database, session: Path, console: Console) -> int:
@@ -50,14 +53,14 @@ def known_projects(database: Database) -> dict[str, UUID]:
     return {s.event.path: s.event.project_id for s in created if isinstance(s.event, ProjectCreated)}
 
 
-def counts_table(log: list[StoredEvent]) -> Table:
+def counts_table(log: Log) -> Table:
     table = Table("Event", "Stored", title="The log, replayed", title_justify="left")
     for name, count in Counter(stored.event.type for stored in log).most_common():
         table.add_row(name, f"{count:,}")
     return table
 
 
-def messages_table(log: list[StoredEvent]) -> Table:
+def messages_table(log: Log) -> Table:
     """The last messages, with their chunks put together again."""
     messages = {s.event.message_id: s for s in log if isinstance(s.event, MessageAppended)}
     chunks: dict[UUID, list[str]] = {}

@@ -5,12 +5,17 @@ from types import TracebackType
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from peon.persistence.errors import StoreUnavailable
 
+_LOCKED = (
+    "it is locked by another connection: end what holds it (a transaction of your own? pass it as connection=…), "
+    "or raise database.busy_timeout"
+)
 _SQLITE_ADVICE = {
-    sqlite3.SQLITE_BUSY: "it is locked by another connection: end what holds it, or raise database.busy_timeout",
-    sqlite3.SQLITE_LOCKED: "it is locked by another connection: end what holds it, or raise database.busy_timeout",
+    sqlite3.SQLITE_BUSY: _LOCKED,
+    sqlite3.SQLITE_LOCKED: _LOCKED,
     sqlite3.SQLITE_READONLY: "it is read-only: give this user the right to write the file and its folder",
     sqlite3.SQLITE_PERM: "access is denied: give this user the right to read and write the file and its folder",
     sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: it must be a file, in a folder that this user may write",
@@ -56,6 +61,8 @@ def _advice(error: BaseException) -> str:
         if code is None:
             return "a value in it is not valid text"
         return _SQLITE_ADVICE.get(code & 0xFF) or f"{error}. Has it been migrated? alembic upgrade head does that"
+    if isinstance(error, PoolTimeout):
+        return "all its connections are in use: give some back, or pass an open transaction as connection=…"
     if isinstance(error, OSError):
         return f"{error.strerror}: name a file in a folder that this user may write"
     diagnosis = getattr(error, "diag", None)

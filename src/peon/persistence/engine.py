@@ -144,6 +144,18 @@ def sqlite_connection(connection: Connection) -> sqlite3.Connection:
     return driver
 
 
+def begin_writing(connection: Connection) -> None:
+    """Makes sure that a transaction is open, in SQLite too.
+
+    On an engine made elsewhere Python's sqlite3 opens one only for an INSERT, and none for a SAVEPOINT, whose
+    end would then be a commit.
+    """
+    if not connection.in_transaction():
+        connection.begin()
+    if connection.dialect.name == "sqlite" and not sqlite_connection(connection).in_transaction:
+        sqlite_connection(connection).execute("BEGIN IMMEDIATE")
+
+
 def create_private_file(path: Path) -> None:
     """SQLite would create the file with the permissions of the umask; -wal and -shm take after the file."""
     if path.exists():

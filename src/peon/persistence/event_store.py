@@ -15,10 +15,10 @@ from sqlalchemy.exc import OperationalError
 from peon.orchestration import OrchestrationEvent
 from peon.persistence.availability import DriverErrors
 from peon.persistence.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
-from peon.persistence.engine import READ_ONLY, sqlite_connection
+from peon.persistence.engine import READ_ONLY, begin_writing, sqlite_connection
 from peon.persistence.errors import EventDecodeError
 from peon.persistence.schema import events as log
-from peon.persistence.sequencing import add_rows, begin_writing
+from peon.persistence.sequencing import add_rows
 from peon.persistence.timestamps import parse_timestamp
 from peon.persistence.writer import Writer
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, exists, func, inspect, select, table,
 from sqlalchemy.exc import DBAPIError
 
 from peon.persistence.availability import DriverErrors, database_name
-from peon.persistence.engine import READ_ONLY, create_private_file, is_memory, sqlite_connection
+from peon.persistence.engine import READ_ONLY, begin_writing, create_private_file, is_memory, sqlite_connection
 from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaOutOfDate, SchemaTooNew
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ def migration_transaction(engine: Engine) -> Iterator[Connection]:
             sqlite_connection(connection).execute("PRAGMA foreign_keys = OFF")
         try:
             with connection.begin():
+                begin_writing(connection)
                 if not in_sqlite:
                     connection.execute(select(func.pg_advisory_xact_lock(POSTGRESQL_LOCK)))
                 yield connection

@@ -7,7 +7,7 @@ from itertools import count, repeat
 from sqlalchemy import Connection, func, insert, select, text
 from sqlalchemy.dialects import sqlite
 
-from peon.persistence.engine import sqlite_connection
+from peon.persistence.engine import begin_writing, sqlite_connection
 from peon.persistence.schema import events
 from peon.persistence.timestamps import format_timestamp
 
@@ -17,18 +17,6 @@ _COLUMNS = ("event_type", "payload", "stored_at")
 _SQLITE_INSERT = str(insert(events).compile(dialect=sqlite.dialect(), column_keys=_COLUMNS))
 
 _LAST = select(func.coalesce(func.max(events.c.sequence), 0))
-
-
-def begin_writing(connection: Connection) -> None:
-    """Makes sure that a transaction is open, in SQLite too.
-
-    On an engine made elsewhere Python's sqlite3 opens one only for an INSERT, and none for a SAVEPOINT, whose
-    end would then be a commit.
-    """
-    if not connection.in_transaction():
-        connection.begin()
-    if connection.dialect.name == "sqlite" and not sqlite_connection(connection).in_transaction:
-        sqlite_connection(connection).execute("BEGIN IMMEDIATE")
 
 
 def add_rows(connection: Connection, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
