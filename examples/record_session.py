@@ -7,7 +7,7 @@ The database is the configured one. Without a file it records the small session 
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from uuid import UUID
 
@@ -62,17 +62,18 @@ def counts_table(log: Log) -> Table:
 
 def messages_table(log: Log) -> Table:
     """The last messages, with their chunks put together again."""
-    messages = {s.event.message_id: s for s in log if isinstance(s.event, MessageAppended)}
-    chunks: dict[UUID, list[str]] = {}
-    for stored in log:
-        if isinstance(stored.event, MessageChunkReceived):
-            chunks.setdefault(stored.event.message_id, []).append(stored.event.delta)
+    messages: dict[UUID, tuple[int, MessageAppended]] = {}
+    chunks: defaultdict[UUID, str] = defaultdict(str)
+    for sequence, event, _ in log:
+        if isinstance(event, MessageAppended):
+            messages[event.message_id] = sequence, event
+        elif isinstance(event, MessageChunkReceived):
+            chunks[event.message_id] += event.delta
     table = Table("Sequence", "Role", "Kind", "Content", title="The last messages", title_justify="left")
-    for message_id, stored in list(messages.items())[-MESSAGES_SHOWN:]:
-        content = stored.event.content
-        words = " ".join((shown(content) + "".join(chunks.get(message_id, ()))).split())
+    for sequence, message in list(messages.values())[-MESSAGES_SHOWN:]:
+        words = " ".join((shown(message.content) + chunks[message.message_id]).split())
         short = words if len(words) <= CHARACTERS_SHOWN else words[: CHARACTERS_SHOWN - 1] + "…"
-        table.add_row(str(stored.sequence), stored.event.role, content.type, Text(short))
+        table.add_row(str(sequence), message.role, message.content.type, Text(short))
     return table
 
 
