@@ -11,7 +11,13 @@ from peon.config import AppConfig, ConfigError
 from peon.persistence.availability import DriverErrors
 from peon.persistence.engine import create_engine, database_url
 from peon.persistence.errors import PersistenceError
-from peon.persistence.migrations import current_revision, migration_transaction, refuse_unknown
+from peon.persistence.migrations import (
+    current_revision,
+    migration_transaction,
+    refuse_unknown,
+    revisions,
+    save_copy,
+)
 from peon.persistence.schema import metadata
 
 configure = partial(context.configure, target_metadata=metadata, transactional_ddl=True, render_as_batch=True)
@@ -19,7 +25,7 @@ configure = partial(context.configure, target_metadata=metadata, transactional_d
 
 def read_configuration() -> tuple[AppConfig, URL]:
     arguments = context.get_x_argument(as_dictionary=True)
-    if set(arguments) - {"url", "data_dir"} or len(arguments) > 1:
+    if set(arguments) - {"url", "data_dir"} or len(arguments) > 1 or "" in arguments.values():
         raise CommandError("-x takes either url=… or data_dir=…")
     if "url" in arguments:
         config = AppConfig(database={"url": arguments["url"]})
@@ -28,6 +34,11 @@ def read_configuration() -> tuple[AppConfig, URL]:
     else:
         config = AppConfig()
     return config, database_url(config)
+
+
+def changes_tables(revision: str | None) -> bool:
+    command = context.config.cmd_opts.cmd[0].__name__ if context.config.cmd_opts else ""
+    return command == "downgrade" or (command == "upgrade" and revision != revisions()[-1])
 
 
 def run(connection: Connection) -> None:
@@ -47,7 +58,10 @@ def run_command() -> None:
     engine = create_engine(url, synchronous=config.database.synchronous, busy_timeout=config.database.busy_timeout)
     try:
         with DriverErrors(engine), migration_transaction(engine) as connection:
-            refuse_unknown(engine, current_revision(connection))
+            revision = current_revision(connection)
+            refuse_unknown(engine, revision)
+            if changes_tables(revision) and (copy := save_copy(engine, connection, revision)):
+                context.config.print_stdout("Saved what there is to %s", copy)
             run(connection)
     finally:
         engine.dispose()

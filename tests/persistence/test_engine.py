@@ -19,6 +19,8 @@ ROUNDS = 25
 @pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])
 def test_each_connection_to_a_file_is_set_up(sqlite_url: URL, synchronous: str) -> None:
     engine = create_engine(sqlite_url, synchronous=synchronous, busy_timeout=2.5)  # type: ignore[arg-type]
+    with engine.begin():
+        pass  # the first transaction that writes chooses the journal of the file
     reader = engine.execution_options(**{READ_ONLY: True})
     with reader.connect() as first, reader.connect() as second:
         for connection in (first, second):

@@ -30,17 +30,22 @@ _SQLITE_ADVICE = {
 
 def database_name(engine: Engine) -> str:
     """Returns the address without its password, as errors and logs show it."""
-    return engine.url.render_as_string(hide_password=True)
+    hidden = {name: "***" for name in engine.url.query if "password" in name}
+    return engine.url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 class DriverErrors:
     """`with driver_errors:` raises `StoreUnavailable` from whatever the driver of `engine` raises inside.
 
     One object serves any number of threads: it has no state.
+
+    Args:
+        hint: Ends the message where the statement itself was at fault, as with a missing table.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, hint: str = "") -> None:
         self._database = database_name(engine)
+        self._hint = hint
 
     def __enter__(self) -> None:
         return None
@@ -51,7 +56,8 @@ class DriverErrors:
         if isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError)):
             # SQLAlchemy's wrapper may show parameters, which are payloads; the driver's own error does not.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-            raise StoreUnavailable(f"{self._database}: {_advice(cause)}") from cause
+            hint = self._hint if _is_at_fault(cause) else ""
+            raise StoreUnavailable(f"{self._database}: {_advice(cause)}{hint}") from cause
 
 
 def _advice(error: BaseException) -> str:
@@ -60,7 +66,7 @@ def _advice(error: BaseException) -> str:
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return "a value in it is not valid text"
-        return _SQLITE_ADVICE.get(code & 0xFF) or f"{error}. Has it been migrated? alembic upgrade head does that"
+        return _SQLITE_ADVICE.get(code & 0xFF) or str(error)
     if isinstance(error, PoolTimeout):
         return "all its connections are in use: give some back, or pass an open transaction as connection=…"
     if isinstance(error, OSError):
@@ -68,3 +74,9 @@ def _advice(error: BaseException) -> str:
     diagnosis = getattr(error, "diag", None)
     message = getattr(diagnosis, "message_primary", None) or str(error).partition("\n")[0]
     return message or type(error).__name__
+
+
+def _is_at_fault(error: BaseException) -> bool:
+    # Class 42 of SQLSTATE: syntax error or access rule violation.
+    in_postgresql = str(getattr(error, "sqlstate", None)).startswith("42")
+    return in_postgresql or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -28,6 +28,8 @@ WAL_SIZE_LIMIT = 64 * 1024 * 1024
 
 DATABASE_FILE = "peon.db"
 
+_ROLLBACK_JOURNAL = "peon_rollback_journal"
+
 
 def database_url(config: AppConfig) -> URL:
     """Returns the address of the configured database.
@@ -112,12 +114,11 @@ def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float
             create_private_file(path)
 
     @event.listens_for(engine, "connect")
-    def set_up(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+    def set_up(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
         # First, because the statements below may have to wait for another connection.
         connection.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
         if not in_memory:
-            # Readers and the writer do not wait for one another, and a commit is a single write.
-            _use_write_ahead_log(connection, time.monotonic() + busy_timeout)
+            record.info[_ROLLBACK_JOURNAL] = connection.execute("PRAGMA journal_mode").fetchone() != ("wal",)
             # Without a limit the -wal file keeps the size that the largest transaction gave it.
             connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT}")
         # FULL: a commit has reached the disk before it is acknowledged. macOS needs a word more for that.
@@ -130,8 +131,13 @@ def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        mode = "BEGIN" if connection.get_execution_options().get(READ_ONLY) else "BEGIN IMMEDIATE"
+        reading = connection.get_execution_options().get(READ_ONLY)
+        mode = "BEGIN" if reading else "BEGIN IMMEDIATE"
         try:
+            # Not at once, since it changes the file, which may turn out to be another application's.
+            if not reading and connection.info.get(_ROLLBACK_JOURNAL):
+                _use_write_ahead_log(sqlite_connection(connection), time.monotonic() + busy_timeout)
+                connection.info[_ROLLBACK_JOURNAL] = False
             # Past SQLAlchemy: through it, the statement takes a tenth of an append of one event.
             sqlite_connection(connection).execute(mode)
         except sqlite3.OperationalError as error:
@@ -166,7 +172,10 @@ def create_private_file(path: Path) -> None:
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float) -> None:
-    """The mode is a lasting property of the file. SQLite does not wait for the lock that the change needs."""
+    """With it, readers and the writer do not wait for one another, and a commit is a single write.
+
+    The mode is a lasting property of the file. SQLite does not wait for the lock that the change needs.
+    """
     while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -178,11 +187,17 @@ def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float) -> Non
 
 
 _engines: WeakSet[Engine] = WeakSet()
+_inherited: list[object] = []
 
 
 def _forget_inherited_connections() -> None:
-    """A connection must not be used on both sides of a fork; the child opens its own."""
+    """A connection must not be used on both sides of a fork; the child opens its own.
+
+    Nor may it be closed, which would end locks that the child has taken since, or the parent's session on a
+    server: https://sqlite.org/howtocorrupt.html, section 2.6. So it is kept, unused.
+    """
     for engine in _engines:
+        _inherited.append(engine.pool)
         engine.dispose(close=False)
 
 

@@ -75,7 +75,9 @@ class EventStore(Generic[EventT]):
     def __init__(self, engine: Engine, codec: EventCodec[Any] = orchestration_codec) -> None:
         self._reader = engine.execution_options(**{READ_ONLY: True})
         self._codec = codec
-        self._driver_errors = DriverErrors(engine)
+        self._driver_errors = DriverErrors(
+            engine, hint=". Has the database been migrated? alembic upgrade head does that"
+        )
         self._writer = Writer(engine)
 
     def append_all(

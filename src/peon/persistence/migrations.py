@@ -1,6 +1,7 @@
 """Brings a database to the newest revision, safely when many start at once, and refuses what it does not know."""
 
 import logging
+import os
 import shlex
 import sqlite3
 import threading
@@ -55,18 +56,21 @@ def is_at_head(engine: Engine) -> bool:
         SchemaTooNew: It is at a revision that this version does not know.
         StoreUnavailable: It cannot be read.
     """
+    return _known_revision(engine) == revisions()[-1]
+
+
+def _known_revision(engine: Engine) -> str | None:
     with DriverErrors(engine), engine.connect().execution_options(**{READ_ONLY: True}) as connection:
         revision = current_revision(connection)
     refuse_unknown(engine, revision)
-    return revision == revisions()[-1]
+    return revision
 
 
 def require_head(engine: Engine) -> None:
     """Raises `SchemaOutOfDate`, with the command to run, unless `is_at_head`."""
-    if is_at_head(engine):
+    revision = _known_revision(engine)
+    if revision == revisions()[-1]:
         return
-    with DriverErrors(engine), engine.connect() as connection:
-        revision = current_revision(connection)
     ini = shlex.quote(str(alembic_folder() / "alembic.ini"))
     address = shlex.quote(f"url={database_name(engine)}")
     raise SchemaOutOfDate(
@@ -112,7 +116,7 @@ def upgrade(engine: Engine) -> None:
         refuse_unknown(engine, revision)
         if revision == revisions()[-1]:
             return  # another process did it while this one waited for the lock
-        copy = _save_copy(engine, connection, revision)
+        copy = save_copy(engine, connection, revision)
         logger.info("migrating %s from %s to %s", database_name(engine), revision or "base", revisions()[-1])
         config = Config(str(alembic_folder() / "alembic.ini"))
         config.attributes["connection"] = connection
@@ -133,7 +137,10 @@ def migration_transaction(engine: Engine) -> Iterator[Connection]:
     """Yields a connection whose transaction no other migrator can share; commits it at the end."""
     with engine.connect() as connection:
         in_sqlite = connection.dialect.name == "sqlite"
-        if in_sqlite:
+        if not in_sqlite:
+            # Otherwise the snapshot could be older than the lock, and miss what the last migrator did.
+            connection.execution_options(isolation_level="READ COMMITTED")
+        else:
             # SQLite changes a table by making it anew, and dropping the old one would delete what refers to
             # it. Has no effect inside a transaction, so it comes before: https://sqlite.org/lang_altertable.html
             sqlite_connection(connection).execute("PRAGMA foreign_keys = OFF")
@@ -170,15 +177,19 @@ def _only_migration_of_this_process() -> Iterator[None]:
             _migrating_thread = None
 
 
-def _save_copy(engine: Engine, connection: Connection, revision: str | None) -> Path | None:
-    """Returns the file that now holds what was committed, `None` where there was nothing to save.
+def save_copy(engine: Engine, connection: Connection, revision: str | None) -> Path | None:
+    """Copies an SQLite file that holds rows to one beside it, private to the owner.
 
     `connection` holds the write lock, so nothing can be added between the copy and the migration. A copy that
     an earlier attempt left at the same revision is replaced, and only when the new one is complete.
+
+    Returns:
+        The copy; `None` where there is nothing to save, and on PostgreSQL.
     """
     if connection.dialect.name != "sqlite" or is_memory(engine.url) or not _is_populated(connection):
         return None
-    source = Path(connection.exec_driver_sql("PRAGMA database_list").one().file)
+    databases = connection.exec_driver_sql("PRAGMA database_list")
+    source = next(Path(database.file) for database in databases if database.name == "main")
     copy = source.with_name(f"{source.name}.{revision or 'base'}.backup")
     partial = copy.with_name(f"{copy.name}.partial")
     logger.info("copying %s to %s before it is migrated", source, copy)
@@ -186,6 +197,8 @@ def _save_copy(engine: Engine, connection: Connection, revision: str | None) -> 
     create_private_file(partial)
     with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
         sqlite_connection(reader).backup(target)
+    for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
+        copy.with_name(copy.name + suffix).unlink(missing_ok=True)
     partial.replace(copy)
     return copy
 
@@ -193,3 +206,14 @@ def _save_copy(engine: Engine, connection: Connection, revision: str | None) -> 
 def _is_populated(connection: Connection) -> bool:
     tables = [name for name in inspect(connection).get_table_names() if name != "alembic_version"]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)
+
+
+def _start_anew() -> None:
+    """In a forked child: the thread that migrates is the parent's, and will never give the lock back here."""
+    global _lock, _migrating_thread
+    _lock = threading.Lock()
+    _migrating_thread = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

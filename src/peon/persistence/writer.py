@@ -1,11 +1,16 @@
 """The one transaction at a time in which a store writes."""
 
+import os
 from threading import Lock
 from types import TracebackType
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.engine import is_memory
+
+_writers: WeakSet["Writer"] = WeakSet()
+_inherited: list[object] = []
 
 
 class Writer:
@@ -24,6 +29,7 @@ class Writer:
         self._keep = engine.dialect.name == "sqlite" and not is_memory(engine.url)
         self._lock = Lock()
         self._connection: Connection | None = None
+        _writers.add(self)
 
     def __enter__(self) -> Connection:
         self._lock.acquire()
@@ -71,3 +77,15 @@ class Writer:
             connection.invalidate()
         finally:
             connection.close()
+
+
+def _start_anew() -> None:
+    """In a forked child: the lock may be held by a thread that is not there, and the connection is the parent's."""
+    for writer in _writers:
+        _inherited.append(writer._connection)
+        writer._connection = None
+        writer._lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

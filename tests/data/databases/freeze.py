@@ -1,0 +1,151 @@
+"""Makes the frozen database of the newest revision: `python tests/data/databases/freeze.py`."""
+
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from alembic import command
+from alembic.config import Config
+
+from peon.orchestration import (
+    ActionApproved,
+    ActionRejected,
+    ApprovalRequested,
+    BranchCreated,
+    BranchPushed,
+    ChangesCommitted,
+    CheckpointCreated,
+    MessageAppended,
+    MessageChunkReceived,
+    OrchestrationEvent,
+    ProjectCreated,
+    ProjectRenamed,
+    ThreadCreated,
+    ThreadStatusChanged,
+    TurnCompleted,
+    TurnFailed,
+    TurnStarted,
+)
+from peon.orchestration.model import (
+    MessageRole,
+    Provider,
+    RuntimeMode,
+    TextContent,
+    ThreadStatus,
+    ToolCallContent,
+    ToolResultContent,
+)
+from peon.persistence import EventStore
+from peon.persistence.engine import create_engine
+from peon.persistence.migrations import alembic_folder, migration_transaction, revisions
+
+MOMENT = "2026-01-31T23:59:59.000001Z"
+LATER = "2026-02-01T00:00:00.000000Z"
+
+
+def a_story(project: UUID, thread: UUID, turn: UUID, failed: UUID, checkpoint: UUID) -> list[OrchestrationEvent]:
+    approvals = uuid4(), uuid4()
+    in_turn = {"turn_id": turn, "thread_id": thread}
+    return [
+        ProjectCreated(project_id=project, name="Gezeitentafel, 潮汐表 🌊", path="/home/ada/tide-table"),
+        ProjectRenamed(project_id=project, name='it\'s "tide\\table"\n'),
+        ThreadCreated(
+            thread_id=thread,
+            project_id=project,
+            provider=Provider.CLAUDE,
+            model="a-model",
+            runtime_mode=RuntimeMode.SUPERVISED,
+        ),
+        ThreadStatusChanged(thread_id=thread, status=ThreadStatus.RUNNING),
+        TurnStarted(**in_turn),
+        MessageAppended(
+            message_id=uuid4(), role=MessageRole.USER, content=TextContent(text="Ebbe?\u2028Ça va\x00"), **in_turn
+        ),
+        MessageAppended(
+            message_id=uuid4(),
+            role=MessageRole.ASSISTANT,
+            content=ToolCallContent(
+                tool_call_id="call-1", name="read", arguments={"lines": [1, 2.5, 10**30], "é": None, "": {"a": True}}
+            ),
+            **in_turn,
+        ),
+        MessageAppended(
+            message_id=uuid4(),
+            role=MessageRole.TOOL,
+            content=ToolResultContent(tool_call_id="call-1", output=["4.2 m", -0.0], is_error=False),
+            **in_turn,
+        ),
+        MessageChunkReceived(message_id=uuid4(), delta="", **in_turn),
+        ApprovalRequested(approval_id=approvals[0], action="write", detail={"path": "tides.csv"}, **in_turn),
+        ActionApproved(approval_id=approvals[0], **in_turn),
+        ApprovalRequested(approval_id=approvals[1], action="delete", detail=None, **in_turn),
+        ActionRejected(approval_id=approvals[1], reason="no", **in_turn),
+        CheckpointCreated(checkpoint_id=checkpoint, git_ref="refs/peon/1", **in_turn),
+        ChangesCommitted(thread_id=thread, commit="0" * 40, message="Adds the tides"),
+        BranchCreated(thread_id=thread, name="tides"),
+        BranchPushed(thread_id=thread, name="tides", remote="origin"),
+        TurnCompleted(**in_turn),
+        TurnStarted(turn_id=failed, thread_id=thread),
+        TurnFailed(turn_id=failed, thread_id=thread, error="the provider hung up"),
+        ThreadStatusChanged(thread_id=thread, status=ThreadStatus.ERROR, error="the provider hung up"),
+    ]
+
+
+def rows_of_other_tables(
+    project: str, thread: str, turn: str, failed: str, checkpoint: str
+) -> dict[str, list[tuple[str | None, ...]]]:
+    titled, message = str(uuid4()), str(uuid4())
+    text = '{"type":"text","text":"Ebbe?"}'
+    return {
+        "projection_projects": [
+            (project, "Gezeitentafel, 潮汐表 🌊", "/home/ada/tide-table", MOMENT),
+            (str(uuid4()), "", "/", MOMENT),
+        ],
+        "projection_threads": [
+            (thread, project, None, "claude", "a-model", "supervised", "error", "it hung up", MOMENT, LATER),
+            (titled, project, "Ein Titel", "codex", "another", "full_access", "idle", None, MOMENT, MOMENT),
+        ],
+        "projection_turns": [
+            (turn, thread, "completed", None, MOMENT, LATER),
+            (failed, thread, "failed", "the provider hung up", MOMENT, LATER),
+            (str(uuid4()), titled, "running", None, MOMENT, None),
+        ],
+        "projection_messages": [(message, turn, "user", text, MOMENT), (str(uuid4()), turn, "tool", text, LATER)],
+        "checkpoints": [(checkpoint, thread, turn, "refs/peon/1", MOMENT)],
+        "settings": [("theme", '"dark"'), ("größe ☃", '{"länge": "𝄞"}'), ("empty", "")],
+    }
+
+
+def freeze(revision: str) -> Path:
+    path = Path(__file__).with_name(f"{revision}.db")
+    if path.exists():
+        raise SystemExit(f"{path} exists: a frozen database is never changed")
+    engine = create_engine(f"sqlite:///{path}")
+    config = Config(str(alembic_folder() / "alembic.ini"))
+    with migration_transaction(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    project, thread, turn, failed, checkpoint = (uuid4() for _ in range(5))
+    store = EventStore(engine)
+    story = a_story(project, thread, turn, failed, checkpoint)
+    store.append_all(story[:5])
+    store.append_all(story[5:])
+    rows = rows_of_other_tables(*map(str, (project, thread, turn, failed, checkpoint)))
+    with engine.begin() as connection:
+        for table, values in rows.items():
+            marks = ", ".join("?" * len(values[0]))
+            connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({marks})", values)
+    store.close()
+    engine.dispose()
+
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert not path.with_name(f"{path.name}-wal").exists(), "the file is not all there is of the database"
+    return path
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{freeze(revisions()[-1])}\n")

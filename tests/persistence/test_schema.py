@@ -1,0 +1,300 @@
+"""The tables, written out once more: a change of them has to be meant."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import URL, Inspector, insert, inspect, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from peon.orchestration import OrchestrationEvent, ProjectRenamed
+from peon.persistence import Database
+from peon.persistence.schema import (
+    checkpoints,
+    metadata,
+    projection_messages,
+    projection_projects,
+    projection_threads,
+    projection_turns,
+)
+
+NUMBER = "INTEGER on SQLite, BIGINT on PostgreSQL, NOT NULL"
+TEXT = "TEXT NOT NULL"
+
+COLUMNS = {
+    "events": {"sequence": NUMBER, "event_type": TEXT, "payload": TEXT, "stored_at": TEXT},
+    "projection_projects": {"id": TEXT, "name": TEXT, "path": TEXT, "created_at": TEXT},
+    "projection_threads": {
+        "id": TEXT,
+        "project_id": TEXT,
+        "title": "TEXT",
+        "provider": TEXT,
+        "model": TEXT,
+        "runtime_mode": TEXT,
+        "status": TEXT,
+        "error": "TEXT",
+        "created_at": TEXT,
+        "updated_at": TEXT,
+    },
+    "projection_turns": {
+        "id": TEXT,
+        "thread_id": TEXT,
+        "status": TEXT,
+        "error": "TEXT",
+        "started_at": TEXT,
+        "completed_at": "TEXT",
+    },
+    "projection_messages": {"id": TEXT, "turn_id": TEXT, "role": TEXT, "content": TEXT, "created_at": TEXT},
+    "checkpoints": {"id": TEXT, "thread_id": TEXT, "turn_id": TEXT, "git_ref": TEXT, "created_at": TEXT},
+    "settings": {"key": TEXT, "value": TEXT},
+}
+
+INDEXES = {
+    "idx_events_sequence": ("events", ["sequence"]),
+    "idx_turns_thread": ("projection_turns", ["thread_id"]),
+    "idx_messages_turn": ("projection_messages", ["turn_id"]),
+}
+
+FOREIGN_KEYS = {
+    ("projection_threads", "project_id", "projection_projects", "id", "CASCADE"),
+    ("projection_turns", "thread_id", "projection_threads", "id", "CASCADE"),
+    ("projection_messages", "turn_id", "projection_turns", "id", "CASCADE"),
+    ("checkpoints", "thread_id", "projection_threads", "id", "CASCADE"),
+    ("checkpoints", "turn_id", "projection_turns", "id", "CASCADE"),
+}
+
+CHANGES = [
+    "UPDATE events SET payload = '{}'",
+    "UPDATE events SET sequence = sequence + 10 WHERE sequence = 2",
+    "UPDATE events SET stored_at = stored_at WHERE sequence = 1",
+    "DELETE FROM events",
+    "DELETE FROM events WHERE sequence = 3",
+    (
+        "INSERT INTO events (sequence, event_type, payload, stored_at) VALUES (2, 't', '{}', 's') "
+        "ON CONFLICT (sequence) DO UPDATE SET payload = excluded.payload"
+    ),
+]
+
+SQLITE_CHANGES = [
+    *CHANGES,
+    "INSERT OR REPLACE INTO events (sequence, event_type, payload, stored_at) VALUES (2, 't', '{}', 's')",
+    "REPLACE INTO events (sequence, event_type, payload, stored_at) VALUES (1, 't', '{}', 's'), (9, 't', '{}', 's')",
+    "UPDATE OR IGNORE events SET payload = '{}'",
+    "UPDATE OR REPLACE events SET sequence = 1 WHERE sequence = 2",
+]
+
+POSTGRESQL_CHANGES = [*CHANGES, "TRUNCATE events", "TRUNCATE events RESTART IDENTITY CASCADE"]
+
+
+def some_events(count: int) -> list[OrchestrationEvent]:
+    return [ProjectRenamed(project_id=uuid4(), name=f"name {n}") for n in range(count)]
+
+
+@pytest.fixture
+def database(lasting_url: URL) -> Iterator[Database]:
+    with Database.open(url=lasting_url) as database:
+        yield database
+
+
+@pytest.fixture
+def inspector(database: Database) -> Inspector:
+    return inspect(database.engine)
+
+
+def test_there_are_seven_tables_and_alembics_own(inspector: Inspector) -> None:
+    assert len(COLUMNS) == 7
+    assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
+    assert inspector.get_view_names() == []
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_a_table_has_exactly_these_columns(inspector: Inspector, table: str) -> None:
+    number = {"sqlite": "INTEGER NOT NULL", "postgresql": "BIGINT NOT NULL"}[inspector.dialect.name]
+    expected = {name: number if column == NUMBER else column for name, column in COLUMNS[table].items()}
+
+    columns = inspector.get_columns(table)
+
+    assert [(c["name"], f"{c['type']}{'' if c['nullable'] else ' NOT NULL'}") for c in columns] == [*expected.items()]
+    assert [c["name"] for c in columns if c["default"] is not None] == []
+    assert inspector.get_pk_constraint(table)["constrained_columns"] == [next(iter(expected))]
+    assert inspector.get_unique_constraints(table) == []
+    assert inspector.get_check_constraints(table) == []
+
+
+def test_there_are_exactly_these_indexes(inspector: Inspector) -> None:
+    indexes = {
+        index["name"]: (table, index["column_names"], bool(index["unique"]))
+        for table in inspector.get_table_names()
+        for index in inspector.get_indexes(table)
+    }
+
+    assert indexes == {name: (table, columns, False) for name, (table, columns) in INDEXES.items()}
+
+
+def test_children_refer_to_their_parents_and_go_with_them(inspector: Inspector) -> None:
+    foreign_keys = {
+        (
+            table,
+            *key["constrained_columns"],
+            key["referred_table"],
+            *key["referred_columns"],
+            key["options"]["ondelete"],
+        )
+        for table in inspector.get_table_names()
+        for key in inspector.get_foreign_keys(table)
+    }
+
+    assert foreign_keys == FOREIGN_KEYS
+
+
+def test_the_database_numbers_the_events_itself_and_lets_the_store_give_a_number(inspector: Inspector) -> None:
+    sequence = inspector.get_columns("events")[0]
+
+    if inspector.dialect.name == "postgresql":
+        assert sequence["identity"]["always"] is False
+        assert sequence["identity"]["start"] == 1
+    else:
+        with inspector.engine.connect() as connection:
+            ddl = connection.scalar(text("SELECT sql FROM sqlite_master WHERE name = 'events'"))
+        assert "PRIMARY KEY AUTOINCREMENT" in ddl
+
+
+def test_metadata_and_migrations_agree(database: Database) -> None:
+    with database.engine.connect() as connection:
+        # SQLite cannot tell what numbers a column, and alembic would call that a difference.
+        options = {"compare_type": True, "compare_server_default": connection.dialect.name == "postgresql"}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, metadata) == []
+
+
+def test_metadata_creates_the_very_tables_of_the_migrations_in_sqlite(sqlite_url: URL) -> None:
+    # Alembic's comparison passes over names of constraints, AUTOINCREMENT and ON DELETE.
+    def definitions(engine: sqlalchemy.Engine) -> dict[str, list[str]]:
+        with engine.connect() as connection:
+            rows = connection.execute(
+                text("SELECT name, sql FROM sqlite_master WHERE type != 'trigger' AND sql IS NOT NULL")
+            )
+            return {name: sorted(line.strip(" \t,") for line in sql.splitlines()) for name, sql in rows}
+
+    created = sqlalchemy.create_engine("sqlite://")
+    metadata.create_all(created)
+    with Database.open(url=sqlite_url) as migrated:
+        expected = definitions(migrated.engine)
+    del expected["alembic_version"]
+
+    assert definitions(created) == expected
+    created.dispose()
+
+
+def add_project(database: Database, name: str) -> None:
+    """A project with two threads, two turns in each, and in each turn two messages and a checkpoint."""
+    now = "2026-01-31T23:59:59.000000Z"
+    threads = [f"{name}-{n}" for n in (1, 2)]
+    turns = [(thread, f"{thread}-{n}") for thread in threads for n in (1, 2)]
+    with database.engine.begin() as connection:
+        connection.execute(insert(projection_projects).values(id=name, name=name, path="/", created_at=now))
+        common = {"provider": "codex", "model": "m", "runtime_mode": "supervised", "status": "idle"}
+        connection.execute(
+            insert(projection_threads),
+            [{"id": t, "project_id": name, "created_at": now, "updated_at": now, **common} for t in threads],
+        )
+        connection.execute(
+            insert(projection_turns),
+            [{"id": turn, "thread_id": thread, "status": "running", "started_at": now} for thread, turn in turns],
+        )
+        connection.execute(
+            insert(projection_messages),
+            [
+                {"id": f"{turn}-{n}", "turn_id": turn, "role": "user", "content": "{}", "created_at": now}
+                for _, turn in turns
+                for n in (1, 2)
+            ],
+        )
+        connection.execute(
+            insert(checkpoints),
+            [
+                {"id": turn, "thread_id": thread, "turn_id": turn, "git_ref": "HEAD", "created_at": now}
+                for thread, turn in turns
+            ],
+        )
+
+
+def test_a_deleted_project_takes_all_that_belongs_to_it_along(database: Database) -> None:
+    tables = [projection_projects, projection_threads, projection_turns, projection_messages, checkpoints]
+    add_project(database, "kept")
+    with database.engine.connect() as connection:
+        kept = {table.name: connection.execute(select(table).order_by(table.c.id)).all() for table in tables}
+    add_project(database, "gone")
+
+    with database.engine.begin() as connection:
+        connection.execute(projection_projects.delete().where(projection_projects.c.id == "gone"))
+
+    with database.engine.connect() as connection:
+        left = {table.name: connection.execute(select(table).order_by(table.c.id)).all() for table in tables}
+    assert left == kept
+    assert [len(rows) for rows in left.values()] == [1, 2, 4, 8, 4]
+
+
+def test_nothing_can_belong_to_a_parent_that_does_not_exist(database: Database) -> None:
+    turn = {"id": "t", "thread_id": "none", "status": "running", "started_at": "2026-01-31T23:59:59.000000Z"}
+
+    with pytest.raises(IntegrityError), database.engine.begin() as connection:
+        connection.execute(insert(projection_turns).values(turn))
+
+
+def refuse(database: Database, change: str) -> None:
+    stored = database.events.append_all(some_events(3))
+
+    with pytest.raises(DBAPIError, match="append-only"), database.engine.begin() as connection:
+        connection.exec_driver_sql(change)
+
+    assert database.events.replay_all() == stored
+    assert [s.sequence for s in database.events.append_all(some_events(1))] == [4]
+
+
+@pytest.mark.parametrize("change", SQLITE_CHANGES)
+def test_sqlite_refuses_to_change_a_stored_event(sqlite_url: URL, change: str) -> None:
+    with Database.open(url=sqlite_url) as database:
+        refuse(database, change)
+
+
+@pytest.mark.parametrize("change", POSTGRESQL_CHANGES)
+def test_postgresql_refuses_to_change_a_stored_event(postgresql_url: URL, change: str) -> None:
+    with Database.open(url=postgresql_url) as database:
+        refuse(database, change)
+
+
+@pytest.mark.parametrize("change", ["UPDATE events SET payload = '{}'", "DELETE FROM events"])
+def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -> None:
+    with Database.open(url=sqlite_url) as database:
+        stored = database.events.append_all(some_events(3))
+
+        with closing(sqlite3.connect(str(sqlite_url.database))) as other:
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                other.execute(change)
+            other.commit()
+
+        assert database.events.replay_all() == stored
+
+
+def test_a_sequence_is_never_used_again(sqlite_url: URL) -> None:
+    with Database.open(url=sqlite_url) as database:
+        database.events.append_all(some_events(3))
+    with closing(sqlite3.connect(str(sqlite_url.database))) as connection:
+        connection.executescript("DROP TRIGGER events_refuse_delete; DELETE FROM events;")
+
+    with Database.open(url=sqlite_url) as database:
+        assert [s.sequence for s in database.events.append_all(some_events(2))] == [4, 5]
+
+
+def test_a_file_of_the_newest_schema_is_all_there_is(sqlite_url: URL) -> None:
+    with Database.open(url=sqlite_url) as database:
+        database.events.append_all(some_events(1))
+
+    assert [path.name for path in Path(str(sqlite_url.database)).parent.iterdir()] == ["peon.db"]

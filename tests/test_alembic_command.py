@@ -1,0 +1,265 @@
+"""The `alembic` command, as an operator runs it."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import URL
+
+from peon.config import AppConfig
+from peon.persistence import Database
+from peon.persistence.engine import DATABASE_FILE
+from peon.persistence.migrations import alembic_folder, revisions
+
+CHECKOUT = Path(__file__).parents[1]
+
+Alembic = Callable[..., subprocess.CompletedProcess[str]]
+
+in_checkout = pytest.mark.skipif(
+    not (CHECKOUT / "alembic.ini").is_file(), reason="there is no alembic.ini beside the tests: not a checkout"
+)
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "alembic", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def alembic(tmp_path: Path) -> Alembic:
+    """Runs it somewhere else than in a checkout, with the scripts that are installed; it has to succeed."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+
+    def alembic(*arguments: str) -> subprocess.CompletedProcess[str]:
+        done = run(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
+        assert done.returncode == 0, done.stderr
+        assert list(folder.iterdir()) == [], "something was left in the working directory"
+        return done
+
+    return alembic
+
+
+def address(url: URL) -> str:
+    return f"url={url.render_as_string(hide_password=False)}"
+
+
+def default_file() -> Path:
+    return AppConfig().general.data_dir / DATABASE_FILE
+
+
+def revision_of(path: Path) -> list[tuple[str]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT version_num FROM alembic_version").fetchall()
+
+
+def schema_of(path: Path) -> list[tuple[str, str]]:
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
+    return [(name, " ".join(sql.split())) for name, sql in rows]
+
+
+@in_checkout
+def test_upgrade_head_in_a_checkout_needs_no_configuration_at_all(tmp_path: Path) -> None:
+    assert not default_file().parent.exists()
+    assert default_file().is_relative_to(tmp_path)
+
+    done = run(CHECKOUT, "upgrade", "head")
+
+    assert done.returncode == 0, done.stderr
+    assert revision_of(default_file()) == [(revisions()[-1],)]
+    with Database.open(migrate=False) as database:
+        assert database.engine.url.database == str(default_file())
+        assert database.events.replay_all() == []
+
+
+def test_the_installed_scripts_reach_the_same_default_database(alembic: Alembic) -> None:
+    alembic("upgrade", "head")
+
+    Database.open(migrate=False).close()
+    assert revision_of(default_file()) == [(revisions()[-1],)]
+    assert default_file().stat().st_mode & 0o777 == 0o600
+    assert default_file().parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_command_reads_the_configuration_of_the_application(
+    alembic: Alembic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEON_GENERAL__DATA_DIR", str(tmp_path / "named by the environment"))
+
+    alembic("upgrade", "head")
+
+    Database.open(migrate=False).close()
+    assert revision_of(tmp_path / "named by the environment" / "peon.db") == [(revisions()[-1],)]
+
+
+def test_the_command_makes_the_very_tables_that_opening_makes(alembic: Alembic, sqlite_url: URL) -> None:
+    alembic("upgrade", "head")
+    Database.open(url=sqlite_url).close()
+
+    assert schema_of(default_file()) == schema_of(Path(str(sqlite_url.database)))
+
+
+def test_downgrade_current_and_history(alembic: Alembic) -> None:
+    first, last = revisions()[0], revisions()[-1]
+    alembic("upgrade", "head")
+    assert alembic("current").stdout == f"{last} (head)\n"
+
+    alembic("downgrade", "-1")
+    assert alembic("current").stdout == f"{revisions()[-2]}\n"
+
+    alembic("downgrade", "base")
+    assert alembic("current").stdout == ""
+    assert revision_of(default_file()) == []
+
+    history = alembic("history").stdout.splitlines()
+    assert len(history) == len(revisions())
+    assert history[0].startswith(f"{revisions()[-2]} -> {last} (head)")
+    assert history[-1].startswith(f"<base> -> {first}")
+
+
+def test_sql_is_printed_instead_of_run_and_does_the_same(alembic: Alembic, sqlite_url: URL, tmp_path: Path) -> None:
+    printed = alembic("upgrade", "head", "--sql").stdout
+
+    assert not default_file().parent.exists()
+    path = tmp_path / "by hand.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(printed)
+    Database.open(url=sqlite_url).close()
+    assert revision_of(path) == [(revisions()[-1],)]
+    assert schema_of(path) == schema_of(Path(str(sqlite_url.database)))
+
+
+def test_sql_for_postgresql_is_printed_and_makes_a_database_that_opens(alembic: Alembic, postgresql_url: URL) -> None:
+    printed = alembic("-x", address(postgresql_url), "upgrade", "head", "--sql").stdout
+
+    options = str(postgresql_url.query["options"])
+    server = postgresql_url.set(drivername="postgresql", query={})
+    with psycopg.connect(server.render_as_string(hide_password=False), options=options, autocommit=True) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()").fetchone() == (
+            0,
+        )
+        connection.execute(printed.encode())
+    Database.open(url=postgresql_url, migrate=False).close()
+
+
+def test_data_dir_names_the_folder(alembic: Alembic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEON_DATABASE__URL", f"sqlite:///{tmp_path}/configured.db")
+
+    alembic("-x", "data_dir=~/given folder", "upgrade", "head")
+
+    assert revision_of(tmp_path / "given folder" / "peon.db") == [(revisions()[-1],)]
+    assert not (tmp_path / "configured.db").exists()
+    assert not default_file().exists()
+
+
+def test_url_names_the_database_and_check_finds_nothing(alembic: Alembic, lasting_url: URL) -> None:
+    alembic("-x", address(lasting_url), "upgrade", "head")
+
+    assert "No new upgrade operations detected." in alembic("-x", address(lasting_url), "check").stdout
+    Database.open(url=lasting_url, migrate=False).close()
+    assert not default_file().exists()
+
+
+def failure(*arguments: str, folder: Path) -> str:
+    """Returns what it says, when it says so in one line."""
+    done = run(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("FAILED: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-x", "path=here"], "-x takes either url=… or data_dir=…"),
+        (["-x", "url=sqlite:///a.db", "-x", "data_dir=here"], "-x takes either url=… or data_dir=…"),
+        (["-x", "url=here.db"], "database.url is not an SQLAlchemy URL"),
+        (["-x", "url=mysql://localhost/peon"], "only sqlite and postgresql are supported"),
+        (["-x", "url=postgresql+psycopg://u:hunter2@127.0.0.1:1/peon"], "127.0.0.1"),
+    ],
+)
+def test_a_wrong_address_is_one_line(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    message = failure(*arguments, "upgrade", "head", folder=tmp_path)
+
+    assert expected in message
+    assert "hunter2" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_setting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", "long")
+
+    assert "PEON_DATABASE__BUSY_TIMEOUT" in failure("upgrade", "head", folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["upgrade", "head"], ["downgrade", "base"], ["current"]])
+def test_a_database_that_is_too_new_is_one_line(sqlite_url: URL, tmp_path: Path, command: list[str]) -> None:
+    path = Path(str(sqlite_url.database))
+    Database.open(url=sqlite_url).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '999_future'")
+        connection.commit()
+    content = path.read_bytes()
+
+    message = failure("-x", address(sqlite_url), *command, folder=tmp_path)
+
+    for detail in (str(path), "999_future", revisions()[-1]):
+        assert detail in message
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["a text", "a folder", "below a text"])
+def test_a_path_that_is_no_database_is_one_line(tmp_path: Path, kind: str) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("The tide comes in at noon.\n" * 100)
+    path = {"a text": note, "a folder": tmp_path, "below a text": note / "peon.db"}[kind]
+
+    message = failure("-x", f"url=sqlite:///{path}", "upgrade", "head", folder=tmp_path)
+
+    assert str(path) in message
+    assert note.read_text() == "The tide comes in at noon.\n" * 100
+
+
+def test_an_unknown_revision_is_one_line(tmp_path: Path) -> None:
+    assert "999" in failure("upgrade", "999", folder=tmp_path)
+
+
+def test_a_failing_migration_is_one_line_and_undone(sqlite_url: URL, tmp_path: Path) -> None:
+    path = Path(str(sqlite_url.database))
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE settings (volume INTEGER)")
+    before = schema_of(path)
+
+    message = failure("-x", address(sqlite_url), "upgrade", "head", folder=tmp_path)
+
+    assert "table settings already exists" in message
+    assert schema_of(path) == before
+    assert "alembic upgrade head" not in message, "that is what has just failed"
+
+
+def test_rows_are_copied_before_the_command_changes_tables(alembic: Alembic, sqlite_url: URL) -> None:
+    path = Path(str(sqlite_url.database))
+    with Database.open(url=sqlite_url) as database, database.engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO settings VALUES ('theme', '1')")
+
+    nothing = alembic("-x", address(sqlite_url), "upgrade", "head")
+    down = alembic("-x", address(sqlite_url), "downgrade", "001_initial")
+    up = alembic("-x", address(sqlite_url), "upgrade", "head")
+
+    copies = [path.with_name(f"peon.db.{revision}.backup") for revision in ("002_append_only", "001_initial")]
+    assert nothing.stdout == ""
+    for done, copy, revision in zip((down, up), copies, ("002_append_only", "001_initial"), strict=True):
+        assert str(copy) in done.stdout
+        assert revision_of(copy) == [(revision,)]
+        with closing(sqlite3.connect(copy)) as connection:
+            assert connection.execute("SELECT * FROM settings").fetchall() == [("theme", "1")]
