@@ -302,6 +302,18 @@ def test_a_value_with_an_additional_field_is_not_intact(model: type[Value]) -> N
 
 
 @every_value
+def test_a_value_with_a_renamed_field_is_not_intact(model: type[Value]) -> None:
+    for name in VALUES[model].keys() - {"type"}:
+        value = model.model_validate(VALUES[model])
+        require_intact(value)
+        fields = {"unknown" if key == name else key: field for key, field in value.__dict__.items()}
+        value.__dict__.clear()
+        value.__dict__.update(fields)
+        with pytest.raises(ValidationError, match=rf"{name}\s+Field required"):
+            require_intact(value)
+
+
+@every_value
 def test_a_value_with_a_field_of_another_class_is_not_intact(model: type[Value]) -> None:
     for name in VALUES[model].keys() - {"type"}:
         value = model.model_validate(VALUES[model])

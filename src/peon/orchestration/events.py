@@ -26,7 +26,7 @@ from peon.orchestration.model import (
     Value,
     require_intact,
 )
-from peon.orchestration.scalars import JsonValue, UtcDatetime
+from peon.orchestration.scalars import JsonValue, RuleError, UtcDatetime
 
 
 def _now() -> datetime:
@@ -103,7 +103,7 @@ class ThreadStatusChanged(Event):
 
     def _require_error_to_fit_status(self) -> None:
         if (self.status is ThreadStatus.ERROR) != (self.error is not None):
-            raise ValueError("'error' is given if and only if 'status' is 'error'")
+            raise RuleError("'error' is given if and only if 'status' is 'error'")
 
 
 class TurnStarted(Event):

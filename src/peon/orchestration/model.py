@@ -62,16 +62,17 @@ _intact_shapes: set[tuple[object, ...]] = set()
 
 
 def require_intact(value: Value) -> None:
-    """Raises pydantic's `ValidationError` for a value that was changed behind pydantic's back.
+    """Raises `ValueError` for a value that was changed behind pydantic's back (pydantic's error is one).
 
     Whether a field's value is allowed depends on its class alone, and on the tag: so each combination is
     validated once and then known, which takes a sixth of the time of validating each value. What depends on
     more than the class checks itself when it is written: JSON, times, text.
     """
     fields = value.__dict__
-    shape = (type(value), fields.get("type"), *fields, *map(type, fields.values()))
+    shape = (type(value), value.__pydantic_extra__, fields.get("type"), *fields, *map(type, fields.values()))
     if shape not in _intact_shapes:
-        type(value).__pydantic_validator__.validate_python(fields, strict=True)
+        if type(value).__pydantic_validator__.validate_python(fields, strict=True) != value:
+            raise ValueError("a field is missing, is not known, or is of a class that would not come back")
         _intact_shapes.add(shape)
 
 

@@ -24,11 +24,15 @@ MAXIMUM_INTEGER_BITS = 14_000
 """Python and jiter parse integers of up to 4,300 decimal digits, which is 14,284 bits."""
 
 
+class RuleError(ValueError):
+    """A value breaks a rule of the domain. The message does not repeat the value, so it may be shown and logged."""
+
+
 def exact_json(value: object, levels: int = MAXIMUM_JSON_DEPTH) -> Any:
     """Returns a copy of `value`, in which nothing is shared that could be changed later.
 
     Raises:
-        ValueError: It holds something that would come back from JSON as something else, or not at all:
+        RuleError: It holds something that would come back from JSON as something else, or not at all:
             a value that is not exactly `str`, `int`, `float`, `bool`, `None`, `list` or `dict`, a NaN or an
             infinity, a key that is not text, text that UTF-8 cannot encode, an integer of more than
             `MAXIMUM_INTEGER_BITS`, or more than `levels` levels of lists and objects.
@@ -40,16 +44,16 @@ def exact_json(value: object, levels: int = MAXIMUM_JSON_DEPTH) -> Any:
         return value
     if kind is int:
         if value.bit_length() > MAXIMUM_INTEGER_BITS:  # type: ignore[attr-defined]
-            raise ValueError(f"an integer of more than {MAXIMUM_INTEGER_BITS} bits")
+            raise RuleError(f"an integer of more than {MAXIMUM_INTEGER_BITS} bits")
         return value
     if kind is float:
         if not isfinite(value):  # type: ignore[arg-type]
-            raise ValueError("NaN and infinity are not JSON")
+            raise RuleError("NaN and infinity are not JSON")
         return value
     if kind is not dict and kind is not list:
-        raise ValueError(f"a {kind.__name__} is not a JSON value")
+        raise RuleError(f"a {kind.__name__} is not a JSON value")
     if levels == 0:
-        raise ValueError(f"nested deeper than {MAXIMUM_JSON_DEPTH} levels")
+        raise RuleError(f"nested deeper than {MAXIMUM_JSON_DEPTH} levels")
     if kind is list:
         return [exact_json(item, levels - 1) for item in value]  # type: ignore[attr-defined]
     return {_key(key): exact_json(item, levels - 1) for key, item in value.items()}  # type: ignore[attr-defined]
@@ -58,13 +62,13 @@ def exact_json(value: object, levels: int = MAXIMUM_JSON_DEPTH) -> Any:
 def exact_json_object(value: object) -> Any:
     """The same as `exact_json`, for a value that must be an object, which is a `dict` in Python."""
     if type(value) is not dict:
-        raise ValueError(f"a {type(value).__name__} is not a JSON object")
+        raise RuleError(f"a {type(value).__name__} is not a JSON object")
     return exact_json(value)
 
 
 def _key(key: object) -> str:
     if type(key) is not str:
-        raise ValueError(f"a key of a JSON object is text, not {type(key).__name__}")
+        raise RuleError(f"a key of a JSON object is text, not {type(key).__name__}")
     return _encodable(key)
 
 
@@ -72,7 +76,7 @@ def _encodable(text: str) -> str:
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError:
-        raise ValueError("text with a lone surrogate cannot be encoded as UTF-8") from None
+        raise RuleError("text with a lone surrogate cannot be encoded as UTF-8") from None
     return text
 
 
@@ -104,12 +108,12 @@ def _to_utc(moment: datetime) -> datetime:
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        raise ValueError("out of range in UTC") from None
+        raise RuleError("out of range in UTC") from None
 
 
 def _require_utc(moment: datetime) -> datetime:
     if moment.tzinfo is not UTC:
-        raise ValueError("not in UTC")
+        raise RuleError("not in UTC")
     return moment
 
 

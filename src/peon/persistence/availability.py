@@ -53,7 +53,8 @@ class DriverErrors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError)):
+        # UnicodeDecodeError: SQLite quotes damaged text in a message, and the driver cannot decode that.
+        if isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError, UnicodeDecodeError)):
             # SQLAlchemy's wrapper may show parameters, which are payloads; the driver's own error does not.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
@@ -61,6 +62,8 @@ class DriverErrors:
 
 
 def _advice(error: BaseException) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return _SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]
     if isinstance(error, sqlite3.Error):
         # Python 3.11 gives it to errors of SQLite, and not to those of the module itself.
         code = getattr(error, "sqlite_errorcode", None)

@@ -1,20 +1,25 @@
 """Events to rows and back: the `event_type` and `payload` columns of the log."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import core_schema, from_json, to_json
 from typing_extensions import TypeAliasType
 
 from peon.orchestration import OrchestrationEvent, event_type_name
 from peon.orchestration.model import require_intact
+from peon.orchestration.scalars import RuleError
 from peon.persistence.errors import EventDecodeError, EventEncodeError
 
 EventT = TypeVar("EventT", bound=BaseModel)
 """The union of events that a codec and its store are for."""
+
+DISCREET_ERRORS = frozenset(get_args(core_schema.ErrorType)) - {"union_tag_invalid", "value_error", "assertion_error"}
+"""Errors of pydantic whose message does not quote the input."""
 
 SCHEMA_VERSION = "schema_version"
 """The payload's field that tells which version of its event class wrote it; a payload without one is of version 1."""
@@ -78,10 +83,16 @@ class EventCodec(Generic[EventT]):
                 raise ValueError(f"two members of the union have the type {event_type.name}")
             self._types[model] = event_type
             self._decoders[event_type.name] = event_type.read
-        self._current_decoders = dict(self._decoders)
-        self._lifts: dict[tuple[object, object], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+        self._current = {event_type.name: event_type for event_type in self._types.values()}
+        self._names: set[object] = set()
+        for model in self._types:
+            _collect_names(model, self._names)
+        self._lifts: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
         current = {(event_type.name, event_type.version) for event_type in self._types.values()}
+        # The others are decoded without a look at the version.
+        versioned = {name for name, version in current if version != 1}
         for upcaster in upcasters:
+            versioned.add(upcaster.event_type)
             step = (upcaster.event_type, upcaster.from_version)
             if step in self._lifts:
                 raise ValueError(f"two upcasters lift {step[0]} from version {step[1]}")
@@ -91,7 +102,8 @@ class EventCodec(Generic[EventT]):
                     f"event a field  {SCHEMA_VERSION}: Literal[{step[1] + 1}] = {step[1] + 1}"
                 )
             self._lifts[step] = upcaster.lift
-            self._decoders[upcaster.event_type] = self._lift_and_decode
+        for name in versioned:
+            self._decoders[name] = partial(self._lift_and_decode, name)
 
     def encode(self, events: Sequence[EventT]) -> tuple[list[str], list[str]]:
         """Returns the columns `event_type` and `payload`.
@@ -126,7 +138,7 @@ class EventCodec(Generic[EventT]):
         try:
             return self._decoders[event_type](payload)
         except ValidationError as error:
-            reason = _describe(error)
+            reason = _describe(error, self._names)
         except KeyError:
             reason = "no event of this type is known; it may come from a newer version"
         except _Refused as error:
@@ -134,23 +146,30 @@ class EventCodec(Generic[EventT]):
         # Outside the handlers, as pydantic's error shows parts of the payload.
         raise EventDecodeError(sequence, event_type, reason)
 
-    def _lift_and_decode(self, payload: str | bytes) -> EventT:
+    def _lift_and_decode(self, event_type: str, payload: str | bytes) -> EventT:
         fields = _parse_object(payload)
-        lifted = False
+        step = _step_of(fields)
+        if step[0] != event_type:
+            raise _Refused("the type in its payload is another one")
         passed = set()
-        while lift := self._lifts.get(step := (fields.get("type"), fields.get(SCHEMA_VERSION, 1))):
+        while lift := self._lifts.get(step):
             if step in passed:
                 raise _Refused(f"the upcasters go in a circle at {step[0]} version {step[1]}")
             passed.add(step)
             try:
-                fields = dict(lift(fields))
+                fields = lift(fields)
+                payload = to_json(fields)
             except Exception as error:
                 # Only the error's name: its text may hold parts of the payload.
                 raise _Refused(
                     f"the upcaster of {step[0]} from version {step[1]} failed with {type(error).__name__}"
                 ) from None
-            lifted = True
-        return self._current_decoders[fields["type"]](to_json(fields) if lifted else payload)
+            step = _step_of(fields)
+        current = self._current[step[0]]
+        if current.version != step[1]:
+            raise _Refused(f"it is of version {step[1]}, and no upcaster lifts that to version {current.version}")
+        event: EventT = current.read(payload)
+        return event
 
     def _refusal(self, event: object, error: Exception) -> str:
         if not isinstance(event, BaseModel):
@@ -161,11 +180,11 @@ class EventCodec(Generic[EventT]):
         try:
             event_type.validate(event.__dict__, strict=True)
         except ValidationError as invalid:
-            return f"it was changed after validation: {_describe(invalid)}"
+            return f"it was changed after validation: {_describe(invalid, self._names)}"
         if isinstance(error, _Refused):
             return str(error)
         if isinstance(error, ValidationError):
-            return f"it could not be read back: {_describe(error)}"
+            return f"it could not be read back: {_describe(error, self._names)}"
         return f"it cannot be written as JSON ({type(error).__name__})"
 
 
@@ -173,8 +192,8 @@ class _EventType:
     """One member of the union, with what is asked of it for each event at hand."""
 
     def __init__(self, model: type[BaseModel]) -> None:
-        adapter = TypeAdapter(model)
         self.name = event_type_name(model)
+        adapter = TypeAdapter(model)
         version = model.model_fields.get(SCHEMA_VERSION)
         self.version: int = 1 if version is None else version.default
         # By class, and not through the union: that saves pydantic the search for the member.
@@ -210,11 +229,44 @@ def _parse_object(payload: str | bytes) -> dict[str, Any]:
     return fields
 
 
-def _describe(error: ValidationError) -> str:
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = [f"{'.'.join(map(str, detail['loc'])) or 'payload'}: {detail['msg']}" for detail in details[:3]]
-    if len(details) > len(shown):
-        shown.append(f"and {len(details) - len(shown)} more")
+def _step_of(fields: object) -> tuple[str, int]:
+    event_type = fields.get("type") if isinstance(fields, dict) else None
+    version = fields.get(SCHEMA_VERSION, 1) if isinstance(fields, dict) else None
+    if not isinstance(event_type, str) or type(version) is not int:
+        raise _Refused(f"it has no type, or a {SCHEMA_VERSION} that is not a number")
+    return event_type, version
+
+
+def _collect_names(annotation: Any, names: set[object]) -> None:
+    """Adds the names of all fields and tags that the models of an annotation have, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation in names:
+            return
+        names.add(annotation)
+        names.update(annotation.model_fields)
+        for field in annotation.model_fields.values():
+            _collect_names(field.annotation, names)
+    elif get_origin(annotation) is Literal:
+        names.update(get_args(annotation))
+    else:
+        for part in get_args(annotation):
+            _collect_names(part, names)
+
+
+def _describe(error: ValidationError, names: Collection[object]) -> str:
+    """Says only what cannot be a part of the payload: `names` and numbers as places, messages that quote nothing."""
+    shown = []
+    for detail in error.errors(include_url=False, include_input=False)[:3]:
+        parts = [str(part) if part in names or isinstance(part, int) else "(unknown)" for part in detail["loc"]]
+        message = detail["msg"]
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, RuleError):
+            message = str(cause)
+        elif detail["type"] not in DISCREET_ERRORS:
+            message = detail["type"].replace("_", " ")
+        shown.append(f"{'.'.join(parts) or 'payload'}: {message}")
+    if error.error_count() > len(shown):
+        shown.append(f"and {error.error_count() - len(shown)} more")
     return "; ".join(shown)
 
 

@@ -46,14 +46,18 @@ def _parse(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
-    except ArgumentError:
-        # Not quoted: it may hold a password.
-        raise PersistenceError(
-            "database.url is not an SQLAlchemy URL; give sqlite:///… or postgresql+psycopg://…"
-        ) from None
+    except (ArgumentError, ValueError):
+        raise _not_a_url() from None
+    if "\0" in (parsed.database or ""):
+        raise _not_a_url()
     if backend not in ("sqlite", "postgresql"):
         raise PersistenceError(f"database.url is of {backend}; only sqlite and postgresql are supported")
     return parsed
+
+
+def _not_a_url() -> PersistenceError:
+    # Not quoted, and without its cause: it may hold a password.
+    return PersistenceError("database.url is not an SQLAlchemy URL; give sqlite:///… or postgresql+psycopg://…")
 
 
 def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_timeout: float = 10.0) -> Engine:
@@ -81,6 +85,8 @@ def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_tim
         raise PersistenceError(
             f"the driver of {parsed.drivername} is not installed; for PostgreSQL: pip install 'peon[postgres]'"
         ) from error
+    except ArgumentError:
+        raise _not_a_url() from None
     if parsed.get_backend_name() == "sqlite":
         _listen_sqlite(engine, synchronous, busy_timeout)
     _engines.add(engine)

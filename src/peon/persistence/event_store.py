@@ -10,7 +10,6 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, bindparam, func, select
-from sqlalchemy.exc import OperationalError
 
 from peon.orchestration import OrchestrationEvent
 from peon.persistence.availability import DriverErrors
@@ -32,6 +31,9 @@ PAGE_CHARACTERS = 4_000_000
 
 FETCHED_EVENTS = 20
 """Rows between two looks at that."""
+
+NO_TIME = datetime.min.replace(tzinfo=UTC)
+"""Stands for the `stored_at` of a row whose column holds no time, where such rows are kept."""
 
 LAST_POSSIBLE_SEQUENCE = 2**63 - 1
 
@@ -219,9 +221,9 @@ class EventStore(Generic[EventT]):
         with self._driver_errors, self._reader.connect() as connection:
             try:
                 return _fetch(connection, parameters)
-            except OperationalError as error:
+            except sqlite3.OperationalError as error:
                 # Only errors of Python's module itself have no code: it met text that is not UTF-8.
-                if not isinstance(error.orig, sqlite3.Error) or hasattr(error.orig, "sqlite_errorcode"):
+                if hasattr(error, "sqlite_errorcode"):
                     raise
             with _damaged_text_escaped(sqlite_connection(connection)):
                 return _fetch(connection, parameters)
@@ -229,14 +231,15 @@ class EventStore(Generic[EventT]):
     def _decoded(self, pages: Iterator[list[tuple[int, str, str, str]]], *, keep: bool) -> Iterator[StoredEvent[Any]]:
         decode = self._codec.decode
         new = tuple.__new__  # half the time of calling StoredEvent
-        text, moment = "", datetime.min.replace(tzinfo=UTC)
+        text, moment = None, NO_TIME
         for page in pages:
             for sequence, event_type, payload, stored_at in page:
                 try:
-                    event: Any = decode(sequence, event_type, payload)
                     if stored_at != text:  # the events of a batch share it
+                        text, moment = None, NO_TIME
                         moment = _parse_stored_at(sequence, event_type, stored_at)
                         text = stored_at
+                    event: Any = decode(sequence, event_type, payload)
                 except EventDecodeError as error:
                     if not keep:
                         raise
@@ -252,7 +255,7 @@ def _fetch(connection: Connection, parameters: dict[str, Any]) -> list[tuple[int
         # The driver's rows, as SQLAlchemy's own take a tenth of the time of reading an event.
         while rows := result.cursor.fetchmany(FETCHED_EVENTS):
             page += rows
-            characters += sum([len(payload) for _, _, payload, _ in rows])
+            characters += sum([len(payload or "") for _, _, payload, _ in rows])  # NULL in a damaged file
             if characters > PAGE_CHARACTERS:
                 break
     return page
@@ -265,7 +268,9 @@ def _parse_stored_at(sequence: int, event_type: str, stored_at: str) -> datetime
         raise EventDecodeError(sequence, event_type, "stored_at is not a timestamp") from None
 
 
-def _as_text(payload: str | bytes) -> str:
+def _as_text(payload: str | bytes | None) -> str:
+    if payload is None:
+        return ""
     return payload if isinstance(payload, str) else payload.decode(errors="backslashreplace")
 
 
