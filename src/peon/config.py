@@ -113,7 +113,10 @@ def _config_file() -> Path | None:
                 return path
         raise ConfigError(f"{CONFIG_FILE_VARIABLE} names {named}, which is not a file: correct it or unset it")
     usual = user_config_path(APPLICATION, appauthor=False) / "config.toml"
-    return usual if usual.is_file() else None
+    try:
+        return usual if usual.is_file() else None
+    except OSError as error:  # the folder may not be entered
+        raise ConfigError(f"{usual} cannot be read: {error.strerror}") from error
 
 
 def _toml_source(settings_cls: type[BaseSettings]) -> TomlConfigSettingsSource:

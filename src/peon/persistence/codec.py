@@ -8,7 +8,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, g
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import core_schema, from_json, to_json
-from typing_extensions import TypeAliasType
 
 from peon.orchestration import OrchestrationEvent, event_type_name
 from peon.orchestration.model import require_intact
@@ -209,9 +208,8 @@ class _Refused(Exception):  # noqa: N818
 def _members(union: Any) -> Iterator[type[BaseModel]]:
     if get_origin(union) is Annotated:
         union = get_args(union)[0]
-    if isinstance(union, TypeAliasType):
-        union = union.__value__
-        yield from _members(union)
+    if hasattr(union, "__value__"):  # type X = …
+        yield from _members(union.__value__)
     elif get_origin(union) in (Union, UnionType):
         for member in get_args(union):
             yield from _members(member)
