@@ -66,8 +66,9 @@ def main() -> None:
             database = Database.open(url=f"sqlite:///{folder}/peon-{what}.db")
             stores[what] = plain, database
             if isinstance(what, str):
-                plain.append_all(events)
-                database.events.append_all(events)
+                for start in range(0, len(events), 10):  # as a session would leave them
+                    plain.append_all(events[start : start + 10])
+                    database.events.append_all(events[start : start + 10])
         for turn in track(range(arguments.rounds), "Measuring", console=console, transient=True):
             for size, commits in COMMITS.items():
                 plain, database = stores[size]

@@ -356,6 +356,24 @@ def test_the_home_folder_of_an_unknown_user_is_a_wrong_data_dir(monkeypatch: pyt
     assert refusal().startswith("general.data_dir (environment variable PEON_GENERAL__DATA_DIR): ")
 
 
+def test_an_empty_data_dir_is_not_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEON_GENERAL__DATA_DIR", "")
+    assert refusal().startswith("general.data_dir (environment variable PEON_GENERAL__DATA_DIR): ")
+
+
+@pytest.mark.parametrize("seconds", [0, 0.25, 86_400])
+def test_a_timeout_at_the_limits_is_allowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", str(seconds))
+    assert AppConfig().database.busy_timeout == seconds
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="HOME is not the home folder")
+def test_a_tilde_in_peon_config_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("database.busy_timeout = 7\n")
+    monkeypatch.setenv("PEON_CONFIG", "~/mine.toml")
+    assert AppConfig().database.busy_timeout == 7
+
+
 # What has been read stays
 
 

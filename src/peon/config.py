@@ -26,7 +26,7 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 class GeneralConfig(_Section):
@@ -39,6 +39,8 @@ class GeneralConfig(_Section):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         # So that a later change of the working directory does not lead to another database.
+        if path == Path():  # an empty variable, most likely, and not meant for the working directory
+            raise ValueError("is empty")
         try:
             return path.expanduser().absolute()
         except RuntimeError:

@@ -183,7 +183,11 @@ UNDECODABLE = {
     "list": ("ProjectRenamed", f'["{SECRET}"]', "should be an object"),
     "field missing": ("ProjectRenamed", RENAMED.replace(f',"name":"{SECRET}"', ""), "name: Field required"),
     "field of a wrong type": ("ProjectRenamed", RENAMED.replace('"name":', '"name":1,"path":'), "name: Input should"),
-    "field that is unknown": ("ProjectRenamed", RENAMED.replace("}", ',"x":1}'), "(unknown): Extra inputs are not permitted"),
+    "field that is unknown": (
+        "ProjectRenamed",
+        RENAMED.replace("}", ',"x":1}'),
+        "(unknown): Extra inputs are not permitted",
+    ),
     "not a UUID": ("ProjectRenamed", RENAMED.replace(str(ONE), SECRET), "project_id: Input should be a valid UUID"),
     "naive time": ("ProjectRenamed", RENAMED.replace("53Z", "53"), "occurred_at: Input should have timezone info"),
     "not a time": ("ProjectRenamed", RENAMED.replace("2025", SECRET), "occurred_at: Input should be a valid datetime"),

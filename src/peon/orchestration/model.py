@@ -115,7 +115,7 @@ class Project(Value):
 
 
 class Thread(Value):
-    """A conversation with one agent; `error` is given if and only if `status` is `error`."""
+    """A conversation with one agent; `error` is the text that belongs to the status `error`."""
 
     id: UUID
     project_id: UUID
@@ -130,7 +130,7 @@ class Thread(Value):
 
 
 class Turn(Value):
-    """One request to the agent and all it did in answer; `error` is given if and only if `status` is `failed`."""
+    """One request to the agent and all it did in answer; `error` is the text that belongs to the status `failed`."""
 
     id: UUID
     thread_id: UUID

@@ -65,6 +65,9 @@ class EventCodec(Generic[EventT]):
             again before it is stored, and compared: that finds whatever JSON cannot carry, for any models, and
             makes encoding about twice as dear.
 
+    Attributes:
+        decoders: What `decode` calls for a payload, by event type: to be called without explanation of failures.
+
     Raises:
         TypeError: A member of the union is not an event.
         ValueError: Two members, or two upcasters, claim the same.
@@ -75,13 +78,13 @@ class EventCodec(Generic[EventT]):
     ) -> None:
         self._check = check
         self._types: dict[type[BaseModel], _EventType] = {}
-        self._decoders: dict[str, Callable[[str | bytes], EventT]] = {}
+        self.decoders: dict[str, Callable[[str | bytes], EventT]] = {}
         for model in _members(union):
             event_type = _EventType(model)
-            if event_type.name in self._decoders:
+            if event_type.name in self.decoders:
                 raise ValueError(f"two members of the union have the type {event_type.name}")
             self._types[model] = event_type
-            self._decoders[event_type.name] = event_type.read
+            self.decoders[event_type.name] = event_type.read
         self._current = {event_type.name: event_type for event_type in self._types.values()}
         self._names: set[object] = set()
         for model in self._types:
@@ -102,7 +105,7 @@ class EventCodec(Generic[EventT]):
                 )
             self._lifts[step] = upcaster.lift
         for name in versioned:
-            self._decoders[name] = partial(self._lift_and_decode, name)
+            self.decoders[name] = partial(self._lift_and_decode, name)
 
     def encode(self, events: Sequence[EventT]) -> tuple[list[str], list[str]]:
         """Returns the columns `event_type` and `payload`.
@@ -120,7 +123,7 @@ class EventCodec(Generic[EventT]):
                 if check is not None:
                     check(event)
                 payload = event_type.write(event).decode()
-                if check is None and self._decoders[event_type.name](payload) != event:
+                if check is None and self.decoders[event_type.name](payload) != event:
                     raise _Refused("what is read back is not equal to it")
             except Exception as error:
                 raise EventEncodeError(index, type(event).__name__, self._refusal(event, error)) from None
@@ -135,7 +138,7 @@ class EventCodec(Generic[EventT]):
             EventDecodeError: No member of the union has the type, or the payload is not one of it.
         """
         try:
-            return self._decoders[event_type](payload)
+            return self.decoders[event_type](payload)
         except ValidationError as error:
             reason = _describe(error, self._names)
         except KeyError:
