@@ -361,6 +361,11 @@ def test_an_empty_data_dir_is_not_the_working_directory(monkeypatch: pytest.Monk
     assert refusal().startswith("general.data_dir (environment variable PEON_GENERAL__DATA_DIR): ")
 
 
+def test_a_dot_is_the_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert AppConfig(general={"data_dir": "."}).general.data_dir == tmp_path
+
+
 @pytest.mark.parametrize("seconds", [0, 0.25, 86_400])
 def test_a_timeout_at_the_limits_is_allowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", str(seconds))

@@ -35,12 +35,17 @@ class GeneralConfig(_Section):
         description="the path of a folder; ~ stands for the home folder",
     )
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _not_empty(cls, value: object) -> object:
+        if value == "":  # a variable set to nothing is hardly meant for the working directory
+            raise ValueError("must not be empty")
+        return value
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         # So that a later change of the working directory does not lead to another database.
-        if path == Path():  # an empty variable, most likely, and not meant for the working directory
-            raise ValueError("is empty")
         try:
             return path.expanduser().absolute()
         except RuntimeError:
