@@ -37,7 +37,8 @@ class StoredEvent(NamedTuple, Generic[StoredT]):
     Attributes:
         sequence: Its number, counted from 1 without gaps.
         event: The event; an `UndecodableEvent` where the read was asked to keep those.
-        stored_at: When it was stored, in UTC, by the clock of the machine that stored it.
+        stored_at: When it was stored, in UTC, by the clock of the machine that stored it. `NO_TIME` for an
+            `UndecodableEvent` whose row does not say.
     """
 
     sequence: int

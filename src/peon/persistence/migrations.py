@@ -143,7 +143,9 @@ def migration_transaction(engine: Engine) -> Iterator[Connection]:
         else:
             # SQLite changes a table by making it anew, and dropping the old one would delete what refers to
             # it. Has no effect inside a transaction, so it comes before: https://sqlite.org/lang_altertable.html
-            sqlite_connection(connection).execute("PRAGMA foreign_keys = OFF")
+            driver = sqlite_connection(connection)
+            (enforced,) = driver.execute("PRAGMA foreign_keys").fetchone()
+            driver.execute("PRAGMA foreign_keys = OFF")
         try:
             with connection.begin():
                 begin_writing(connection)
@@ -152,7 +154,7 @@ def migration_transaction(engine: Engine) -> Iterator[Connection]:
                 yield connection
         finally:
             if in_sqlite:
-                sqlite_connection(connection).execute("PRAGMA foreign_keys = ON")
+                driver.execute(f"PRAGMA foreign_keys = {enforced}")
 
 
 _lock = threading.Lock()
