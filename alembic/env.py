@@ -8,11 +8,12 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection
 
 from peon.config import AppConfig, ConfigError
-from peon.persistence.availability import DriverErrors
+from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.engine import create_engine, database_url
 from peon.persistence.errors import PersistenceError
 from peon.persistence.migrations import (
     current_revision,
+    is_missing,
     migration_transaction,
     refuse_unknown,
     revisions,
@@ -36,8 +37,13 @@ def read_configuration() -> tuple[AppConfig, URL]:
     return config, database_url(config)
 
 
+def command_name() -> str:
+    options = context.config.cmd_opts
+    return options.cmd[0].__name__ if options else ""
+
+
 def changes_tables(revision: str | None) -> bool:
-    command = context.config.cmd_opts.cmd[0].__name__ if context.config.cmd_opts else ""
+    command = command_name()
     return command == "downgrade" or (command == "upgrade" and revision != revisions()[-1])
 
 
@@ -56,6 +62,8 @@ def run_command() -> None:
             context.run_migrations()
         return
     engine = create_engine(url, synchronous=config.database.synchronous, busy_timeout=config.database.busy_timeout)
+    if command_name() not in ("upgrade", "stamp") and is_missing(engine.url):
+        raise CommandError(f"there is no database {database_name(engine)}; alembic upgrade head creates it")
     try:
         with DriverErrors(engine), migration_transaction(engine) as connection:
             revision = current_revision(connection)

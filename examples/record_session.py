@@ -37,9 +37,8 @@ CHARACTERS_SHOWN = 100
 Log = list[StoredEvent[OrchestrationEvent]]
 
 
-def record(database: Database, session: Path, console: Console) -> int:
+def record(database: Database, lines: list[str], console: Console) -> int:
     """Returns how many events were stored, each line of the session in a transaction of its own."""
-    lines = session.read_text(encoding="utf-8").splitlines()
     reader = SessionReader(known_projects(database))
     stored = 0
     steps = track(reader.batches(lines), "Recording", total=len(lines) + 1, console=console, transient=True)
@@ -93,10 +92,12 @@ def main() -> None:
     session = parser.parse_args().session
     console = Console()
     try:
+        lines = session.read_text(encoding="utf-8").split("\n")
         with Database.open() as database:
-            stored = record(database, session, console)
+            stored = record(database, [line for line in lines if line], console)
             log = database.events.replay_all()
-            console.print(f"Stored {stored:,} events of {session.name} in {database.engine.url.database}.\n")
+            console.print(f"Stored {stored:,} events of {session.name} in {database.engine.url.database},")
+            console.print(f"which now holds {len(log):,}.\n")
     except (ConfigError, PersistenceError, SessionError, OSError, UnicodeDecodeError) as error:
         sys.exit(f"{session}: {error}")
     console.print(counts_table(log), "", messages_table(log))

@@ -181,8 +181,8 @@ def failure(*arguments: str, folder: Path) -> str:
     [
         (["-x", "path=here"], "-x takes either url=… or data_dir=…"),
         (["-x", "url=sqlite:///a.db", "-x", "data_dir=here"], "-x takes either url=… or data_dir=…"),
-        (["-x", "url=here.db"], "database.url is not an SQLAlchemy URL"),
-        (["-x", "url=mysql://localhost/peon"], "only sqlite and postgresql are supported"),
+        (["-x", "url=here.db"], "allowed: an SQLAlchemy URL, sqlite:///"),
+        (["-x", "url=mysql://localhost/peon"], "allowed: an SQLAlchemy URL, sqlite:///"),
         (["-x", "url=postgresql+psycopg://u:hunter2@127.0.0.1:1/peon"], "127.0.0.1"),
     ],
 )
@@ -263,3 +263,13 @@ def test_rows_are_copied_before_the_command_changes_tables(alembic: Alembic, sql
         assert revision_of(copy) == [(revision,)]
         with closing(sqlite3.connect(copy)) as connection:
             assert connection.execute("SELECT * FROM settings").fetchall() == [("theme", "1")]
+
+
+@pytest.mark.parametrize("command", [["current"], ["check"], ["downgrade", "base"]])
+def test_a_command_that_only_looks_creates_no_database(tmp_path: Path, command: list[str]) -> None:
+    folder = tmp_path / "mistyped"
+
+    said = failure("-x", f"data_dir={folder}", *command, folder=tmp_path)
+
+    assert "there is no database" in said
+    assert not folder.exists()

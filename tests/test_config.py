@@ -113,6 +113,10 @@ def test_a_file_that_is_not_toml_is_named(write_config: WriteConfig, content: st
 
 WRONG = [
     ("general.data_dir", ["a"]),
+    ("database.url", ""),
+    ("database.url", "/srv/peon.db"),
+    ("database.url", "mysql://ada@host/peon"),
+    ("database.url", "postgres://ada@host/peon"),
     ("database.url", 5),
     ("database.synchronous", "OFF"),
     ("database.synchronous", None),

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from strategies import EVENT_CLASSES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [page for page in (ROOT / "README.md", ROOT / "docs" / "guide.md") if page.is_file()]
+NAMES = ("README.md", "docs/guide.md", "docs/events.md")
+PAGES = [ROOT / name for name in NAMES if (ROOT / name).is_file()]
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="the documentation is not here: no checkout")
 
@@ -29,3 +31,21 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor[1:] in [heading.lower().replace(" ", "-") for heading in headings]
+
+
+def test_every_event_is_listed_with_its_fields() -> None:
+    listed = re.findall(
+        r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs" / "events.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    expected = [
+        (
+            model.__name__,
+            ", ".join(
+                f"`{name}`" + ("" if field.is_required() else "?")
+                for name, field in model.model_fields.items()
+                if name not in ("type", "occurred_at")
+            ),
+        )
+        for model in EVENT_CLASSES
+    ]
+    assert listed[: len(expected)] == expected

@@ -1,6 +1,7 @@
 """Where the data is and how it is kept: environment over a TOML file over defaults."""
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from tomllib import TOMLDecodeError
@@ -66,6 +67,13 @@ class DatabaseConfig(_Section):
         default=10.0, ge=0, le=86_400, description="seconds from 0 to 86400 to wait for a locked database"
     )
 
+    @field_validator("url")
+    @classmethod
+    def _of_a_known_backend(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"(sqlite|postgresql)(\+\w+)?:", url):
+            raise ValueError("not the URL of a database that can be used")
+        return url
+
 
 SECTIONS: dict[str, type[_Section]] = {"general": GeneralConfig, "database": DatabaseConfig}
 
@@ -117,7 +125,7 @@ def _config_file() -> Path | None:
         with suppress(OSError, RuntimeError):  # too long a name; no such user's home
             path = Path(named).expanduser()
             if path.is_file():
-                return path
+                return path.absolute()
         raise ConfigError(f"{CONFIG_FILE_VARIABLE} names {named}, which is not a file: correct it or unset it")
     usual = user_config_path(APPLICATION, appauthor=False) / "config.toml"
     try:
@@ -151,7 +159,7 @@ def _explain(detail: ErrorDetails, values: dict[str, Any]) -> str:
     allowed = _allowed(key)
     if allowed is None:
         return f"{where}: {_unknown(key)}"
-    return f"{where}: {detail['msg']}; allowed: {allowed}"
+    return f"{where}: {detail['msg'].removeprefix('Value error, ')}; allowed: {allowed}"
 
 
 def _source(key: tuple[str, ...], values: dict[str, Any]) -> str:

@@ -749,7 +749,7 @@ def test_what_is_no_address_is_refused_without_the_password(
     ("address", "saying"),
     [
         (f"mysql+pymysql://ada:{PASSWORD}@127.0.0.1/peon", "mysql; only sqlite and postgresql are supported"),
-        ("peon", "not an SQLAlchemy URL; give sqlite:///… or postgresql+psycopg://…"),
+        ("peon", "not one of SQLAlchemy: give sqlite:///… or postgresql+psycopg://…"),
         ("postgresql+nonsense://127.0.0.1/peon", "the driver of postgresql+nonsense is not installed"),
     ],
 )

@@ -1,3 +1,4 @@
+import re
 import sys
 import traceback
 import typing
@@ -613,7 +614,8 @@ def test_a_failing_upcaster_is_named_without_the_payload(error: Exception) -> No
 
     told = decode_error(codec, "StationRenamed", RENAMED_1.replace("Hel", SECRET))
 
-    assert told.reason == f"the upcaster of StationRenamed from version 2 failed with {type(error).__name__}"
+    said = f"the upcaster of StationRenamed from version 2 failed with {type(error).__name__} at {__file__}:"
+    assert re.fullmatch(rf"{re.escape(said)}\d+", told.reason)
 
 
 WRONG_RESULTS: dict[str, Any] = {
@@ -674,7 +676,7 @@ def test_upcasters_that_go_in_a_circle_are_told() -> None:
 
     reason = decode_error(codec, "StationRenamed", RENAMED_1.replace("Hel", SECRET)).reason
 
-    assert reason == "the upcasters go in a circle at StationRenamed version 1"
+    assert reason == "the upcasters go in a circle at StationRenamed version 1: each sets the next schema_version"
 
 
 def test_an_upcaster_that_forgets_the_version_is_told() -> None:

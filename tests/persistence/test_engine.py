@@ -170,3 +170,28 @@ def test_a_url_of_no_use_is_refused_without_repeating_it(url: str) -> None:
         create_engine(url)
     assert "hunter2" not in str(raised.value)
     assert "sqlite" in str(raised.value)
+
+
+def test_a_relative_path_stays_where_it_was_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    engine = create_engine("sqlite:///relative.db")
+    monkeypatch.chdir(tmp_path / "there")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (n INTEGER)"))
+    engine.dispose()
+
+    assert [path.name for path in tmp_path.glob("*/*")] == ["relative.db"]
+    assert (tmp_path / "here" / "relative.db").is_file()
+
+
+def test_a_tilde_in_the_path_is_the_home_folder(tmp_path: Path) -> None:
+    engine = create_engine("sqlite:///~/mine/peon.db")
+    with engine.begin():
+        pass
+    engine.dispose()
+
+    assert (tmp_path / "mine" / "peon.db").is_file()

@@ -222,6 +222,7 @@ class TestStream:
             ({"limit": -1}, ValueError),
             ({"undecodable": "skip"}, ValueError),
             ({"event_types": "ProjectCreated"}, TypeError),
+            ({"event_types": [ProjectCreated]}, TypeError),
         ],
     )
     def test_wrong_arguments_fail_at_the_call(

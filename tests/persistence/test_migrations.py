@@ -27,7 +27,7 @@ from sqlalchemy import URL, Engine, MetaData, inspect, text
 
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent, ProjectRenamed
-from peon.persistence import Database, MigrationFailed, SchemaOutOfDate, SchemaTooNew, StoreUnavailable
+from peon.persistence import Database, MigrationFailed, SchemaOutOfDate, SchemaTooNew, StoreUnavailable, upgrade
 from peon.persistence.engine import create_engine
 from peon.persistence.migrations import alembic_folder, migration_transaction, revisions
 
@@ -789,3 +789,19 @@ def test_the_mode_of_an_existing_file_is_left_alone(populated_url: URL) -> None:
     Database.open(url=populated_url).close()
 
     assert mode_of(file_of(populated_url)) == 0o640
+
+
+def test_a_missing_file_is_refused_without_being_created(sqlite_url: URL) -> None:
+    with pytest.raises(SchemaOutOfDate, match="is at revision base"):
+        Database.open(url=sqlite_url, migrate=False)
+
+    assert not Path(str(sqlite_url.database)).parent.exists()
+
+
+def test_the_error_of_a_failed_migration_says_what_failed(sqlite_url: URL) -> None:
+    engine = create_engine(sqlite_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE events (x)")
+    with pytest.raises(MigrationFailed, match="table events already exists"):
+        upgrade(engine)
+    engine.dispose()

@@ -58,10 +58,11 @@ class DriverErrors:
             # SQLAlchemy's wrapper may show parameters, which are payloads; the driver's own error does not.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
-            raise StoreUnavailable(f"{self._database}: {_advice(cause)}{hint}") from cause
+            raise StoreUnavailable(f"{self._database}: {explain(cause)}{hint}") from cause
 
 
-def _advice(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
+    """Returns what went wrong, and what to do where that is known; nothing that could be part of a payload."""
     if isinstance(error, UnicodeDecodeError):
         return _SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]
     if isinstance(error, sqlite3.Error):

@@ -1,10 +1,11 @@
 """Events to rows and back: the `event_type` and `payload` columns of the log."""
 
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import core_schema, from_json, to_json
@@ -73,6 +74,14 @@ class EventCodec(Generic[EventT]):
         ValueError: Two members, or two upcasters, claim the same.
     """
 
+    @overload
+    def __init__(
+        self, union: type[EventT], *, upcasters: Iterable[Upcaster] = (), check: Callable[[EventT], None] | None = None
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, union: Any, *, upcasters: Iterable[Upcaster] = (), check: Callable[[EventT], None] | None = None
+    ) -> None: ...
     def __init__(
         self, union: Any, *, upcasters: Iterable[Upcaster] = (), check: Callable[[EventT], None] | None = None
     ) -> None:
@@ -156,15 +165,19 @@ class EventCodec(Generic[EventT]):
         passed = set()
         while lift := self._lifts.get(step):
             if step in passed:
-                raise _Refused(f"the upcasters go in a circle at {step[0]} version {step[1]}")
+                raise _Refused(
+                    f"the upcasters go in a circle at {step[0]} version {step[1]}: each sets the next {SCHEMA_VERSION}"
+                )
             passed.add(step)
             try:
                 fields = lift(fields)
                 payload = to_json(fields)
             except Exception as error:
-                # Only the error's name: its text may hold parts of the payload.
+                # Its name and place: its text may hold parts of the payload.
+                place = traceback.extract_tb(error.__traceback__)[-1]
                 raise _Refused(
-                    f"the upcaster of {step[0]} from version {step[1]} failed with {type(error).__name__}"
+                    f"the upcaster of {step[0]} from version {step[1]} failed with {type(error).__name__} "
+                    f"at {place.filename}:{place.lineno}"
                 ) from None
             step = _step_of(fields)
         current = self._current[step[0]]
@@ -234,7 +247,7 @@ def _step_of(fields: object) -> tuple[str, int]:
     event_type = fields.get("type") if isinstance(fields, dict) else None
     version = fields.get(SCHEMA_VERSION, 1) if isinstance(fields, dict) else None
     if not isinstance(event_type, str) or type(version) is not int:
-        raise _Refused(f"it has no type, or a {SCHEMA_VERSION} that is not a number")
+        raise _Refused(f"it is not an object with a type and, after version 1, a number as {SCHEMA_VERSION}")
     return event_type, version
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import URL, Engine
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import migrations
+from peon.persistence.availability import database_name
 from peon.persistence.engine import create_engine, database_url
 from peon.persistence.event_store import EventStore
 
@@ -24,6 +25,9 @@ class Database:
         self.engine = engine
         self.events: EventStore[OrchestrationEvent] = EventStore(engine)
 
+    def __repr__(self) -> str:
+        return f"<Database {database_name(self.engine)}>"
+
     @classmethod
     def open(cls, config: AppConfig | None = None, *, url: str | URL | None = None, migrate: bool = True) -> Self:
         """Opens a database at the newest revision; creates folder and file of an SQLite one that does not exist.
@@ -39,7 +43,10 @@ class Database:
             SchemaOutOfDate: It is not at the newest revision, and `migrate` is off.
             MigrationFailed: It is as it was before.
             StoreUnavailable: Locked, read-only, full, damaged, not a database, not reachable.
+            PersistenceError: The URL cannot be used; its driver is not installed.
         """
+        if not isinstance(config, AppConfig | None):
+            raise TypeError("Database.open takes an AppConfig; an address is given as url=…")
         config = config or AppConfig()
         engine = create_engine(
             database_url(config) if url is None else url,
@@ -57,7 +64,10 @@ class Database:
         return cls(engine)
 
     def close(self) -> None:
-        """Closes all connections; the last one of an SQLite file also removes its -wal and -shm files."""
+        """Closes all connections; the last one of an SQLite file also removes its -wal and -shm files.
+
+        Whoever uses the database again opens connections again.
+        """
         self.events.close()
         self.engine.dispose()
 

@@ -51,13 +51,13 @@ def _parse(url: str | URL) -> URL:
     if "\0" in (parsed.database or ""):
         raise _not_a_url()
     if backend not in ("sqlite", "postgresql"):
-        raise PersistenceError(f"database.url is of {backend}; only sqlite and postgresql are supported")
+        raise PersistenceError(f"the database's URL is of {backend}; only sqlite and postgresql are supported")
     return parsed
 
 
 def _not_a_url() -> PersistenceError:
     # Not quoted, and without its cause: it may hold a password.
-    return PersistenceError("database.url is not an SQLAlchemy URL; give sqlite:///… or postgresql+psycopg://…")
+    return PersistenceError("the database's URL is not one of SQLAlchemy: give sqlite:///… or postgresql+psycopg://…")
 
 
 def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_timeout: float = 10.0) -> Engine:
@@ -75,15 +75,16 @@ def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_tim
     Raises:
         PersistenceError: The URL is malformed, of another backend, or its driver is not installed.
     """
-    parsed = _parse(url)
+    parsed = _with_absolute_path(_parse(url))
     options: dict[str, Any] = {"hide_parameters": True}  # they are payloads, and would end up in logs
     if parsed.get_backend_name() == "sqlite":
-        options |= _sqlite_options(parsed)
+        options |= _sqlite_options(parsed, busy_timeout)
     try:
         engine = sqlalchemy.create_engine(parsed, **options)
     except (ImportError, NoSuchModuleError) as error:
         raise PersistenceError(
-            f"the driver of {parsed.drivername} is not installed; for PostgreSQL: pip install 'peon[postgres]'"
+            f"the driver of {parsed.drivername} is not installed; for PostgreSQL, install peon with its extra "
+            "'postgres', or psycopg"
         ) from error
     except ArgumentError:
         raise _not_a_url() from None
@@ -97,8 +98,22 @@ def is_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
-def _sqlite_options(url: URL) -> dict[str, Any]:
-    # The driver begins no transaction of its own accord; `_begin` does.
+def is_file(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and not is_memory(url) and "uri" not in url.query
+
+
+def _with_absolute_path(url: URL) -> URL:
+    """So that a later change of the working directory does not lead to another file."""
+    if not is_file(url):
+        return url
+    try:
+        return url.set(database=str(Path(str(url.database)).expanduser().absolute()))
+    except RuntimeError as error:
+        raise PersistenceError("the home folder in the database's URL is not known") from error
+
+
+def _sqlite_options(url: URL, busy_timeout: float) -> dict[str, Any]:
+    # The driver begins no transaction of its own accord; the listener below does.
     connect_args: dict[str, Any] = {"isolation_level": None}
     if sys.version_info >= (3, 12):
         connect_args["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
@@ -106,13 +121,14 @@ def _sqlite_options(url: URL) -> dict[str, Any]:
         return {"connect_args": connect_args}
     # A database in memory is its connection: all threads take turns with the only one.
     connect_args["check_same_thread"] = False
-    return {"connect_args": connect_args, "poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
+    only_one = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": busy_timeout}
+    return {"connect_args": connect_args, **only_one}
 
 
 def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float) -> None:
     in_memory = is_memory(engine.url)
 
-    if not in_memory and "uri" not in engine.url.query:
+    if is_file(engine.url):
         path = Path(str(engine.url.database))
 
         @event.listens_for(engine, "do_connect")

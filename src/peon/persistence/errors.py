@@ -33,7 +33,7 @@ class EventDecodeError(PersistenceError):
     def __init__(self, sequence: int, event_type: str, reason: str) -> None:
         super().__init__(
             f"event {sequence} ({event_type}) cannot be decoded: {reason}. "
-            'Add an upcaster for it to the codec, or read on past it with undecodable="keep".'
+            'Mend that (with an upcaster, where an older version wrote it), or read on with undecodable="keep".'
         )
         self.sequence = sequence
         self.event_type = event_type

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, func, select
 
 from peon.orchestration import OrchestrationEvent
-from peon.persistence.availability import DriverErrors
+from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
 from peon.persistence.engine import READ_ONLY, begin_writing
 from peon.persistence.errors import EventDecodeError
@@ -65,6 +65,9 @@ class EventStore(Generic[EventT]):
             engine, hint=". Has the database been migrated? alembic upgrade head does that"
         )
         self._writer = Writer(engine)
+
+    def __repr__(self) -> str:
+        return f"<EventStore of {database_name(self._engine)}>"
 
     def append_all(
         self, events: Iterable[EventT], *, connection: Connection | None = None
@@ -156,7 +159,8 @@ class EventStore(Generic[EventT]):
         Args:
             after: Only events with a higher sequence; 0 for all.
             limit: At most so many events.
-            event_types: Only events of these types, see `event_type_name`.
+            event_types: Only events that are stored under these names, see `event_type_name`. Where an upcaster
+                renames events, name the old one as well.
             undecodable: What to do at an event that cannot be decoded: `raise`, or `keep` it in its place as
                 an `UndecodableEvent`.
 
@@ -168,8 +172,8 @@ class EventStore(Generic[EventT]):
         """
         position = _number("after", after)
         remaining = None if limit is None else _number("limit", limit)
-        if isinstance(event_types, str):
-            raise TypeError(f"event_types takes a list of names: [{event_types!r}]")
+        if isinstance(event_types, str) or not all(isinstance(name, str) for name in event_types or ()):
+            raise TypeError("event_types takes a list of names, as of event_type_name: ['ProjectCreated']")
         if undecodable not in ("raise", "keep"):
             raise ValueError(f"undecodable is 'raise' or 'keep', not {undecodable!r}")
         pages = LogPages(self._engine, self._driver_errors, event_types)

@@ -10,11 +10,11 @@ from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, exists, func, inspect, select, table, text
+from sqlalchemy import URL, Connection, Engine, exists, func, inspect, select, table, text
 from sqlalchemy.exc import DBAPIError
 
-from peon.persistence.availability import DriverErrors, database_name
-from peon.persistence.engine import READ_ONLY, begin_writing, create_private_file, is_memory, sqlite_connection
+from peon.persistence.availability import DriverErrors, database_name, explain
+from peon.persistence.engine import READ_ONLY, begin_writing, create_private_file, is_file, is_memory, sqlite_connection
 from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaOutOfDate, SchemaTooNew
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,17 @@ def is_at_head(engine: Engine) -> bool:
     return _known_revision(engine) == revisions()[-1]
 
 
+def is_missing(url: URL) -> bool:
+    """Returns whether the address is of an SQLite file that is not there; to connect to it would create it."""
+    return is_file(url) and not Path(str(url.database)).exists()
+
+
 def _known_revision(engine: Engine) -> str | None:
-    with DriverErrors(engine), engine.connect().execution_options(**{READ_ONLY: True}) as connection:
-        revision = current_revision(connection)
+    with DriverErrors(engine):
+        if is_missing(engine.url):
+            return None
+        with engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+            revision = current_revision(connection)
     refuse_unknown(engine, revision)
     return revision
 
@@ -123,13 +131,14 @@ def upgrade(engine: Engine) -> None:
         try:
             command.upgrade(config, "head")
         except Exception as error:
+            cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             raise MigrationFailed(
                 f"{database_name(engine)} could not be migrated from {revision or 'base'} to {revisions()[-1]} "
-                "and was left as it was" + (f"; a copy from before is {copy}" if copy else ""),
+                f"and was left as it was: {explain(cause)}" + (f". A copy from before is {copy}" if copy else ""),
                 database=database_name(engine),
                 revision=revision,
                 head=revisions()[-1],
-            ) from (error.orig if isinstance(error, DBAPIError) else error)
+            ) from cause
 
 
 @contextmanager
