@@ -1,5 +1,6 @@
 """One store, many threads; and a store after errors of every kind."""
 
+import logging
 import os
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ from sqlalchemy import URL, event
 
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent, ProjectRenamed
-from peon.persistence import Database, EventEncodeError, StoreUnavailable, sequencing
+from peon.persistence import Database, EventEncodeError, PersistenceError, StoreUnavailable, sequencing
 
 
 def renamed(name: str) -> ProjectRenamed:
@@ -97,6 +98,33 @@ def test_a_failure_of_one_thread_does_not_hold_up_the_others(database: Database)
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(work, range(60))) == 40
     assert database.events.last_sequence() == 40
+
+
+def test_a_logging_handler_that_appends_does_not_wait_for_itself(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: list[PersistenceError] = []
+
+    class Storing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                database.events.append_all([renamed(record.name)])
+            except PersistenceError as error:
+                refused.append(error)
+
+    handler = Storing()
+    engine_logger = logging.getLogger("sqlalchemy.engine.Engine")
+    engine_logger.addHandler(handler)
+    try:
+        with caplog.at_level(logging.INFO, engine_logger.name):
+            database.events.close()  # the next connection sees the level
+            database.events.append_all([renamed("a")])
+    finally:
+        engine_logger.removeHandler(handler)
+
+    assert refused
+    assert all("from inside an append" in str(error) for error in refused)
+    assert [s.event.name for s in database.events.replay_all()] == ["a"]  # type: ignore[union-attr]
 
 
 def test_closing_gives_the_connection_back_and_leaves_the_store_usable(lasting_url: URL) -> None:

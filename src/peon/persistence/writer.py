@@ -1,13 +1,14 @@
 """The one transaction at a time in which a store writes."""
 
 import os
-from threading import Lock
+from threading import Lock, get_ident
 from types import TracebackType
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.engine import is_memory
+from peon.persistence.errors import PersistenceError
 
 _writers: WeakSet["Writer"] = WeakSet()
 _inherited: list[object] = []
@@ -28,11 +29,20 @@ class Writer:
         self._engine = engine
         self._keep = engine.dialect.name == "sqlite" and not is_memory(engine.url)
         self._lock = Lock()
+        self._owner: int | None = None
         self._connection: Connection | None = None
         _writers.add(self)
 
     def __enter__(self) -> Connection:
+        thread = get_ident()
+        if self._owner == thread:
+            # A logging handler that stores what the engine logs comes back here, and would wait for itself.
+            raise PersistenceError(
+                "append_all was called from inside an append of the same store, by a logging handler perhaps: "
+                "call it later, or from another thread"
+            )
         self._lock.acquire()
+        self._owner = thread
         try:
             connection = self._connection
             if connection is None:
@@ -64,6 +74,7 @@ class Writer:
             if not keep:
                 self._give_back()
         finally:
+            self._owner = None
             self._lock.release()
 
     def _give_back(self) -> None:
@@ -84,6 +95,7 @@ def _start_anew() -> None:
     for writer in _writers:
         _inherited.append(writer._connection)
         writer._connection = None
+        writer._owner = None
         writer._lock = Lock()
 
 
