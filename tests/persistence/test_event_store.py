@@ -3,6 +3,7 @@ import tracemalloc
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -21,6 +22,7 @@ from peon.persistence import (
     StoreUnavailable,
     create_engine,
     paging,
+    sequencing,
     upgrade,
 )
 
@@ -115,6 +117,23 @@ class TestJoiningATransaction:
                 database.events.append_all([*renamed("b"), "no event"], connection=connection)  # type: ignore[list-item]
             database.events.append_all(renamed("c"), connection=connection)
 
+        assert names(database.events.replay_all()) == ["a", "c"]
+
+    def test_an_append_that_fails_after_writing_leaves_no_trace_in_it(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def write_then_fail(*arguments: Any) -> None:
+            sequencing.add_rows(*arguments)
+            raise LookupError
+
+        with database.engine.begin() as connection:
+            database.events.append_all(renamed("a"), connection=connection)
+            with monkeypatch.context() as patched, pytest.raises(LookupError):
+                patched.setattr("peon.persistence.event_store.add_rows", write_then_fail)
+                database.events.append_all(renamed("b"), connection=connection)
+            (third,) = database.events.append_all(renamed("c"), connection=connection)
+
+        assert third.sequence == 2
         assert names(database.events.replay_all()) == ["a", "c"]
 
     def test_two_appends_count_on(self, database: Database) -> None:
