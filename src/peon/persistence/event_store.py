@@ -103,7 +103,7 @@ class EventStore(Generic[EventT]):
                 with connection.begin_nested():
                     first, stored_at = add_rows(connection, *columns)
         places = zip(range(first, first + len(batch)), batch, repeat(stored_at), strict=False)
-        # Half the time of calling StoredEvent: no Python code runs for an event.
+        # Two thirds of the time of calling StoredEvent: no Python code runs for an event.
         return list(map(tuple.__new__, repeat(StoredEvent), places))
 
     @overload
@@ -191,7 +191,7 @@ class EventStore(Generic[EventT]):
 
     def _decoded(self, pages: Iterator[list[LogRow]], *, keep: bool) -> Iterator[StoredEvent[Any]]:
         decoders = self._codec.decoders
-        new = tuple.__new__  # half the time of calling StoredEvent
+        new = tuple.__new__  # two thirds of the time of calling StoredEvent
         text, moment = None, NO_TIME
         for page in pages:
             for sequence, event_type, payload, stored_at in page:

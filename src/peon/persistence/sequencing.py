@@ -7,7 +7,7 @@ from itertools import count, repeat
 from sqlalchemy import Connection, func, insert, select, text
 from sqlalchemy.dialects import sqlite
 
-from peon.persistence.engine import begin_writing, sqlite_connection
+from peon.persistence.engine import sqlite_connection
 from peon.persistence.schema import events
 from peon.persistence.timestamps import format_timestamp
 
@@ -20,12 +20,11 @@ _LAST = select(func.coalesce(func.max(events.c.sequence), 0))
 
 
 def add_rows(connection: Connection, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
-    """Stores at least one event, of which two columns are given.
+    """Stores at least one event, of which two columns are given, in the transaction that `begin_writing` opened.
 
     Returns:
         The sequence of the first, the others following without a gap, and the moment they were stored.
     """
-    begin_writing(connection)
     if connection.dialect.name == "sqlite":
         return _add_to_sqlite(connection, event_types, payloads)
     return _add_to_postgresql(connection, event_types, payloads)

@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 
-from peon.persistence.engine import is_memory
+from peon.persistence.engine import begin_writing, is_memory
 from peon.persistence.errors import PersistenceError
 
 _writers: WeakSet["Writer"] = WeakSet()
@@ -47,7 +47,7 @@ class Writer:
             connection = self._connection
             if connection is None:
                 connection = self._connection = self._engine.connect()
-            connection.begin()
+            begin_writing(connection)
         except BaseException:
             self._end()
             raise
