@@ -38,6 +38,12 @@ class TurnStatus(StrEnum):
     FAILED = "failed"
 
 
+class ApprovalStatus(StrEnum):
+    PENDING = "pending"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+
+
 class MessageRole(StrEnum):
     USER = "user"
     ASSISTANT = "assistant"
@@ -149,10 +155,44 @@ class Message(Value):
 
 
 class Checkpoint(Value):
-    """A state of the project's files, kept as a git reference."""
+    """A state of the project's files, kept as a git reference; `restored_at` is when they last went back to it."""
 
     id: UUID
     thread_id: UUID
     turn_id: UUID
     git_ref: str
     created_at: UtcDatetime
+    restored_at: UtcDatetime | None = None
+
+
+class Approval(Value):
+    """An action that a supervised agent asked leave for; `reason` is what the user said when it was rejected."""
+
+    id: UUID
+    thread_id: UUID
+    turn_id: UUID
+    action: str
+    detail: JsonValue
+    status: ApprovalStatus
+    reason: str | None
+    requested_at: UtcDatetime
+    decided_at: UtcDatetime | None
+
+
+class Commit(Value):
+    """Changes that were committed to git in a thread; `hash` is the git object name."""
+
+    thread_id: UUID
+    hash: str
+    message: str
+    committed_at: UtcDatetime
+
+
+class Branch(Value):
+    """A git branch that a thread created, pushed, or both; `remote` is where it was last pushed to."""
+
+    thread_id: UUID
+    name: str
+    created_at: UtcDatetime | None
+    remote: str | None
+    pushed_at: UtcDatetime | None

@@ -13,8 +13,9 @@ from peon.persistence.errors import (
     SchemaTooNew,
     StoreUnavailable,
 )
-from peon.persistence.event_store import EventStore, StoredEvent
+from peon.persistence.event_store import EventStore
 from peon.persistence.migrations import upgrade
+from peon.persistence.stored_events import StoredEvent
 
 __all__ = [
     "Database",

@@ -2,6 +2,7 @@
 
 import sqlite3
 from types import TracebackType
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -46,6 +47,8 @@ class DriverErrors:
     def __init__(self, engine: Engine, hint: str = "") -> None:
         self._database = database_name(engine)
         self._hint = hint
+        dbapi: Any = engine.dialect.loaded_dbapi
+        self._errors = (SQLAlchemyError, dbapi.Error, OSError, UnicodeDecodeError)
 
     def __enter__(self) -> None:
         return None
@@ -54,7 +57,7 @@ class DriverErrors:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # UnicodeDecodeError: SQLite quotes damaged text in a message, and the driver cannot decode that.
-        if isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError, UnicodeDecodeError)):
+        if isinstance(error, self._errors):
             # SQLAlchemy's wrapper may show parameters, which are payloads; the driver's own error does not.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""

@@ -1,5 +1,6 @@
 """The façade: opens a database, migrates it, and wires the parts."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +12,7 @@ from peon.persistence import migrations
 from peon.persistence.availability import database_name
 from peon.persistence.engine import create_engine, database_url
 from peon.persistence.event_store import EventStore
+from peon.persistence.projections import OrchestrationProjection, Progress, Projection, Projections
 
 
 class Database:
@@ -18,24 +20,39 @@ class Database:
 
     Attributes:
         engine: For transactions of the application's own.
-        events: The log.
+        events: The log; appending to it keeps the projections up to date, unless they are off.
+        projections: To catch up, rebuild and verify the tables that are derived from the log.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, projections: bool | Sequence[Projection] = True) -> None:
         self.engine = engine
-        self.events: EventStore[OrchestrationEvent] = EventStore(engine)
+        others = () if isinstance(projections, bool) else projections
+        self.projections = Projections(engine, [OrchestrationProjection(), *others])
+        on_append = None if projections is False else self.projections.apply
+        self.events: EventStore[OrchestrationEvent] = EventStore(engine, on_append=on_append)
 
     def __repr__(self) -> str:
         return f"<Database {database_name(self.engine)}>"
 
     @classmethod
-    def open(cls, config: AppConfig | None = None, *, url: str | URL | None = None, migrate: bool = True) -> Self:
+    def open(
+        cls,
+        config: AppConfig | None = None,
+        *,
+        url: str | URL | None = None,
+        migrate: bool = True,
+        projections: bool | Sequence[Projection] = True,
+        progress: Progress | None = None,
+    ) -> Self:
         """Opens a database at the newest revision; creates folder and file of an SQLite one that does not exist.
 
         Args:
             config: Read from environment and file by default.
             url: Instead of the configured address.
             migrate: Bring an older or empty database to the newest revision; otherwise refuse it.
+            projections: Keep the projections: those that are behind the log are caught up first. `False` opens
+                the log alone, and leaves them as they are. A list adds projections of your own.
+            progress: Called while projections catch up: how many events are done, and how many there are to do.
 
         Raises:
             ConfigError: The configuration is wrong.
@@ -58,10 +75,13 @@ class Database:
                 migrations.upgrade(engine)
             else:
                 migrations.require_head(engine)
+            database = cls(engine, projections=projections)
+            if projections is not False:
+                database.projections.catch_up(progress)
         except BaseException:
             engine.dispose()
             raise
-        return cls(engine)
+        return database
 
     def close(self) -> None:
         """Closes all connections; the last one of an SQLite file also removes its -wal and -shm files.

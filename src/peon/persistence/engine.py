@@ -94,6 +94,13 @@ def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_tim
     return engine
 
 
+def consistent_reads(engine: Engine) -> Engine:
+    """Returns the engine with transactions that only read, and see one committed state from first to last."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(**{READ_ONLY: True})
+    return engine.execution_options(isolation_level="REPEATABLE READ")
+
+
 def is_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 

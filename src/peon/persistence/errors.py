@@ -40,6 +40,43 @@ class EventDecodeError(PersistenceError):
         self.reason = reason
 
 
+class ProjectionError(PersistenceError):
+    """An event was refused: it contradicts what the projections hold. Nothing of its batch was stored.
+
+    Attributes:
+        index: The event's place in the batch, from 0.
+        event_type: The name of its class.
+        reason: What it contradicts.
+    """
+
+    def __init__(self, index: int, event_type: str, reason: str) -> None:
+        super().__init__(f"event {index} of the batch ({event_type}) cannot be applied: {reason}")
+        self.index = index
+        self.event_type = event_type
+        self.reason = reason
+
+
+class ProjectionsOutOfDate(PersistenceError):  # noqa: N818 - as below
+    """The projections in the database are those of another version of the code. Nothing was stored.
+
+    `Database.open` and `db.projections.rebuild()` bring them to this version.
+    """
+
+
+class SettingError(PersistenceError):
+    """A setting was refused, or is not what it was asked for as.
+
+    Attributes:
+        key: Of the setting.
+        reason: What is wrong with its value.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"setting {key!r}: {reason}")
+        self.key = key
+        self.reason = reason
+
+
 class SchemaError(PersistenceError):
     """The tables of a database are not those that this version needs.
 

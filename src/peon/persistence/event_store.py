@@ -1,11 +1,10 @@
 """The log: events in, in one transaction a batch; events out, in order, every one of them."""
 
 import gc
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import repeat
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Generic, Literal, overload
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, func, select
@@ -14,36 +13,17 @@ from peon.orchestration import OrchestrationEvent
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
 from peon.persistence.engine import READ_ONLY, begin_writing
-from peon.persistence.errors import EventDecodeError
-from peon.persistence.paging import LogPages, LogRow
+from peon.persistence.paging import LogPages
 from peon.persistence.schema import events as log
 from peon.persistence.sequencing import add_rows
-from peon.persistence.timestamps import parse_timestamp
+from peon.persistence.stored_events import StoredEvent, decoded
 from peon.persistence.writer import Writer
-
-StoredT = TypeVar("StoredT", covariant=True)
-
-NO_TIME = datetime.min.replace(tzinfo=UTC)
-"""Stands for the `stored_at` of a row whose column holds no time, where such rows are kept."""
 
 LAST_POSSIBLE_SEQUENCE = 2**63 - 1
 
 Undecodable = Literal["raise", "keep"]
 
-
-class StoredEvent(NamedTuple, Generic[StoredT]):
-    """An event in its place in the log. A tuple, as it is the cheapest frozen value: it is made for each event read.
-
-    Attributes:
-        sequence: Its number, counted from 1 without gaps.
-        event: The event; an `UndecodableEvent` where the read was asked to keep those.
-        stored_at: When it was stored, in UTC, by the clock of the machine that stored it. `NO_TIME` for an
-            `UndecodableEvent` whose row does not say.
-    """
-
-    sequence: int
-    event: StoredT
-    stored_at: datetime
+AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
 
 
 class EventStore(Generic[EventT]):
@@ -52,15 +32,22 @@ class EventStore(Generic[EventT]):
     Args:
         engine: Best of `create_engine`; any other of SQLite or PostgreSQL works, with its own durability.
         codec: For which events; the domain's own by default.
+        on_append: Called in the transaction of each append, after the events were stored in it. What it raises
+            fails the append.
     """
 
     @overload
-    def __init__(self: "EventStore[OrchestrationEvent]", engine: Engine) -> None: ...
+    def __init__(
+        self: "EventStore[OrchestrationEvent]", engine: Engine, *, on_append: AppendHook | None = None
+    ) -> None: ...
     @overload
-    def __init__(self, engine: Engine, codec: EventCodec[EventT]) -> None: ...
-    def __init__(self, engine: Engine, codec: EventCodec[Any] = orchestration_codec) -> None:
+    def __init__(self, engine: Engine, codec: EventCodec[EventT], *, on_append: AppendHook | None = None) -> None: ...
+    def __init__(
+        self, engine: Engine, codec: EventCodec[Any] = orchestration_codec, *, on_append: AppendHook | None = None
+    ) -> None:
         self._engine = engine
         self._codec = codec
+        self._on_append = on_append
         self._driver_errors = DriverErrors(
             engine, hint=". Has the database been migrated? alembic upgrade head does that"
         )
@@ -85,6 +72,8 @@ class EventStore(Generic[EventT]):
 
         Raises:
             EventEncodeError: One of them would not come back as it is. Nothing was stored.
+            ProjectionError: One of them contradicts what the projections hold, where the store has any. Nothing
+                was stored.
             StoreUnavailable: The database is locked, read-only, full, damaged. Nothing was stored.
             TypeError: `events` is a single event.
         """
@@ -97,14 +86,21 @@ class EventStore(Generic[EventT]):
         with self._driver_errors:
             if connection is None:
                 with self._writer as own:
-                    first, stored_at = add_rows(own, *columns)
-            else:
-                begin_writing(connection)
-                with connection.begin_nested():
-                    first, stored_at = add_rows(connection, *columns)
+                    return self._add(own, batch, *columns)
+            begin_writing(connection)
+            with connection.begin_nested():
+                return self._add(connection, batch, *columns)
+
+    def _add(
+        self, connection: Connection, batch: list[EventT], event_types: Sequence[str], payloads: Sequence[str]
+    ) -> list[StoredEvent[EventT]]:
+        first, stored_at = add_rows(connection, event_types, payloads)
         places = zip(range(first, first + len(batch)), batch, repeat(stored_at), strict=False)
         # Two thirds of the time of calling StoredEvent: no Python code runs for an event.
-        return list(map(tuple.__new__, repeat(StoredEvent), places))
+        stored = list(map(tuple.__new__, repeat(StoredEvent), places))
+        if self._on_append is not None:
+            self._on_append(connection, stored)
+        return stored
 
     @overload
     def replay_all(self, *, undecodable: Literal["raise"] = "raise") -> list[StoredEvent[EventT]]: ...
@@ -177,7 +173,7 @@ class EventStore(Generic[EventT]):
         if undecodable not in ("raise", "keep"):
             raise ValueError(f"undecodable is 'raise' or 'keep', not {undecodable!r}")
         pages = LogPages(self._engine, self._driver_errors, event_types)
-        return self._decoded(pages.read(position, remaining), keep=undecodable == "keep")
+        return decoded(pages.read(position, remaining), self._codec, keep=undecodable == "keep")
 
     def close(self) -> None:
         """Gives back the connection that appends keep; the store stays usable."""
@@ -188,50 +184,6 @@ class EventStore(Generic[EventT]):
         reader = self._engine.execution_options(**{READ_ONLY: True})
         with self._driver_errors, reader.connect() as connection:
             return connection.scalar(select(func.max(log.c.sequence))) or 0
-
-    def _decoded(self, pages: Iterator[list[LogRow]], *, keep: bool) -> Iterator[StoredEvent[Any]]:
-        decoders = self._codec.decoders
-        new = tuple.__new__  # two thirds of the time of calling StoredEvent
-        text, moment = None, NO_TIME
-        for page in pages:
-            for sequence, event_type, payload, stored_at in page:
-                try:
-                    if stored_at != text:  # the events of a batch share it
-                        moment = parse_timestamp(stored_at)
-                        text = stored_at
-                    event = decoders[event_type](payload)
-                except Exception:
-                    # Once more and slower, for the reason.
-                    moment, event = self._decode_or_keep(sequence, event_type, payload, stored_at, keep=keep)
-                    text = None
-                yield new(StoredEvent, (sequence, event, moment))
-            # Frees its memory for the next page, which is then in the processor's cache: a tenth faster.
-            page.clear()
-
-    def _decode_or_keep(
-        self, sequence: int, event_type: str, payload: str, stored_at: str, *, keep: bool
-    ) -> tuple[datetime, EventT | UndecodableEvent]:
-        moment = NO_TIME
-        try:
-            moment = _parse_stored_at(sequence, event_type, stored_at)
-            return moment, self._codec.decode(sequence, event_type, payload)
-        except EventDecodeError as error:
-            if not keep:
-                raise
-            return moment, UndecodableEvent(_as_text(event_type), _as_text(payload), error.reason)
-
-
-def _parse_stored_at(sequence: int, event_type: str, stored_at: str) -> datetime:
-    try:
-        return parse_timestamp(stored_at)
-    except (ValueError, TypeError):
-        raise EventDecodeError(sequence, event_type, "stored_at is not a timestamp") from None
-
-
-def _as_text(value: str | bytes | None) -> str:
-    if value is None:  # in a damaged file
-        return ""
-    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
 
 
 def _number(name: str, value: int) -> int:

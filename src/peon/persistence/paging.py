@@ -1,14 +1,14 @@
-"""Reads the rows of the log page by page; between two pages no transaction and no connection is held."""
+"""Reads the rows of the log page by page."""
 
 import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 
-from sqlalchemy import Engine, bindparam, select
+from sqlalchemy import Connection, Engine, bindparam, select
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from peon.persistence.availability import DriverErrors
-from peon.persistence.engine import READ_ONLY
+from peon.persistence.engine import READ_ONLY, sqlite_connection
 from peon.persistence.schema import events
 
 PAGE_EVENTS = 1_000
@@ -34,7 +34,7 @@ _PAGE = (
 class LogPages:
     """The pages of the log of `engine`, of events of all types, or of some."""
 
-    def __init__(self, engine: Engine, driver_errors: DriverErrors, event_types: Collection[str] | None) -> None:
+    def __init__(self, engine: Engine, driver_errors: DriverErrors, event_types: Collection[str] | None = None) -> None:
         self._driver_errors = driver_errors
         self._engine = engine.execution_options(**{READ_ONLY: True})
         self._query = _PAGE if event_types is None else _PAGE.where(events.c.event_type.in_(list(event_types)))
@@ -44,7 +44,10 @@ class LogPages:
         self._in_sqlite = engine.dialect.name == "sqlite"
 
     def read(self, after: int, limit: int | None) -> Iterator[list[LogRow]]:
-        """Yields the rows above a sequence, at most `limit` of them, until there are no more."""
+        """Yields the rows above a sequence, at most `limit` of them, until there are no more.
+
+        Between two pages no transaction and no connection is held.
+        """
         remaining = limit
         while remaining is None or remaining > 0:
             rows = PAGE_EVENTS if remaining is None else min(PAGE_EVENTS, remaining)
@@ -58,21 +61,32 @@ class LogPages:
                 remaining -= len(page)
             yield page
 
+    def read_page(self, connection: Connection, after: int) -> list[LogRow]:
+        """Returns the page above a sequence as the transaction of `connection` sees it; an empty one at the end."""
+        parameters = {"after": after, "rows": PAGE_EVENTS}
+        if self._in_sqlite:
+            return self._read_from_sqlite(sqlite_connection(connection), parameters)
+        with connection.execute(self._query, parameters) as result:
+            return _fetch(result.cursor)
+
     def _read_page(self, parameters: dict[str, int]) -> list[LogRow]:
         if not self._in_sqlite:
             with self._engine.connect() as connection, connection.execute(self._query, parameters) as result:
                 return _fetch(result.cursor)
-        query = self._compiled.construct_expanded_state(parameters)
         with closing(self._engine.raw_connection()) as pooled:
             driver: sqlite3.Connection = pooled.dbapi_connection  # type: ignore[assignment]
-            try:
-                return _fetch(driver.execute(query.statement, query.positional_parameters))
-            except sqlite3.OperationalError as error:
-                # Only errors of Python's module itself have no code: it met text that is not UTF-8.
-                if hasattr(error, "sqlite_errorcode"):
-                    raise
-            with _damaged_text_escaped(driver):
-                return _fetch(driver.execute(query.statement, query.positional_parameters))
+            return self._read_from_sqlite(driver, parameters)
+
+    def _read_from_sqlite(self, driver: sqlite3.Connection, parameters: dict[str, int]) -> list[LogRow]:
+        query = self._compiled.construct_expanded_state(parameters)
+        try:
+            return _fetch(driver.execute(query.statement, query.positional_parameters))
+        except sqlite3.OperationalError as error:
+            # Only errors of Python's module itself have no code: it met text that is not UTF-8.
+            if hasattr(error, "sqlite_errorcode"):
+                raise
+        with _damaged_text_escaped(driver):
+            return _fetch(driver.execute(query.statement, query.positional_parameters))
 
 
 def _fetch(cursor: DBAPICursor | sqlite3.Cursor) -> list[LogRow]:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 
 metadata = MetaData(
@@ -39,6 +40,14 @@ events = Table(
 )
 Index("idx_events_sequence", events.c.sequence)
 
+# The projections: what the log says, in rows. `sequence` is the place of the event that created the row; lists
+# are in its order. Where it has a default, the table is older than the column.
+
+
+def _sequence() -> Column[int]:
+    return Column("sequence", BigInteger, nullable=False, server_default=text("0"))
+
+
 projection_projects = Table(
     "projection_projects",
     metadata,
@@ -46,7 +55,9 @@ projection_projects = Table(
     Column("name", Text, nullable=False),
     Column("path", Text, nullable=False),
     Column("created_at", Text, nullable=False),
+    _sequence(),
 )
+Index(None, projection_projects.c.sequence)
 
 projection_threads = Table(
     "projection_threads",
@@ -61,7 +72,9 @@ projection_threads = Table(
     Column("error", Text),
     Column("created_at", Text, nullable=False),
     Column("updated_at", Text, nullable=False),
+    _sequence(),
 )
+Index(None, projection_threads.c.project_id, projection_threads.c.sequence)
 
 projection_turns = Table(
     "projection_turns",
@@ -72,8 +85,10 @@ projection_turns = Table(
     Column("error", Text),
     Column("started_at", Text, nullable=False),
     Column("completed_at", Text),
+    _sequence(),
 )
 Index("idx_turns_thread", projection_turns.c.thread_id)
+Index(None, projection_turns.c.thread_id, projection_turns.c.sequence)
 
 projection_messages = Table(
     "projection_messages",
@@ -83,8 +98,23 @@ projection_messages = Table(
     Column("role", Text, nullable=False),
     Column("content", Text, nullable=False),
     Column("created_at", Text, nullable=False),
+    _sequence(),
+    Column("thread_id", Text, nullable=False, server_default=""),  # its turn's
 )
 Index("idx_messages_turn", projection_messages.c.turn_id)
+Index(None, projection_messages.c.turn_id, projection_messages.c.sequence)
+Index(None, projection_messages.c.thread_id, projection_messages.c.sequence)
+
+# Text that is still being streamed, as JSON strings: a chunk costs the same for any length of the message. When
+# the turn ends, it goes into the message's content. One row an event, so that a rebuild gives the same rows.
+projection_message_chunks = Table(
+    "projection_message_chunks",
+    metadata,
+    Column("message_id", ForeignKey("projection_messages.id", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("delta", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
 
 checkpoints = Table(
     "checkpoints",
@@ -94,6 +124,77 @@ checkpoints = Table(
     Column("turn_id", ForeignKey("projection_turns.id", ondelete="CASCADE"), nullable=False),
     Column("git_ref", Text, nullable=False),
     Column("created_at", Text, nullable=False),
+    _sequence(),
+    Column("restored_at", Text),
+)
+Index(None, checkpoints.c.thread_id, checkpoints.c.sequence)
+Index(None, checkpoints.c.turn_id)
+
+projection_approvals = Table(
+    "projection_approvals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
+    Column("turn_id", ForeignKey("projection_turns.id", ondelete="CASCADE"), nullable=False),
+    Column("action", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("reason", Text),
+    Column("requested_at", Text, nullable=False),
+    Column("decided_at", Text),
+    Column("sequence", BigInteger, nullable=False),
+)
+Index(None, projection_approvals.c.status, projection_approvals.c.thread_id, projection_approvals.c.sequence)
+Index(None, projection_approvals.c.thread_id)
+Index(None, projection_approvals.c.turn_id)
+
+projection_commits = Table(
+    "projection_commits",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("committed_at", Text, nullable=False),
+)
+Index(None, projection_commits.c.thread_id, projection_commits.c.sequence)
+
+projection_branches = Table(
+    "projection_branches",
+    metadata,
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("created_at", Text),
+    Column("remote", Text),
+    Column("pushed_at", Text),
+    Column("sequence", BigInteger, nullable=False),
+)
+Index(None, projection_branches.c.thread_id, projection_branches.c.sequence)
+
+# At most one row.
+projection_selected_thread = Table(
+    "projection_selected_thread",
+    metadata,
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), primary_key=True),
+)
+
+# How far each projection has come in the log, and which version of its code brought it there.
+projection_positions = Table(
+    "projection_positions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+)
+
+# Stored events that a projection could not apply.
+projection_problems = Table(
+    "projection_problems",
+    metadata,
+    Column("projection", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_type", Text, nullable=False),
+    Column("reason", Text, nullable=False),
 )
 
 settings = Table(

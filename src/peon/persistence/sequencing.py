@@ -30,6 +30,14 @@ def add_rows(connection: Connection, event_types: Sequence[str], payloads: Seque
     return _add_to_postgresql(connection, event_types, payloads)
 
 
+def lock_log(connection: Connection) -> None:
+    """Keeps all others from appending until the transaction that `begin_writing` opened ends; not from reading."""
+    # A sequence of PostgreSQL hands out numbers before commit and loses those of transactions that fail. So
+    # appenders take turns, and count on from what is committed. In SQLite they do so anyway.
+    if connection.dialect.name != "sqlite":
+        connection.execute(text("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE"))
+
+
 def _add_to_sqlite(connection: Connection, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
     # The write lock is held, so nobody comes between these rows, and no number is lost when they are undone.
     moment = datetime.now(UTC)
@@ -42,9 +50,7 @@ def _add_to_sqlite(connection: Connection, event_types: Sequence[str], payloads:
 def _add_to_postgresql(
     connection: Connection, event_types: Sequence[str], payloads: Sequence[str]
 ) -> tuple[int, datetime]:
-    # A sequence of PostgreSQL hands out numbers before commit and loses those of transactions that fail. So
-    # appenders take turns, and count on from what is committed. Readers are not held up.
-    connection.execute(text("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE"))
+    lock_log(connection)
     first: int = connection.scalars(_LAST).one() + 1
     moment = datetime.now(UTC)
     stored_at = format_timestamp(moment)

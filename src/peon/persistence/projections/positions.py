@@ -1,0 +1,87 @@
+"""How far each projection has come, and what it could not apply."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from peon.persistence.projections.projection import Projection
+from peon.persistence.schema import events, projection_positions, projection_problems
+from peon.persistence.statements import DriverStatement, insert_into
+
+_ADVANCE = DriverStatement(
+    update(projection_positions)
+    .where(
+        projection_positions.c.name == bindparam("of_name"),
+        projection_positions.c.version == bindparam("of_version"),
+        projection_positions.c.sequence == bindparam("before"),
+    )
+    .values(sequence=bindparam("last")),
+    ["last", "of_name", "of_version", "before"],
+)
+
+_INSERT_PROBLEM = insert_into(projection_problems)
+
+
+class Position(NamedTuple):
+    """`sequence` is that of the last event that was applied, by that version of the projection's code."""
+
+    version: int
+    sequence: int
+
+
+class Problem(NamedTuple):
+    """A stored event that a projection could not apply.
+
+    Attributes:
+        projection: The projection's name.
+        sequence: The event's place in the log.
+        event_type: As it is stored.
+        reason: What it contradicts, or why it cannot be decoded.
+    """
+
+    projection: str
+    sequence: int
+    event_type: str
+    reason: str
+
+
+def advance(connection: Connection, projections: Sequence[Projection], before: int, last: int) -> bool:
+    """Moves those projections that stand at `before`, and returns whether all of them did."""
+    rows = [(last, projection.name, projection.version, before) for projection in projections]
+    return _ADVANCE.run(connection, rows) == len(rows)
+
+
+def position_of(connection: Connection, projection: Projection) -> Position | None:
+    """Returns `None` for a projection that was never begun."""
+    row = connection.execute(
+        select(projection_positions.c.version, projection_positions.c.sequence).where(
+            projection_positions.c.name == projection.name
+        )
+    ).one_or_none()
+    return None if row is None else Position(*row)
+
+
+def set_position(connection: Connection, projection: Projection, sequence: int) -> None:
+    connection.execute(delete(projection_positions).where(projection_positions.c.name == projection.name))
+    connection.execute(
+        insert(projection_positions).values(name=projection.name, version=projection.version, sequence=sequence)
+    )
+
+
+def end_of_log(connection: Connection) -> int:
+    return connection.scalar(select(func.coalesce(func.max(events.c.sequence), 0))) or 0
+
+
+def add_problems(connection: Connection, problems: Sequence[Problem]) -> None:
+    _INSERT_PROBLEM.run(connection, problems)
+
+
+def problems_of(connection: Connection, projection: Projection) -> list[Problem]:
+    columns = projection_problems.c
+    query = (
+        select(columns.projection, columns.sequence, columns.event_type, columns.reason)
+        .where(columns.projection == projection.name)
+        .order_by(columns.sequence)
+    )
+    return [Problem(*row) for row in connection.execute(query)]

@@ -1,0 +1,223 @@
+"""Keeps projections equal to what the log says: in each append, at start-up, and anew where that is needed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from peon.persistence.availability import DriverErrors, database_name
+from peon.persistence.codec import orchestration_codec
+from peon.persistence.engine import READ_ONLY, begin_writing, consistent_reads
+from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
+from peon.persistence.projections import tables
+from peon.persistence.projections.positions import (
+    Problem,
+    advance,
+    end_of_log,
+    position_of,
+    problems_of,
+    set_position,
+)
+from peon.persistence.projections.projection import Projection
+from peon.persistence.projections.replay import Meter, Progress, Replay
+from peon.persistence.projections.shadow import shadowed
+from peon.persistence.projections.verification import Difference, compare, compare_position, compare_problems
+from peon.persistence.schema import projection_problems
+from peon.persistence.sequencing import lock_log
+from peon.persistence.stored_events import StoredEvent
+
+
+class Projections:
+    """The projections of one database.
+
+    Raises:
+        ValueError: Two have the same name or table, or a foreign key leads out of the tables of one.
+    """
+
+    def __init__(self, engine: Engine, projections: Sequence[Projection]) -> None:
+        tables.check(projections)
+        self._engine = engine
+        self._reads = consistent_reads(engine)
+        self._projections = tuple(projections)
+        self._replay = Replay(engine, orchestration_codec)
+        self._driver_errors = DriverErrors(engine)
+
+    def __repr__(self) -> str:
+        return f"<Projections {', '.join(p.name for p in self._projections)} of {database_name(self._engine)}>"
+
+    def apply(self, connection: Connection, stored: list[StoredEvent[Any]]) -> None:
+        """Applies events in the transaction that has just stored them.
+
+        Raises:
+            ProjectionError: At the first event that contradicts what is there. The transaction must be undone.
+            ProjectionsOutOfDate: The tables are those of another version.
+        """
+        first, last = stored[0].sequence, stored[-1].sequence
+        if not advance(connection, self._projections, first - 1, last):
+            self._close_gaps(connection, first - 1, last)
+        for projection in self._projections:
+            refusal = min(projection.apply(connection, stored), default=None)
+            if refusal is not None:
+                index = refusal.sequence - first
+                raise ProjectionError(index, type(stored[index].event).__name__, refusal.reason)
+
+    def position(self) -> int:
+        """Returns the sequence of the last event that all projections have applied, 0 before the first."""
+        with self._driver_errors, self._reads.connect() as connection:
+            found = [position_of(connection, projection) for projection in self._projections]
+            return min((0 if position is None else position.sequence for position in found), default=0)
+
+    def problems(self) -> list[Problem]:
+        """Returns the stored events that could not be applied, by projection and sequence."""
+        with self._driver_errors, self._reads.connect() as connection:
+            return [problem for projection in self._projections for problem in problems_of(connection, projection)]
+
+    def catch_up(self, progress: Progress | None = None) -> None:
+        """Applies the events that are stored and were not applied; does nothing where there are none.
+
+        It goes page by page, each in a transaction of its own together with the position, so that another call
+        goes on where this one was interrupted. Events that cannot be applied become problems. What another
+        version of the code has built is built anew, as by `rebuild`.
+
+        Args:
+            progress: Called after each page: how many events are done, and how many there are to do in all.
+
+        Raises:
+            StoreUnavailable: The database is locked, read-only, full, damaged.
+        """
+        with self._driver_errors:
+            with self._reads.connect() as connection:
+                end = end_of_log(connection)
+                found = {projection: position_of(connection, projection) for projection in self._projections}
+            changed, behind, total = [], [], 0
+            for projection, position in found.items():
+                if position is not None and position.version != projection.version:
+                    changed.append(projection)
+                    total += end
+                elif position is None or position.sequence < end:
+                    behind.append(projection)
+                    total += end - (position.sequence if position is not None else 0)
+            meter = Meter(progress, total)
+            for projection in changed:
+                self._rebuild(projection, meter)
+            for projection in behind:
+                self._catch_up(projection, meter)
+
+    def rebuild(self, progress: Progress | None = None) -> None:
+        """Builds all projections anew from the log.
+
+        Readers see the old rows until all new ones are there, and appends wait only while those are put in place.
+        An interrupted rebuild has changed nothing.
+
+        Args:
+            progress: As of `catch_up`.
+
+        Raises:
+            StoreUnavailable: The database is locked, read-only, full, damaged.
+        """
+        with self._driver_errors:
+            with self._reads.connect() as connection:
+                meter = Meter(progress, end_of_log(connection) * len(self._projections))
+            for projection in self._projections:
+                self._rebuild(projection, meter)
+
+    def verify(self, progress: Progress | None = None) -> list[Difference]:
+        """Computes all rows from the log once more, beside the tables, and compares; changes nothing.
+
+        Args:
+            progress: As of `catch_up`.
+
+        Returns:
+            What differs; an empty list where the tables are equal to what the log says. An event that could not be
+            applied is a difference, too: a row of `projection_problems` where none is expected.
+
+        Raises:
+            StoreUnavailable: The database cannot be read.
+        """
+        with self._driver_errors, self._reads.connect() as connection:
+            meter = Meter(progress, end_of_log(connection) * len(self._projections))
+            return [
+                difference
+                for projection in self._projections
+                for difference in self._differences(connection, projection, meter)
+            ]
+
+    def _close_gaps(self, connection: Connection, before: int, last: int) -> None:
+        """Applies what others have stored without this projection, an older version of the application perhaps."""
+        for projection in self._projections:
+            position = position_of(connection, projection)
+            if position is None or position.version != projection.version or position.sequence > last:
+                raise ProjectionsOutOfDate(
+                    f"projection {projection.name} in {database_name(self._engine)} was changed by another version "
+                    "of the application: open the database again, by the same version in all processes"
+                )
+            if position.sequence == last:  # advanced already
+                continue
+            self._apply_all(connection, projection, position.sequence, until=before)
+            set_position(connection, projection, last)
+
+    def _catch_up(self, projection: Projection, meter: Meter) -> None:
+        at_end = False
+        while not at_end:
+            with self._engine.begin() as connection:
+                begin_writing(connection)
+                lock_log(connection)
+                position = position_of(connection, projection)
+                if position is None:
+                    tables.prepare(connection, projection)
+                    set_position(connection, projection, 0)
+                after = 0 if position is None else position.sequence
+                last = self._replay.apply_page(connection, projection, after)
+                if last is not None:
+                    set_position(connection, projection, last)
+            at_end = last is None
+            if last is not None:
+                meter.add(last - after)
+
+    def _rebuild(self, projection: Projection, meter: Meter) -> None:
+        with (
+            self._engine.connect().execution_options(**{READ_ONLY: True}) as connection,
+            shadowed(connection, [*projection.tables, projection_problems]) as pair,
+        ):
+            # A transaction a page: a long one would keep SQLite from reusing its -wal file.
+            last = self._apply_all(connection, projection, 0, meter, commit=True)
+            connection.execution_options(**{READ_ONLY: False})
+            begin_writing(connection)
+            lock_log(connection)
+            last = self._apply_all(connection, projection, last, meter)
+            tables.replace(connection, projection, pair)
+            set_position(connection, projection, last)
+            connection.commit()
+
+    def _differences(self, connection: Connection, projection: Projection, meter: Meter) -> list[Difference]:
+        position = position_of(connection, projection)
+        found_problems = problems_of(connection, projection)
+        differences = list(compare_position(projection, end_of_log(connection), position))
+        if position is None or position.version != projection.version:
+            return differences  # its tables may be others, or not be there
+        with shadowed(connection, [*projection.tables, projection_problems]) as pair:
+            self._apply_all(connection, projection, 0, meter)
+            differences += compare_problems(problems_of(connection, projection), found_problems)
+            for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
+                if table.name != projection_problems.name:
+                    differences += compare(connection, shadow, table)
+        return differences
+
+    def _apply_all(
+        self,
+        connection: Connection,
+        projection: Projection,
+        after: int,
+        meter: Meter | None = None,
+        *,
+        until: int | None = None,
+        commit: bool = False,
+    ) -> int:
+        """Applies the events above `after`, and returns the sequence of the last one."""
+        while (last := self._replay.apply_page(connection, projection, after, until)) is not None:
+            if commit:
+                connection.commit()
+            if meter is not None:
+                meter.add(last - after)
+            after = last
+        return after

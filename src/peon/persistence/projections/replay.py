@@ -1,0 +1,73 @@
+"""Applies stored events to a projection, page by page, and passes over those that cannot be applied."""
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection, Engine
+
+from peon.orchestration import OrchestrationEvent
+from peon.persistence.availability import DriverErrors
+from peon.persistence.codec import EventCodec, UndecodableEvent
+from peon.persistence.paging import LogPages
+from peon.persistence.projections.positions import Problem, add_problems
+from peon.persistence.projections.projection import Projection
+from peon.persistence.stored_events import StoredEvent, decoded
+
+Progress = Callable[[int, int], None]
+"""Gets how many events are done, and how many there are to do in all."""
+
+
+class Replay:
+    """Reads the log of `engine`, through connections that are given to it."""
+
+    def __init__(self, engine: Engine, codec: EventCodec[OrchestrationEvent]) -> None:
+        self._pages = LogPages(engine, DriverErrors(engine))
+        self._codec = codec
+
+    def apply_page(
+        self, connection: Connection, projection: Projection, after: int, until: int | None = None
+    ) -> int | None:
+        """Applies a page of the events above `after`; those that cannot be applied become problems.
+
+        Returns:
+            The sequence of the last one; `None` where there are no more, or none up to `until`.
+        """
+        page = self._pages.read_page(connection, after)
+        if until is not None:
+            page = [row for row in page if row[0] <= until]
+        if not page:
+            return None
+        last = page[-1][0]
+        events: list[StoredEvent[OrchestrationEvent]] = []
+        problems: list[Problem] = []
+        for stored in decoded([page], self._codec, keep=True):
+            if isinstance(stored.event, UndecodableEvent):
+                undecodable = stored.event
+                problems.append(Problem(projection.name, stored.sequence, undecodable.event_type, undecodable.reason))
+            else:
+                events.append(stored)
+        refusals = projection.apply(connection, events) if events else ()
+        reasons = {refusal.sequence: refusal.reason for refusal in refusals}
+        if reasons:
+            problems += [
+                Problem(projection.name, stored.sequence, stored.event.type, reasons[stored.sequence])
+                for stored in events
+                if stored.sequence in reasons
+            ]
+        add_problems(connection, problems)
+        return last
+
+
+class Meter:
+    """Adds up what is done, and reports it."""
+
+    def __init__(self, report: Progress | None, total: int) -> None:
+        self._report = report
+        self._done = 0
+        self._total = total
+
+    def add(self, events: int) -> None:
+        self._done += events
+        if self._report is not None:
+            # Others may append meanwhile.
+            self._total = max(self._total, self._done)
+            self._report(self._done, self._total)

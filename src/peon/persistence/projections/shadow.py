@@ -1,0 +1,66 @@
+"""Tables that hide others of the same names, on one connection, until they are dropped.
+
+SQLite and PostgreSQL both look for a name among the temporary tables first. So what writes the tables of a
+projection writes the shadows instead, unchanged, and nobody else sees it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy.schema import DropTable
+
+_TEMPORARY = {"sqlite": "temp", "postgresql": "pg_temp"}
+
+
+class Shadows(NamedTuple):
+    """Each table's shadow, and the table that it hides, parents first."""
+
+    shadows: list[Table]
+    hidden: list[Table]
+
+
+@contextmanager
+def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadows]:
+    """Puts an empty shadow before each table. At the end it rolls back what was not committed, and drops them."""
+    pair = Shadows(_copies(tables, _TEMPORARY[connection.dialect.name]), _copies(tables, _schema_of_tables(connection)))
+    with _nothing_prepared(connection):
+        try:
+            for shadow in pair.shadows:
+                shadow.create(connection, checkfirst=False)
+            yield pair
+        finally:
+            connection.rollback()
+            for shadow in reversed(pair.shadows):
+                connection.execute(DropTable(shadow, if_exists=True))
+            connection.commit()
+
+
+def _copies(tables: Sequence[Table], schema: str) -> list[Table]:
+    metadata = MetaData(naming_convention=tables[0].metadata.naming_convention)
+    for table in tables:
+        table.to_metadata(metadata, schema=schema)
+    return metadata.sorted_tables
+
+
+def _schema_of_tables(connection: Connection) -> str:
+    if connection.dialect.name == "sqlite":
+        return "main"
+    query = "SELECT nspname FROM pg_namespace JOIN pg_class ON pg_class.relnamespace = pg_namespace.oid "
+    return str(connection.scalar(text(query + "WHERE pg_class.oid = to_regclass('events')")))
+
+
+@contextmanager
+def _nothing_prepared(connection: Connection) -> Iterator[None]:
+    """A statement that psycopg prepared earlier would go on with the table that it found then."""
+    driver: Any = connection.connection.driver_connection
+    threshold = getattr(driver, "prepare_threshold", None)
+    if threshold is None:
+        yield
+        return
+    driver.prepare_threshold = None
+    try:
+        yield
+    finally:
+        driver.prepare_threshold = threshold

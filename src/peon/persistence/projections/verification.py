@@ -1,0 +1,71 @@
+"""Compares the tables of a projection with what the log says."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, Table, select
+
+from peon.persistence.projections.positions import Position, Problem
+from peon.persistence.projections.projection import Projection
+from peon.persistence.schema import projection_positions, projection_problems
+
+
+class Difference(NamedTuple):
+    """One place where a table is not what the log says. A row that is missing, or too many, differs in each column.
+
+    Attributes:
+        table: The table's name.
+        key: The row's primary key; with several columns, their values with `/` between.
+        column: The column's name.
+        expected: What it would hold after a rebuild; `None` also where there would be no such row.
+        found: What it holds; `None` also where there is no such row.
+    """
+
+    table: str
+    key: str
+    column: str
+    expected: Any
+    found: Any
+
+
+def compare(connection: Connection, expected: Table, found: Table) -> Iterator[Difference]:
+    """Yields the differences of two tables with the same columns, by key."""
+    expected_rows = _rows_of_first_only(connection, expected, found)
+    found_rows = _rows_of_first_only(connection, found, expected)
+    for key in sorted(expected_rows.keys() | found_rows.keys(), key=str):
+        expected_row = expected_rows.get(key)
+        found_row = found_rows.get(key)
+        for number, column in enumerate(found.columns):
+            pair = (expected_row and expected_row[number], found_row and found_row[number])
+            if pair[0] != pair[1]:
+                yield Difference(found.name, "/".join(map(str, key)), column.name, *pair)
+
+
+def _rows_of_first_only(connection: Connection, first: Table, second: Table) -> dict[tuple[Any, ...], Row[Any]]:
+    places = [number for number, column in enumerate(first.columns) if column.primary_key]
+    rows = connection.execute(select(first).except_(select(second)))
+    return {tuple(row[place] for place in places): row for row in rows}
+
+
+def compare_problems(expected: list[Problem], found: list[Problem]) -> Iterator[Difference]:
+    """Yields each problem, recorded or not: a sound log has none."""
+    expected_reasons = {(problem.projection, problem.sequence): problem.reason for problem in expected}
+    found_reasons = {(problem.projection, problem.sequence): problem.reason for problem in found}
+    for key in sorted(expected_reasons.keys() | found_reasons.keys()):
+        expected_reason, found_reason = expected_reasons.get(key), found_reasons.get(key)
+        yield Difference(
+            projection_problems.name,
+            f"{key[0]}/{key[1]}",
+            "reason",
+            None if expected_reason == found_reason else expected_reason,
+            found_reason,
+        )
+
+
+def compare_position(projection: Projection, end: int, found: Position | None) -> Iterator[Difference]:
+    """Yields where the position is not that of this version at the end of the log."""
+    expected = {"version": projection.version, "sequence": end}
+    for column, value in expected.items():
+        actual = None if found is None else getattr(found, column)
+        if actual != value:
+            yield Difference(projection_positions.name, projection.name, column, value, actual)

@@ -1,0 +1,113 @@
+"""Core statements that are compiled once for each backend, and run by the driver.
+
+For what runs with every append: after the wait for a commit none of SQLAlchemy's own code for executing a statement
+is in the processor's caches any more, and it takes several times as long as SQLite needs for the statement itself.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from typing import Any
+
+from sqlalchemy import ClauseElement, Column, ColumnElement, Connection, Table, bindparam, insert, select
+from sqlalchemy.engine.interfaces import Dialect
+
+MAXIMUM_KEYS = 512
+"""Values in one IN list."""
+
+
+class DriverStatement:
+    """A statement that changes rows.
+
+    Args:
+        statement: With a `bindparam` for each parameter.
+        parameters: Their names, in the order in which rows of parameters have them.
+    """
+
+    def __init__(self, statement: ClauseElement, parameters: Sequence[str]) -> None:
+        self._statement = statement
+        self._parameters = list(parameters)
+        self._texts: dict[str, str] = {}
+
+    def run(self, connection: Connection, rows: Sequence[Sequence[object]]) -> int:
+        """Executes it once for each row of parameters; returns how many rows of the table were changed in all."""
+        if not rows:
+            return 0
+        dialect = connection.dialect
+        text = self._texts.get(dialect.name) or self._compile(dialect)
+        with closing(connection.connection.cursor()) as cursor:
+            if len(rows) == 1:
+                cursor.execute(text, rows[0])
+            else:
+                cursor.executemany(text, rows)
+            return cursor.rowcount
+
+    def _compile(self, dialect: Dialect) -> str:
+        text = _compile(self._statement, dialect, self._parameters)
+        self._texts[dialect.name] = text
+        return text
+
+
+def insert_into(table: Table) -> DriverStatement:
+    """Returns the statement that inserts rows with all columns, in the order of the table."""
+    return DriverStatement(insert(table), [column.name for column in table.columns])
+
+
+class DriverQuery:
+    """A query; as of `DriverStatement`."""
+
+    def __init__(self, query: ClauseElement, parameters: Sequence[str]) -> None:
+        self._query = query
+        self._parameters = list(parameters)
+        self._texts: dict[str, str] = {}
+
+    def rows(self, connection: Connection, *parameters: object) -> list[tuple[Any, ...]]:
+        dialect = connection.dialect
+        text = self._texts.get(dialect.name)
+        if text is None:
+            text = self._texts[dialect.name] = _compile(self._query, dialect, self._parameters)
+        return _fetch(connection, text, parameters)
+
+
+class KeyedQuery:
+    """A query of the rows whose `key` is one of any number of values."""
+
+    def __init__(self, key: Column[str], *columns: ColumnElement[Any]) -> None:
+        self._key = key
+        self._columns = columns
+        self._queries: dict[int, DriverQuery] = {}
+
+    def rows(self, connection: Connection, values: Iterable[str]) -> list[tuple[Any, ...]]:
+        """Returns the rows, in no order."""
+        remaining = list(values)
+        found: list[tuple[Any, ...]] = []
+        while remaining:
+            some, remaining = remaining[:MAXIMUM_KEYS], remaining[MAXIMUM_KEYS:]
+            # Filled up to a power of two, so that there are few texts to compile and to prepare.
+            count = 1 << (len(some) - 1).bit_length()
+            some += some[-1:] * (count - len(some))
+            query = self._queries.get(count) or self._of_size(count)
+            found += query.rows(connection, *some)
+        return found
+
+    def _of_size(self, count: int) -> DriverQuery:
+        names = [f"key_{number}" for number in range(count)]
+        condition = self._key.in_([bindparam(name, type_=self._key.type) for name in names])
+        query = self._queries[count] = DriverQuery(select(*self._columns).where(condition), names)
+        return query
+
+
+def _compile(statement: ClauseElement, dialect: Dialect, parameters: list[str]) -> str:
+    style = "qmark" if dialect.name == "sqlite" else "format"
+    positional = type(dialect)(paramstyle=style)  # type: ignore[call-arg]
+    compiled = statement.compile(
+        dialect=positional, column_keys=parameters, compile_kwargs={"render_postcompile": True}
+    )
+    if compiled.positiontup != parameters:  # type: ignore[attr-defined]
+        raise TypeError(f"the parameters are, in this order, {compiled.positiontup}")  # type: ignore[attr-defined]
+    return str(compiled)
+
+
+def _fetch(connection: Connection, text: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(text, parameters)
+        return list(cursor.fetchall())
