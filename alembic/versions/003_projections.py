@@ -34,11 +34,12 @@ def upgrade() -> None:
 
     op.create_table(
         "projection_message_chunks",
+        sa.Column("turn_id", sa.Text, nullable=False),
         sa.Column("message_id", sa.Text, nullable=False),
         sa.Column("sequence", sa.BigInteger, nullable=False),
         sa.Column("delta", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("message_id", "sequence", name="pk_projection_message_chunks"),
-        belongs_to("projection_message_chunks", "message_id", "projection_messages"),
+        sa.PrimaryKeyConstraint("turn_id", "message_id", "sequence", name="pk_projection_message_chunks"),
+        belongs_to("projection_message_chunks", "turn_id", "projection_turns"),
         sqlite_with_rowid=False,
     )
 
@@ -117,9 +118,7 @@ def upgrade() -> None:
 
 
 def belongs_to(table: str, column: str, parent: str) -> sa.ForeignKeyConstraint:
-    return sa.ForeignKeyConstraint(
-        [column], [f"{parent}.id"], name=f"fk_{table}_{column}_{parent}", ondelete="CASCADE"
-    )
+    return sa.ForeignKeyConstraint([column], [f"{parent}.id"], name=f"fk_{table}_{column}_{parent}", ondelete="CASCADE")
 
 
 def downgrade() -> None:

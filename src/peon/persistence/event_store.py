@@ -1,8 +1,6 @@
 """The log: events in, in one transaction a batch; events out, in order, every one of them."""
 
-import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import repeat
 from typing import Any, Generic, Literal, overload
 
@@ -13,6 +11,7 @@ from peon.orchestration import OrchestrationEvent
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
 from peon.persistence.engine import READ_ONLY, begin_writing
+from peon.persistence.garbage_collection import garbage_collection_paused
 from peon.persistence.paging import LogPages
 from peon.persistence.schema import events as log
 from peon.persistence.sequencing import add_rows
@@ -118,7 +117,7 @@ class EventStore(Generic[EventT]):
     ) -> list[StoredEvent[EventT | UndecodableEvent]]: ...
     def replay_from(self, sequence: int, *, undecodable: Undecodable = "raise") -> list[Any]:
         """Returns every event from `sequence` on, that one included; arguments and errors as of `stream`."""
-        with _garbage_collection_paused():
+        with garbage_collection_paused():
             return list(self.stream(after=max(_number("sequence", sequence) - 1, 0), undecodable=undecodable))
 
     @overload
@@ -190,15 +189,3 @@ def _number(name: str, value: int) -> int:
     if value < 0:
         raise ValueError(f"{name} is a number from 0 on, not {value}")
     return min(value, LAST_POSSIBLE_SEQUENCE)
-
-
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    """For a long list of live objects the collector searches in vain, again and again: 3.6 times as long in all."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -106,11 +106,13 @@ Index(None, projection_messages.c.turn_id, projection_messages.c.sequence)
 Index(None, projection_messages.c.thread_id, projection_messages.c.sequence)
 
 # Text that is still being streamed, as JSON strings: a chunk costs the same for any length of the message. When
-# the turn ends, it goes into the message's content. One row an event, so that a rebuild gives the same rows.
+# the turn ends, it goes into the message's content. One row an event, so that a rebuild gives the same rows, and
+# kept by turn, so that ending one is a single range.
 projection_message_chunks = Table(
     "projection_message_chunks",
     metadata,
-    Column("message_id", ForeignKey("projection_messages.id", ondelete="CASCADE"), primary_key=True),
+    Column("turn_id", ForeignKey("projection_turns.id", ondelete="CASCADE"), primary_key=True),
+    Column("message_id", Text, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("delta", Text, nullable=False),
     sqlite_with_rowid=False,

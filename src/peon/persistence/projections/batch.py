@@ -3,19 +3,14 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import groupby
-from operator import itemgetter
 from uuid import UUID
 
-from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 
 from peon.persistence.projections import known_rows, writes
-from peon.persistence.schema import projection_messages
-from peon.persistence.statements import DriverStatement, KeyedQuery
+from peon.persistence.projections.streams import Streams
+from peon.persistence.statements import DriverStatement
 from peon.persistence.timestamps import format_timestamp
-
-_CONTENTS = KeyedQuery(projection_messages.c.id, projection_messages.c.id, projection_messages.c.content)
 
 
 class Batch:
@@ -27,13 +22,23 @@ class Batch:
         self.turns = known_rows.turns()
         self.messages = known_rows.messages()
         self.approvals = known_rows.approvals()
-        self.checkpoints = known_rows.checkpoints_of_threads()
+        self.checkpoints = known_rows.checkpoints_with_threads()
+        self.streams = Streams()
         self._rows: defaultdict[DriverStatement, list[Sequence[object]]] = defaultdict(list)
         self._touched: dict[UUID, datetime] = {}
-        self._ended_turns: list[tuple[str, int]] = []
+
+    def wanted(self) -> dict[str, set[UUID]]:
+        """Returns, for each table, the identifiers of the rows that `load` is going to load."""
+        return {
+            "projects": self.projects.wanted,
+            "threads": self.threads.wanted,
+            "turns": self.turns.wanted,
+            "messages": self.messages.wanted,
+            "approvals": self.approvals.wanted,
+            "checkpoints": self.checkpoints.wanted,
+        }
 
     def load(self, connection: Connection) -> None:
-        """Loads the rows that were asked for with `want`."""
         for rows in (self.projects, self.threads, self.turns, self.messages, self.approvals, self.checkpoints):
             rows.load(connection)
 
@@ -45,38 +50,15 @@ class Batch:
         """The thread was updated then."""
         self._touched[thread_id] = moment
 
-    def select_thread(self, thread_id: UUID) -> None:
+    def select_thread(self, key: str) -> None:
         self._rows[writes.DESELECT_THREAD] = [()]
-        self._rows[writes.SELECT_THREAD] = [(str(thread_id),)]
-
-    def join_chunks(self, turn_id: UUID, before: int) -> None:
-        """What was streamed to the turn's messages, before that sequence, becomes part of their content."""
-        self._ended_turns.append((str(turn_id), before))
+        self._rows[writes.SELECT_THREAD] = [(key,)]
 
     def write(self, connection: Connection) -> None:
         for thread_id, moment in self._touched.items():
             self.add(writes.TOUCH_THREAD, format_timestamp(moment), str(thread_id))
-        rows = self._rows
         for statement in writes.ORDER:
-            if statement in rows:
-                statement.run(connection, rows[statement])
-            if statement is writes.INSERT_CHUNK:
-                for turn_id, sequence in self._ended_turns:
-                    _join_chunks(connection, turn_id, sequence)
-
-
-def _join_chunks(connection: Connection, turn_id: str, before: int) -> None:
-    chunks = writes.CHUNKS_OF_TURN.rows(connection, turn_id, before)
-    if not chunks:
-        return
-    added = {
-        message_id: "".join([from_json(delta) for _, delta in group])
-        for message_id, group in groupby(chunks, key=itemgetter(0))
-    }
-    contents = []
-    for message_id, content in _CONTENTS.rows(connection, added):
-        fields = from_json(content)
-        fields["text"] += added[message_id]
-        contents.append((to_json(fields).decode(), message_id))
-    writes.SET_CONTENT.run(connection, contents)
-    writes.DELETE_CHUNKS_OF_TURN.run(connection, [(turn_id, before)])
+            if statement in self._rows:
+                statement.run(connection, self._rows[statement])
+            if statement is writes.INSERT_TURN:  # which messages refer to, and approvals and checkpoints after them
+                self.streams.write(connection)

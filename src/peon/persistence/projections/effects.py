@@ -21,8 +21,6 @@ from peon.orchestration import (
     ProjectCreated,
     ProjectDeleted,
     ProjectRenamed,
-    TextContent,
-    ThinkingContent,
     ThreadCreated,
     ThreadDeleted,
     ThreadSelected,
@@ -37,7 +35,12 @@ from peon.orchestration import (
 from peon.orchestration.events import Event
 from peon.persistence.projections import writes
 from peon.persistence.projections.batch import Batch
-from peon.persistence.projections.known_rows import Contradiction, KnownApproval, KnownMessage, KnownTurn
+from peon.persistence.projections.known_rows import (
+    Contradiction,
+    KnownApproval,
+    KnownMessage,
+    KnownTurn,
+)
 from peon.persistence.timestamps import format_timestamp
 
 EventT = TypeVar("EventT", bound=Event)
@@ -65,7 +68,7 @@ def effect_of(
 
 
 def _require_thread(expected: UUID, event: Any, noun: str) -> None:
-    if expected != event.thread_id:
+    if not expected == event.thread_id:  # UUID has no != of its own, which makes it slow
         raise Contradiction(f"its {noun} is of thread {expected}, not of {event.thread_id}")
 
 
@@ -79,19 +82,19 @@ def _turn_of(batch: Batch, event: Any) -> KnownTurn:
 def create_project(batch: Batch, event: ProjectCreated, sequence: int) -> None:
     batch.projects.add(event.project_id, True)
     moment = format_timestamp(event.occurred_at)
-    batch.add(writes.INSERT_PROJECT, str(event.project_id), event.name, event.path, moment, sequence)
+    batch.add(writes.INSERT_PROJECT, batch.projects.key(event.project_id), event.name, event.path, moment, sequence)
 
 
 @effect_of(ProjectRenamed, projects="project_id")
 def rename_project(batch: Batch, event: ProjectRenamed, _: int) -> None:
     batch.projects.get(event.project_id)
-    batch.add(writes.RENAME_PROJECT, event.name, str(event.project_id))
+    batch.add(writes.RENAME_PROJECT, event.name, batch.projects.key(event.project_id))
 
 
 @effect_of(ProjectDeleted, projects="project_id")
 def delete_project(batch: Batch, event: ProjectDeleted, _: int) -> None:
     batch.projects.get(event.project_id)
-    batch.add(writes.DELETE_PROJECT, str(event.project_id))
+    batch.add(writes.DELETE_PROJECT, batch.projects.key(event.project_id))
 
 
 @effect_of(ThreadCreated, projects="project_id", threads="thread_id")
@@ -101,8 +104,8 @@ def create_thread(batch: Batch, event: ThreadCreated, sequence: int) -> None:
     moment = format_timestamp(event.occurred_at)
     batch.add(
         writes.INSERT_THREAD,
-        str(event.thread_id),
-        str(event.project_id),
+        batch.threads.key(event.thread_id),
+        batch.projects.key(event.project_id),
         event.title,
         event.provider.value,
         event.model,
@@ -118,32 +121,33 @@ def create_thread(batch: Batch, event: ThreadCreated, sequence: int) -> None:
 @effect_of(ThreadDeleted, threads="thread_id")
 def delete_thread(batch: Batch, event: ThreadDeleted, _: int) -> None:
     batch.threads.get(event.thread_id)
-    batch.add(writes.DELETE_THREAD, str(event.thread_id))
+    batch.add(writes.DELETE_THREAD, batch.threads.key(event.thread_id))
 
 
 @effect_of(ThreadSelected, threads="thread_id")
 def select_thread(batch: Batch, event: ThreadSelected, _: int) -> None:
     batch.threads.get(event.thread_id)
-    batch.select_thread(event.thread_id)
+    batch.select_thread(batch.threads.key(event.thread_id))
 
 
 @effect_of(ThreadStatusChanged, threads="thread_id")
 def change_thread_status(batch: Batch, event: ThreadStatusChanged, _: int) -> None:
     batch.threads.get(event.thread_id)
     batch.touch(event.thread_id, event.occurred_at)
-    batch.add(writes.SET_THREAD_STATUS, event.status.value, event.error, str(event.thread_id))
+    batch.add(writes.SET_THREAD_STATUS, event.status.value, event.error, batch.threads.key(event.thread_id))
 
 
 @effect_of(TurnStarted, threads="thread_id", turns="turn_id")
 def start_turn(batch: Batch, event: TurnStarted, sequence: int) -> None:
     batch.threads.get(event.thread_id)
-    batch.turns.add(event.turn_id, KnownTurn(event.thread_id, running=True))
+    thread_key = batch.threads.key(event.thread_id)
+    batch.turns.add(event.turn_id, KnownTurn(event.thread_id, thread_key, running=True, new=True))
     batch.touch(event.thread_id, event.occurred_at)
     moment = format_timestamp(event.occurred_at)
     batch.add(
         writes.INSERT_TURN,
-        str(event.turn_id),
-        str(event.thread_id),
+        batch.turns.key(event.turn_id),
+        thread_key,
         TurnStatus.RUNNING.value,
         None,
         moment,
@@ -161,8 +165,11 @@ def _end_turn(
     turn.running = False
     batch.touch(event.thread_id, event.occurred_at)
     error = event.error if isinstance(event, TurnFailed) else None
-    batch.add(writes.END_TURN, status.value, error, format_timestamp(event.occurred_at), str(event.turn_id))
-    batch.join_chunks(event.turn_id, sequence)
+    batch.add(writes.END_TURN, status.value, error, format_timestamp(event.occurred_at), batch.turns.key(event.turn_id))
+    if turn.new:
+        batch.streams.end_new_turn(event.turn_id)
+    else:
+        batch.streams.end_turn(event.turn_id, batch.turns.key(event.turn_id), sequence)
 
 
 @effect_of(TurnCompleted, turns="turn_id")
@@ -182,45 +189,48 @@ def fail_turn(batch: Batch, event: TurnFailed, sequence: int) -> None:
 
 @effect_of(MessageAppended, turns="turn_id", messages="message_id")
 def append_message(batch: Batch, event: MessageAppended, sequence: int) -> None:
-    _turn_of(batch, event)
+    turn = _turn_of(batch, event)
+    turn_key = batch.turns.key(event.turn_id)
     content = event.content
-    has_text = isinstance(content, TextContent | ThinkingContent)
-    batch.messages.add(event.message_id, KnownMessage(event.thread_id, event.turn_id, has_text))
+    has_text = content.type in ("text", "thinking")
+    key = batch.messages.key(event.message_id)
+    message = KnownMessage(key, turn_key, event.thread_id, event.turn_id, has_text)
+    batch.messages.add(event.message_id, message)
     batch.touch(event.thread_id, event.occurred_at)
-    batch.add(
-        writes.INSERT_MESSAGE,
-        str(event.message_id),
-        str(event.turn_id),
+    row: list[object] = [
+        key,
+        turn_key,
         event.role.value,
         type(content).__pydantic_serializer__.to_json(content).decode(),
         format_timestamp(event.occurred_at),
         sequence,
-        str(event.thread_id),
-    )
+        turn.thread_key,
+    ]
+    batch.streams.add_message(message, row)
 
 
 @effect_of(MessageChunkReceived, messages="message_id")
 def receive_chunk(batch: Batch, event: MessageChunkReceived, sequence: int) -> None:
     message = batch.messages.get(event.message_id)
     _require_thread(message.thread_id, event, "message")
-    if message.turn_id != event.turn_id:
+    if not message.turn_id == event.turn_id:
         raise Contradiction(f"its message is of turn {message.turn_id}, not of {event.turn_id}")
     if not message.has_text:
         raise Contradiction(f"message {event.message_id} has no text that a chunk could extend")
     batch.touch(event.thread_id, event.occurred_at)
-    batch.add(writes.INSERT_CHUNK, str(event.message_id), sequence, to_json(event.delta).decode())
+    batch.streams.add_chunk(message, sequence, event.delta)
 
 
 @effect_of(ApprovalRequested, turns="turn_id", approvals="approval_id")
 def request_approval(batch: Batch, event: ApprovalRequested, sequence: int) -> None:
-    _turn_of(batch, event)
+    turn = _turn_of(batch, event)
     batch.approvals.add(event.approval_id, KnownApproval(event.thread_id, event.turn_id, pending=True))
     batch.touch(event.thread_id, event.occurred_at)
     batch.add(
         writes.INSERT_APPROVAL,
-        str(event.approval_id),
-        str(event.thread_id),
-        str(event.turn_id),
+        batch.approvals.key(event.approval_id),
+        turn.thread_key,
+        batch.turns.key(event.turn_id),
         event.action,
         to_json(event.detail).decode(),
         ApprovalStatus.PENDING.value,
@@ -241,7 +251,7 @@ def _decide(batch: Batch, event: ActionApproved | ActionRejected, status: Approv
     approval.pending = False
     batch.touch(event.thread_id, event.occurred_at)
     moment = format_timestamp(event.occurred_at)
-    batch.add(writes.DECIDE_APPROVAL, status.value, reason, moment, str(event.approval_id))
+    batch.add(writes.DECIDE_APPROVAL, status.value, reason, moment, batch.approvals.key(event.approval_id))
 
 
 @effect_of(ActionApproved, approvals="approval_id")
@@ -256,14 +266,14 @@ def reject_action(batch: Batch, event: ActionRejected, _: int) -> None:
 
 @effect_of(CheckpointCreated, turns="turn_id", checkpoints="checkpoint_id")
 def create_checkpoint(batch: Batch, event: CheckpointCreated, sequence: int) -> None:
-    _turn_of(batch, event)
+    turn = _turn_of(batch, event)
     batch.checkpoints.add(event.checkpoint_id, event.thread_id)
     batch.touch(event.thread_id, event.occurred_at)
     batch.add(
         writes.INSERT_CHECKPOINT,
-        str(event.checkpoint_id),
-        str(event.thread_id),
-        str(event.turn_id),
+        batch.checkpoints.key(event.checkpoint_id),
+        turn.thread_key,
+        batch.turns.key(event.turn_id),
         event.git_ref,
         format_timestamp(event.occurred_at),
         sequence,
@@ -275,7 +285,9 @@ def create_checkpoint(batch: Batch, event: CheckpointCreated, sequence: int) -> 
 def restore_checkpoint(batch: Batch, event: CheckpointRestored, _: int) -> None:
     _require_thread(batch.checkpoints.get(event.checkpoint_id), event, "checkpoint")
     batch.touch(event.thread_id, event.occurred_at)
-    batch.add(writes.RESTORE_CHECKPOINT, format_timestamp(event.occurred_at), str(event.checkpoint_id))
+    batch.add(
+        writes.RESTORE_CHECKPOINT, format_timestamp(event.occurred_at), batch.checkpoints.key(event.checkpoint_id)
+    )
 
 
 @effect_of(ChangesCommitted, threads="thread_id")
@@ -283,14 +295,14 @@ def commit_changes(batch: Batch, event: ChangesCommitted, sequence: int) -> None
     batch.threads.get(event.thread_id)
     batch.touch(event.thread_id, event.occurred_at)
     moment = format_timestamp(event.occurred_at)
-    batch.add(writes.INSERT_COMMIT, sequence, str(event.thread_id), event.commit, event.message, moment)
+    batch.add(writes.INSERT_COMMIT, sequence, batch.threads.key(event.thread_id), event.commit, event.message, moment)
 
 
 def _add_branch(batch: Batch, event: BranchCreated | BranchPushed, sequence: int) -> tuple[str, str]:
     """Returns the branch's key."""
     batch.threads.get(event.thread_id)
     batch.touch(event.thread_id, event.occurred_at)
-    key = str(event.thread_id), event.name
+    key = batch.threads.key(event.thread_id), event.name
     batch.add(writes.ADD_BRANCH, *key, sequence, *key)
     return key
 

@@ -1,7 +1,7 @@
 """The stored rows that a batch of events refers to, loaded with one query a table, and those that it adds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -32,22 +32,29 @@ class KnownRows(Generic[RowT]):
         noun: What a row is, for messages.
         query: Gives rows, the identifier first.
         read: Makes what is kept of a row.
+
+    Attributes:
+        wanted: The identifiers of rows that `load` is going to load.
     """
 
     def __init__(self, noun: str, query: KeyedQuery, read: Callable[[tuple[Any, ...]], RowT]) -> None:
         self._noun = noun
         self._query = query
         self._read = read
-        self._wanted: set[UUID] = set()
+        self._keys: dict[UUID, str] = {}
         self._rows: dict[UUID, RowT] = {}
-
-    def want(self, identifier: UUID) -> None:
-        self._wanted.add(identifier)
+        self.wanted: set[UUID] = set()
 
     def load(self, connection: Connection) -> None:
-        if self._wanted:
-            for row in self._query.rows(connection, map(str, self._wanted)):
-                self._rows[UUID(row[0])] = self._read(row)
+        if not self.wanted:
+            return
+        self._keys = {identifier: str(identifier) for identifier in self.wanted}
+        for row in self._query.rows(connection, self._keys.values()):
+            self._rows[UUID(row[0])] = self._read(row)
+
+    def key(self, identifier: UUID) -> str:
+        """Returns a wanted identifier as the tables hold it."""
+        return self._keys[identifier]
 
     def get(self, identifier: UUID) -> RowT:
         row = self._rows.get(identifier)
@@ -56,22 +63,31 @@ class KnownRows(Generic[RowT]):
         return row
 
     def add(self, identifier: UUID, row: RowT) -> None:
-        if identifier in self._rows:
+        if self._rows.setdefault(identifier, row) is not row:
             raise Contradiction(f"there is a {self._noun} {identifier} already")
-        self._rows[identifier] = row
 
 
 @dataclass(slots=True)
 class KnownTurn:
+    """A turn; `new` where its batch adds it."""
+
     thread_id: UUID
+    thread_key: str
     running: bool
+    new: bool
 
 
 @dataclass(slots=True)
 class KnownMessage:
+    """A message; `row` where its batch adds it, and `chunks` that its batch adds: sequence and text."""
+
+    key: str
+    turn_key: str
     thread_id: UUID
     turn_id: UUID
     has_text: bool
+    row: list[object] | None = None
+    chunks: list[tuple[int, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -119,23 +135,32 @@ def threads() -> KnownRows[bool]:
 
 
 def turns() -> KnownRows[KnownTurn]:
-    return KnownRows("turn", _TURNS, lambda row: KnownTurn(UUID(row[1]), running=row[2] == TurnStatus.RUNNING))
+    return KnownRows("turn", _TURNS, _read_turn)
+
+
+def _read_turn(row: tuple[Any, ...]) -> KnownTurn:
+    _, thread_key, status = row
+    return KnownTurn(UUID(thread_key), thread_key, running=status == TurnStatus.RUNNING, new=False)
 
 
 def messages() -> KnownRows[KnownMessage]:
-    def read(row: tuple[Any, ...]) -> KnownMessage:
-        return KnownMessage(UUID(row[1]), UUID(row[2]), has_text=row[3].startswith(TEXT_CONTENT))
+    return KnownRows("message", _MESSAGES, _read_message)
 
-    return KnownRows("message", _MESSAGES, read)
+
+def _read_message(row: tuple[Any, ...]) -> KnownMessage:
+    key, thread_key, turn_key, beginning = row
+    return KnownMessage(key, turn_key, UUID(thread_key), UUID(turn_key), has_text=beginning.startswith(TEXT_CONTENT))
 
 
 def approvals() -> KnownRows[KnownApproval]:
-    def read(row: tuple[Any, ...]) -> KnownApproval:
-        return KnownApproval(UUID(row[1]), UUID(row[2]), pending=row[3] == ApprovalStatus.PENDING)
-
-    return KnownRows("approval", _APPROVALS, read)
+    return KnownRows("approval", _APPROVALS, _read_approval)
 
 
-def checkpoints_of_threads() -> KnownRows[UUID]:
-    """Each checkpoint with its thread."""
+def _read_approval(row: tuple[Any, ...]) -> KnownApproval:
+    _, thread_key, turn_key, status = row
+    return KnownApproval(UUID(thread_key), UUID(turn_key), pending=status == ApprovalStatus.PENDING)
+
+
+def checkpoints_with_threads() -> KnownRows[UUID]:
+    """Of each checkpoint, its thread."""
     return KnownRows("checkpoint", _CHECKPOINTS, lambda row: UUID(row[1]))

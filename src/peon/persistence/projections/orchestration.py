@@ -38,9 +38,10 @@ class OrchestrationProjection(Projection):
         without_nul = connection.dialect.name == "postgresql"
         for part in _parts(events):
             batch = Batch()
+            wanted = batch.wanted()
             for _, event, _ in part:
                 for table, field in EFFECTS[type(event)].looks_at:
-                    getattr(batch, table).want(getattr(event, field))
+                    wanted[table].add(getattr(event, field))
             batch.load(connection)
             for sequence, event, _ in part:
                 try:

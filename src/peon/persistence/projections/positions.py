@@ -7,7 +7,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from peon.persistence.projections.projection import Projection
 from peon.persistence.schema import events, projection_positions, projection_problems
-from peon.persistence.statements import DriverStatement, insert_into
+from peon.persistence.statements import DriverQuery, DriverStatement, insert_into
 
 _ADVANCE = DriverStatement(
     update(projection_positions)
@@ -18,6 +18,13 @@ _ADVANCE = DriverStatement(
     )
     .values(sequence=bindparam("last")),
     ["last", "of_name", "of_version", "before"],
+)
+
+_POSITION = DriverQuery(
+    select(projection_positions.c.version, projection_positions.c.sequence).where(
+        projection_positions.c.name == bindparam("of_name")
+    ),
+    ["of_name"],
 )
 
 _INSERT_PROBLEM = insert_into(projection_problems)
@@ -54,12 +61,8 @@ def advance(connection: Connection, projections: Sequence[Projection], before: i
 
 def position_of(connection: Connection, projection: Projection) -> Position | None:
     """Returns `None` for a projection that was never begun."""
-    row = connection.execute(
-        select(projection_positions.c.version, projection_positions.c.sequence).where(
-            projection_positions.c.name == projection.name
-        )
-    ).one_or_none()
-    return None if row is None else Position(*row)
+    rows = _POSITION.rows(connection, projection.name)
+    return Position(*rows[0]) if rows else None
 
 
 def set_position(connection: Connection, projection: Projection, sequence: int) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine
 
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.codec import orchestration_codec
-from peon.persistence.engine import READ_ONLY, begin_writing, consistent_reads
+from peon.persistence.engine import READ_ONLY, begin_writing, consistent_reads, large_cache
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
 from peon.persistence.projections import tables
 from peon.persistence.projections.positions import (
@@ -25,6 +25,9 @@ from peon.persistence.projections.verification import Difference, compare, compa
 from peon.persistence.schema import projection_problems
 from peon.persistence.sequencing import lock_log
 from peon.persistence.stored_events import StoredEvent
+
+PAGES_A_COMMIT = 10
+"""Pages of the log that are applied in one transaction: fewer cost more commits, more hold up appends for longer."""
 
 
 class Projections:
@@ -153,38 +156,43 @@ class Projections:
                 )
             if position.sequence == last:  # advanced already
                 continue
-            self._apply_all(connection, projection, position.sequence, until=before)
+            self._replay.apply_pages(connection, projection, position.sequence, until=before)
             set_position(connection, projection, last)
 
     def _catch_up(self, projection: Projection, meter: Meter) -> None:
         at_end = False
         while not at_end:
-            with self._engine.begin() as connection:
+            with self._engine.connect() as connection, large_cache(connection), connection.begin():
                 begin_writing(connection)
                 lock_log(connection)
                 position = position_of(connection, projection)
                 if position is None:
                     tables.prepare(connection, projection)
                     set_position(connection, projection, 0)
-                after = 0 if position is None else position.sequence
-                last = self._replay.apply_page(connection, projection, after)
-                if last is not None:
-                    set_position(connection, projection, last)
-            at_end = last is None
-            if last is not None:
-                meter.add(last - after)
+                before = 0 if position is None else position.sequence
+                last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT)
+                advance(connection, [projection], before, last)
+            at_end = last == before
+            if not at_end:
+                meter.add(last - before)
 
     def _rebuild(self, projection: Projection, meter: Meter) -> None:
         with (
             self._engine.connect().execution_options(**{READ_ONLY: True}) as connection,
+            large_cache(connection),
             shadowed(connection, [*projection.tables, projection_problems]) as pair,
         ):
-            # A transaction a page: a long one would keep SQLite from reusing its -wal file.
-            last = self._apply_all(connection, projection, 0, meter, commit=True)
+            before, last = -1, 0
+            while last != before:
+                # One long transaction would keep SQLite from reusing its -wal file.
+                connection.commit()
+                before = last
+                last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
+            connection.commit()
             connection.execution_options(**{READ_ONLY: False})
             begin_writing(connection)
             lock_log(connection)
-            last = self._apply_all(connection, projection, last, meter)
+            last = self._replay.apply_pages(connection, projection, last, meter=meter)
             tables.replace(connection, projection, pair)
             set_position(connection, projection, last)
             connection.commit()
@@ -196,28 +204,9 @@ class Projections:
         if position is None or position.version != projection.version:
             return differences  # its tables may be others, or not be there
         with shadowed(connection, [*projection.tables, projection_problems]) as pair:
-            self._apply_all(connection, projection, 0, meter)
+            self._replay.apply_pages(connection, projection, 0, meter=meter)
             differences += compare_problems(problems_of(connection, projection), found_problems)
             for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
                 if table.name != projection_problems.name:
                     differences += compare(connection, shadow, table)
         return differences
-
-    def _apply_all(
-        self,
-        connection: Connection,
-        projection: Projection,
-        after: int,
-        meter: Meter | None = None,
-        *,
-        until: int | None = None,
-        commit: bool = False,
-    ) -> int:
-        """Applies the events above `after`, and returns the sequence of the last one."""
-        while (last := self._replay.apply_page(connection, projection, after, until)) is not None:
-            if commit:
-                connection.commit()
-            if meter is not None:
-                meter.add(last - after)
-            after = last
-        return after

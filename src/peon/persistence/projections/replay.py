@@ -1,13 +1,15 @@
 """Applies stored events to a projection, page by page, and passes over those that cannot be applied."""
 
 from collections.abc import Callable
+from itertools import count
 
 from sqlalchemy import Connection, Engine
 
 from peon.orchestration import OrchestrationEvent
 from peon.persistence.availability import DriverErrors
 from peon.persistence.codec import EventCodec, UndecodableEvent
-from peon.persistence.paging import LogPages
+from peon.persistence.garbage_collection import garbage_collection_paused
+from peon.persistence.paging import LogPages, LogRow
 from peon.persistence.projections.positions import Problem, add_problems
 from peon.persistence.projections.projection import Projection
 from peon.persistence.stored_events import StoredEvent, decoded
@@ -23,15 +25,39 @@ class Replay:
         self._pages = LogPages(engine, DriverErrors(engine))
         self._codec = codec
 
-    def apply_page(
-        self, connection: Connection, projection: Projection, after: int, until: int | None = None
-    ) -> int | None:
-        """Applies a page of the events above `after`; those that cannot be applied become problems.
+    def apply_pages(
+        self,
+        connection: Connection,
+        projection: Projection,
+        after: int,
+        *,
+        pages: int | None = None,
+        until: int | None = None,
+        meter: "Meter | None" = None,
+    ) -> int:
+        """Applies the events above `after`; those that cannot be applied become problems.
+
+        Args:
+            pages: Stops after so many pages.
+            until: The last event to apply.
 
         Returns:
-            The sequence of the last one; `None` where there are no more, or none up to `until`.
+            The sequence of the last one; `after` itself where there are no more.
         """
-        page = self._pages.read_page(connection, after)
+        for _ in count() if pages is None else range(pages):
+            with garbage_collection_paused():
+                page = self._pages.read_page(connection, after)
+                last = self._apply(connection, projection, page, until)
+            if last is None:
+                break
+            if meter is not None:
+                meter.add(last - after)
+            after = last
+        return after
+
+    def _apply(
+        self, connection: Connection, projection: Projection, page: list[LogRow], until: int | None
+    ) -> int | None:
         if until is not None:
             page = [row for row in page if row[0] <= until]
         if not page:

@@ -49,18 +49,18 @@ SET_CONTENT = _update(projection_messages, "content")
 
 INSERT_CHUNK = insert_into(projection_message_chunks)
 
-_of_turn = projection_message_chunks.c.message_id.in_(
-    select(projection_messages.c.id).where(projection_messages.c.turn_id == bindparam("of_turn"))
+_streamed_before = (
+    projection_message_chunks.c.turn_id == bindparam("of_turn"),
+    projection_message_chunks.c.sequence < bindparam("before"),
 )
-_before = projection_message_chunks.c.sequence < bindparam("before")
 CHUNKS_OF_TURN = DriverQuery(
     select(projection_message_chunks.c.message_id, projection_message_chunks.c.delta)
-    .where(_of_turn, _before)
+    .where(*_streamed_before)
     .order_by(projection_message_chunks.c.message_id, projection_message_chunks.c.sequence),
     ["of_turn", "before"],
 )
 DELETE_CHUNKS_OF_TURN = DriverStatement(
-    delete(projection_message_chunks).where(_of_turn, _before), ["of_turn", "before"]
+    delete(projection_message_chunks).where(*_streamed_before), ["of_turn", "before"]
 )
 
 INSERT_APPROVAL = insert_into(projection_approvals)
@@ -105,8 +105,6 @@ ORDER = (
     SET_THREAD_STATUS,
     INSERT_TURN,
     END_TURN,
-    INSERT_MESSAGE,
-    INSERT_CHUNK,
     INSERT_APPROVAL,
     DECIDE_APPROVAL,
     INSERT_CHECKPOINT,
