@@ -180,8 +180,12 @@ class Approval(Value):
 
 
 class Commit(Value):
-    """Changes that were committed to git in a thread; `hash` is the git object name."""
+    """Changes that were committed to git in a thread.
 
+    `hash` is the git object name, and `sequence` the place of the event in the log, as a commit may be told twice.
+    """
+
+    sequence: int
     thread_id: UUID
     hash: str
     message: str
@@ -196,3 +200,21 @@ class Branch(Value):
     created_at: UtcDatetime | None
     remote: str | None
     pushed_at: UtcDatetime | None
+
+
+class Snapshot(Value):
+    """The whole state at one moment, for a start-up; each list oldest first.
+
+    `sequence` is the place in the log of the last event that is in it: what comes after that is news.
+    """
+
+    sequence: int
+    projects: tuple[Project, ...]
+    threads: tuple[Thread, ...]
+    turns: tuple[Turn, ...]
+    messages: tuple[Message, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    pending_approvals: tuple[Approval, ...]
+    commits: tuple[Commit, ...]
+    branches: tuple[Branch, ...]
+    selected_thread_id: UUID | None

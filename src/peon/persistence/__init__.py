@@ -1,4 +1,4 @@
-"""The event log on SQLite or PostgreSQL, and the migrations of its database."""
+"""The event log on SQLite or PostgreSQL, its projections, settings, and the migrations of their database."""
 
 from peon.persistence.codec import EventCodec, UndecodableEvent, Upcaster
 from peon.persistence.database import Database
@@ -8,26 +8,42 @@ from peon.persistence.errors import (
     EventEncodeError,
     MigrationFailed,
     PersistenceError,
+    ProjectionError,
+    ProjectionsOutOfDate,
     SchemaError,
     SchemaOutOfDate,
     SchemaTooNew,
+    SettingError,
     StoreUnavailable,
 )
 from peon.persistence.event_store import EventStore
 from peon.persistence.migrations import upgrade
+from peon.persistence.projections import Difference, Problem, Projection, Projections, Refusal
+from peon.persistence.read_model import ReadModel
+from peon.persistence.settings import SettingsStore
 from peon.persistence.stored_events import StoredEvent
 
 __all__ = [
     "Database",
+    "Difference",
     "EventCodec",
     "EventDecodeError",
     "EventEncodeError",
     "EventStore",
     "MigrationFailed",
     "PersistenceError",
+    "Problem",
+    "Projection",
+    "ProjectionError",
+    "Projections",
+    "ProjectionsOutOfDate",
+    "ReadModel",
+    "Refusal",
     "SchemaError",
     "SchemaOutOfDate",
     "SchemaTooNew",
+    "SettingError",
+    "SettingsStore",
     "StoreUnavailable",
     "StoredEvent",
     "UndecodableEvent",

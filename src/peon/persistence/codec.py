@@ -1,25 +1,22 @@
 """Events to rows and back: the `event_type` and `payload` columns of the log."""
 
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, overload
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import core_schema, from_json, to_json
+from pydantic_core import from_json, to_json
 
 from peon.orchestration import OrchestrationEvent, event_type_name
 from peon.orchestration.model import require_intact
-from peon.orchestration.scalars import RuleError
 from peon.persistence.errors import EventDecodeError, EventEncodeError
+from peon.persistence.validation import collect_names, describe
 
 EventT = TypeVar("EventT", bound=BaseModel)
 """The union of events that a codec and its store are for."""
-
-DISCREET_ERRORS = frozenset(get_args(core_schema.ErrorType)) - {"union_tag_invalid", "value_error", "assertion_error"}
-"""Errors of pydantic whose message does not quote the input."""
 
 SCHEMA_VERSION = "schema_version"
 """The payload's field that tells which version of its event class wrote it; a payload without one is of version 1."""
@@ -97,7 +94,7 @@ class EventCodec(Generic[EventT]):
         self._current = {event_type.name: event_type for event_type in self._types.values()}
         self._names: set[object] = set()
         for model in self._types:
-            _collect_names(model, self._names)
+            collect_names(model, self._names)
         self._lifts: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
         current = {(event_type.name, event_type.version) for event_type in self._types.values()}
         # The others are decoded without a look at the version.
@@ -149,7 +146,7 @@ class EventCodec(Generic[EventT]):
         try:
             return self.decoders[event_type](payload)
         except ValidationError as error:
-            reason = _describe(error, self._names)
+            reason = describe(error, self._names)
         except KeyError:
             reason = "no event of this type is known; it may come from a newer version"
         except _Refused as error:
@@ -195,11 +192,11 @@ class EventCodec(Generic[EventT]):
         try:
             event_type.validate(event.__dict__, strict=True)
         except ValidationError as invalid:
-            return f"it was changed after validation: {_describe(invalid, self._names)}"
+            return f"it was changed after validation: {describe(invalid, self._names)}"
         if isinstance(error, _Refused):
             return str(error)
         if isinstance(error, ValidationError):
-            return f"it could not be read back: {_describe(error, self._names)}"
+            return f"it could not be read back: {describe(error, self._names)}"
         return f"it cannot be written as JSON ({type(error).__name__})"
 
 
@@ -249,39 +246,6 @@ def _step_of(fields: object) -> tuple[str, int]:
     if not isinstance(event_type, str) or type(version) is not int:
         raise _Refused(f"it is not an object with a type and, after version 1, a number as {SCHEMA_VERSION}")
     return event_type, version
-
-
-def _collect_names(annotation: Any, names: set[object]) -> None:
-    """Adds the names of all fields and tags that the models of an annotation have, at any depth."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if annotation in names:
-            return
-        names.add(annotation)
-        names.update(annotation.model_fields)
-        for field in annotation.model_fields.values():
-            _collect_names(field.annotation, names)
-    elif get_origin(annotation) is Literal:
-        names.update(get_args(annotation))
-    else:
-        for part in get_args(annotation):
-            _collect_names(part, names)
-
-
-def _describe(error: ValidationError, names: Collection[object]) -> str:
-    """Says only what cannot be a part of the payload: `names` and numbers as places, messages that quote nothing."""
-    shown = []
-    for detail in error.errors(include_url=False, include_input=False)[:3]:
-        parts = [str(part) if part in names or isinstance(part, int) else "(unknown)" for part in detail["loc"]]
-        message = detail["msg"]
-        cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, RuleError):
-            message = str(cause)
-        elif detail["type"] not in DISCREET_ERRORS:
-            message = detail["type"].replace("_", " ")
-        shown.append(f"{'.'.join(parts) or 'payload'}: {message}")
-    if error.error_count() > len(shown):
-        shown.append(f"and {error.error_count() - len(shown)} more")
-    return "; ".join(shown)
 
 
 orchestration_codec: EventCodec[OrchestrationEvent] = EventCodec(OrchestrationEvent, check=require_intact)

@@ -13,6 +13,8 @@ from peon.persistence.availability import database_name
 from peon.persistence.engine import create_engine, database_url
 from peon.persistence.event_store import EventStore
 from peon.persistence.projections import OrchestrationProjection, Progress, Projection, Projections
+from peon.persistence.read_model import ReadModel
+from peon.persistence.settings import SettingsStore
 
 
 class Database:
@@ -22,6 +24,8 @@ class Database:
         engine: For transactions of the application's own.
         events: The log; appending to it keeps the projections up to date, unless they are off.
         projections: To catch up, rebuild and verify the tables that are derived from the log.
+        read_model: What those tables hold.
+        settings: The application's settings.
     """
 
     def __init__(self, engine: Engine, *, projections: bool | Sequence[Projection] = True) -> None:
@@ -30,6 +34,8 @@ class Database:
         self.projections = Projections(engine, [OrchestrationProjection(), *others])
         on_append = None if projections is False else self.projections.apply
         self.events: EventStore[OrchestrationEvent] = EventStore(engine, on_append=on_append)
+        self.read_model = ReadModel(engine)
+        self.settings = SettingsStore(engine)
 
     def __repr__(self) -> str:
         return f"<Database {database_name(self.engine)}>"

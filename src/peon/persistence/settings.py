@@ -1,0 +1,139 @@
+"""Settings: any JSON value under a key, for the application's own use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, overload
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+from sqlalchemy import Connection, Engine, Insert, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from peon.orchestration.scalars import RuleError, exact_json
+from peon.persistence.availability import DriverErrors
+from peon.persistence.engine import begin_writing, consistent_reads
+from peon.persistence.errors import SettingError
+from peon.persistence.schema import settings
+from peon.persistence.validation import collect_names, describe
+
+SettingT = TypeVar("SettingT")
+
+_sqlite = sqlite.insert(settings)
+_postgresql = postgresql.insert(settings)
+_KEY = [settings.c.key]
+_UPSERT: dict[str, Insert] = {
+    "sqlite": _sqlite.on_conflict_do_update(index_elements=_KEY, set_={"value": _sqlite.excluded.value}),
+    "postgresql": _postgresql.on_conflict_do_update(index_elements=_KEY, set_={"value": _postgresql.excluded.value}),
+}
+
+
+class SettingsStore:
+    """The settings in one database. Each call is a transaction of its own, of one row: nobody's keys are lost."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._reads = consistent_reads(engine)
+        self._driver_errors = DriverErrors(
+            engine, hint=". Has the database been migrated? alembic upgrade head does that"
+        )
+
+    @overload
+    def get(self, key: str) -> Any: ...
+    @overload
+    def get(self, key: str, type: type[SettingT]) -> SettingT | None: ...
+    @overload
+    def get(self, key: str, type: type[SettingT], default: SettingT) -> SettingT: ...
+    @overload
+    def get(self, key: str, type: Any = None, default: Any = None) -> Any: ...
+    def get(self, key: str, type: Any = None, default: Any = None) -> Any:  # noqa: A002
+        """Returns a setting, or `default` where there is none.
+
+        Args:
+            type: What the setting is to be validated as by pydantic: a model, `int`, `list[str]`, … In its place
+                the default may be given: a JSON value is no type.
+
+        Raises:
+            SettingError: It is not of that type, or was not stored as JSON.
+            StoreUnavailable: The database cannot be read.
+        """
+        if isinstance(type, str | int | float | list | dict):
+            type, default = None, type  # noqa: A001
+        with self._driver_errors, self._reads.connect() as connection:
+            value = connection.scalar(select(settings.c.value).where(settings.c.key == _checked(key)))
+        if value is None:
+            return default
+        return _parsed(key, value) if type is None else _validated(key, value, type)
+
+    def set(self, key: str, value: Any, *, connection: Connection | None = None) -> None:
+        """Stores a JSON value: text, a number, `True`, `False`, `None`, a list or a dictionary of them.
+
+        Args:
+            connection: Stores it in the transaction that this connection is in, or begins.
+
+        Raises:
+            SettingError: The value is not JSON. Nothing was stored.
+            StoreUnavailable: The database is locked, read-only, full, damaged. Nothing was stored.
+        """
+        try:
+            text = to_json(exact_json(value)).decode()
+        except RuleError as error:
+            hint = "; of a pydantic model, store model_dump(mode='json')" if hasattr(value, "model_dump") else ""
+            raise SettingError(key, f"{error}{hint}") from None
+        insert = _UPSERT[self._engine.dialect.name]
+        with self._driver_errors, self._transaction(connection) as own:
+            own.execute(insert, {"key": _checked(key), "value": text})
+
+    def delete(self, key: str, *, connection: Connection | None = None) -> bool:
+        """Removes a setting, and returns whether there was one; `connection` as of `set`."""
+        with self._driver_errors, self._transaction(connection) as own:
+            return own.execute(delete(settings).where(settings.c.key == _checked(key))).rowcount > 0
+
+    def all(self) -> dict[str, Any]:
+        """Returns all settings, by key.
+
+        Raises:
+            SettingError: One of them was not stored as JSON.
+            StoreUnavailable: The database cannot be read.
+        """
+        with self._driver_errors, self._reads.connect() as connection:
+            rows = connection.execute(select(settings.c.key, settings.c.value).order_by(settings.c.key)).all()
+        return {key: _parsed(key, value) for key, value in rows}
+
+    @contextmanager
+    def _transaction(self, connection: Connection | None) -> Iterator[Connection]:
+        if connection is None:
+            with self._engine.begin() as own:
+                yield own
+        else:
+            begin_writing(connection)
+            yield connection
+
+
+def _checked(key: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"the key of a setting is text, not {type(key).__name__}")
+    try:
+        exact_json(key)
+    except RuleError as error:
+        raise SettingError(repr(key), f"its key cannot be stored: {error}") from None
+    if "\0" in key:
+        raise SettingError(key, "its key cannot be stored: it has a NUL character")
+    return key
+
+
+def _parsed(key: str, value: str) -> Any:
+    try:
+        return from_json(value)
+    except ValueError:
+        raise SettingError(key, "it is not JSON in the database; set it again, or delete it") from None
+
+
+def _validated(key: str, value: str, kind: Any) -> Any:
+    names: set[object] = set()
+    collect_names(kind, names)
+    try:
+        return TypeAdapter(kind).validate_json(value)
+    except ValidationError as error:
+        reason = describe(error, names, "value")
+    # Outside the handler, as pydantic's error shows the value.
+    raise SettingError(key, f"it is not what was asked for: {reason}")
