@@ -1,4 +1,4 @@
-"""Events a second, and the ratio to plain `sqlite3` doing the same, in interleaved rounds of one run.
+"""The log alone: events a second, and the ratio to plain `sqlite3` doing the same, in interleaved rounds.
 
     python benchmarks/append_and_replay.py [--session SESSION.jsonl] [--rounds 40] [--folder FOLDER]
 
@@ -6,41 +6,20 @@ The best round of each counts: these are short, and what disturbs a machine only
 """
 
 import argparse
-import gc
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from workload import SAMPLE, PlainStore, session_events
+from workload import SAMPLE, PlainStore, consume, each, seconds, session_events
 
 from peon.persistence import Database
 
 TARGETS: dict[int | str, float] = {1: 0.85, 10: 0.85, 1_000: 0.95, "stream": 0.95, "replay_all": 1.0}
 COMMITS = {1: 200, 10: 60, 1_000: 2}
 """Commits in a round of each batch size: short enough for a round to go undisturbed."""
-
-
-def seconds(work: Callable[[], object]) -> float:
-    gc.collect()
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def each(append: Callable[[list[Any]], object], batches: list[list[Any]]) -> None:
-    for batch in batches:
-        append(batch)
-
-
-def consume(stream: Callable[[], Iterator[object]]) -> None:
-    deque(stream(), maxlen=0)
 
 
 def main() -> None:
@@ -63,7 +42,7 @@ def main() -> None:
         stores: dict[int | str, tuple[PlainStore, Database]] = {}
         for what in TARGETS:
             plain = PlainStore(Path(folder, f"plain-{what}.db"))
-            database = Database.open(url=f"sqlite:///{folder}/peon-{what}.db")
+            database = Database.open(url=f"sqlite:///{folder}/peon-{what}.db", projections=False)
             stores[what] = plain, database
             if isinstance(what, str):
                 for start in range(0, len(events), 10):  # as a session would leave them

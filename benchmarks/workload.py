@@ -1,10 +1,14 @@
 """The events that the benchmarks store, and plain `sqlite3` storing the same, to compare with."""
 
+import gc
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 from pydantic import TypeAdapter
 
@@ -27,16 +31,37 @@ INSERT = "INSERT INTO events (event_type, payload, stored_at) VALUES (?, ?, ?)"
 SELECT = "SELECT sequence, event_type, payload, stored_at FROM events ORDER BY sequence"
 
 
-def session_events(session: Path, count: int) -> list[OrchestrationEvent]:
-    """Returns `count` events of a recorded session, played as often as it takes, with new identifiers each time."""
+STREAMED = 8
+"""Characters of text in a chunk of a streaming session: two words or three."""
+
+
+def session_events(session: Path, count: int, chunk_characters: int = 40) -> list[OrchestrationEvent]:
+    """Returns `count` events of a recorded session, played as often as it takes, as new threads of one project."""
     from claude_code_session import SessionReader
 
     lines = session.read_text(encoding="utf-8").splitlines()
+    projects: dict[str, UUID] = {}
     events: list[OrchestrationEvent] = []
     while len(events) < count:
-        for batch in SessionReader({}).batches(lines):
+        for batch in SessionReader(projects, chunk_characters).batches(lines):
             events += batch
     return events[:count]
+
+
+def each(append: Callable[[list[OrchestrationEvent]], object], batches: list[list[OrchestrationEvent]]) -> None:
+    for batch in batches:
+        append(batch)
+
+
+def consume(stream: Callable[[], Iterator[object]]) -> None:
+    deque(stream(), maxlen=0)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 class PlainStore:

@@ -53,10 +53,12 @@ class SessionReader:
 
     Args:
         projects: Identifiers of the projects that are known already, by path. A new project is added.
+        chunk_characters: How much text arrives at a time while the agent writes.
     """
 
-    def __init__(self, projects: dict[str, UUID]) -> None:
+    def __init__(self, projects: dict[str, UUID], chunk_characters: int = CHUNK_CHARACTERS) -> None:
         self._projects = projects
+        self._chunk_characters = chunk_characters
         self._thread_id = uuid4()
         self._turn_id: UUID | None = None
         self._started = False
@@ -142,13 +144,13 @@ class SessionReader:
         yield from self._begin_turn()
         message = self._appended(MessageRole.ASSISTANT, TextContent(text=""))
         yield message
-        for start in range(0, len(text), CHUNK_CHARACTERS):
+        for start in range(0, len(text), self._chunk_characters):
             yield MessageChunkReceived(
                 occurred_at=self._now,
                 message_id=message.message_id,
                 turn_id=message.turn_id,
                 thread_id=message.thread_id,
-                delta=text[start : start + CHUNK_CHARACTERS],
+                delta=text[start : start + self._chunk_characters],
             )
 
     def _message(self, role: MessageRole, content: MessageContent) -> Iterator[OrchestrationEvent]:
