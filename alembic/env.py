@@ -21,7 +21,19 @@ from peon.persistence.migrations import (
 )
 from peon.persistence.schema import metadata
 
-configure = partial(context.configure, target_metadata=metadata, transactional_ddl=True, render_as_batch=True)
+
+def is_ours(name: str | None, kind: str, _: object) -> bool:
+    """Tables of the application's own, and of its own projections, are none of Alembic's business here."""
+    return kind != "table" or name in metadata.tables
+
+
+configure = partial(
+    context.configure,
+    target_metadata=metadata,
+    include_name=is_ours,
+    transactional_ddl=True,
+    render_as_batch=True,
+)
 
 
 def read_configuration() -> tuple[AppConfig, URL]:

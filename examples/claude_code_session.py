@@ -19,6 +19,7 @@ from peon.orchestration import (
     TextContent,
     ThinkingContent,
     ThreadCreated,
+    ThreadSelected,
     ThreadStatus,
     ThreadStatusChanged,
     ToolCallContent,
@@ -115,6 +116,7 @@ class SessionReader:
             model=self._model,
             runtime_mode=RuntimeMode.FULL_ACCESS if free else RuntimeMode.SUPERVISED,
         )
+        yield ThreadSelected(occurred_at=self._now, thread_id=self._thread_id)
 
     def _from_user(self, block: dict[str, Any]) -> Iterator[OrchestrationEvent]:
         if block["type"] == "tool_result":

@@ -1,4 +1,4 @@
-"""Records a Claude Code session as events, replays the log, and prints what was stored.
+"""Records a Claude Code session as events, and prints the state that follows from all that were recorded so far.
 
     python examples/record_session.py [SESSION.jsonl]
 
@@ -7,39 +7,44 @@ The database is the configured one. Without a file it records the small session 
 
 import argparse
 import sys
-from collections import Counter, defaultdict
 from pathlib import Path
-from uuid import UUID
 
 from claude_code_session import SessionError, SessionReader
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 from rich.text import Text
 
 from peon.config import ConfigError
-from peon.orchestration import (
-    MessageAppended,
-    MessageChunkReceived,
-    MessageContent,
-    OrchestrationEvent,
-    ProjectCreated,
-    TextContent,
-    ThinkingContent,
-    ToolCallContent,
-)
-from peon.persistence import Database, PersistenceError, StoredEvent
+from peon.orchestration import Message, TextContent, ThinkingContent, ToolCallContent
+from peon.persistence import Database, PersistenceError, ReadModel
 
 SAMPLE = Path(__file__).with_name("session.jsonl")
+THREADS_SHOWN = 5
+TURNS_SHOWN = 5
 MESSAGES_SHOWN = 8
 CHARACTERS_SHOWN = 100
 
-Log = list[StoredEvent[OrchestrationEvent]]
+
+def open_database(console: Console) -> Database:
+    """A database that an older version wrote is brought up to date first, which may take a while."""
+    bar = Progress(console=console, transient=True)
+
+    def report(done: int, total: int) -> None:
+        if not bar.tasks:
+            bar.start()
+            bar.add_task("Catching up")
+        bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        return Database.open(progress=report)
+    finally:
+        bar.stop()
 
 
 def record(database: Database, lines: list[str], console: Console) -> int:
     """Returns how many events were stored, each line of the session in a transaction of its own."""
-    reader = SessionReader(known_projects(database))
+    reader = SessionReader({project.path: project.id for project in database.read_model.projects()})
     stored = 0
     steps = track(reader.batches(lines), "Recording", total=len(lines) + 1, console=console, transient=True)
     for events in steps:
@@ -47,60 +52,53 @@ def record(database: Database, lines: list[str], console: Console) -> int:
     return stored
 
 
-def known_projects(database: Database) -> dict[str, UUID]:
-    created = database.events.stream(event_types=["ProjectCreated"])
-    return {s.event.path: s.event.project_id for s in created if isinstance(s.event, ProjectCreated)}
+def tables(state: ReadModel) -> list[Table]:
+    """The projects with their newest threads, and of the selected thread the last turns and messages."""
+    projects = Table("Name", "Path", "Threads", title="Projects", title_justify="left")
+    threads = Table("Project", "Created", "Model", "Mode", "Status", title="The newest threads", title_justify="left")
+    for project in state.projects():
+        newest = state.threads(project.id, newest_first=True)
+        projects.add_row(Text(project.name), Text(project.path), f"{len(newest):,}")
+        for thread in newest[:THREADS_SHOWN]:
+            created = f"{thread.created_at:%F %T}"
+            threads.add_row(Text(project.name), created, thread.model, thread.runtime_mode, thread.status)
+    turns = Table("Started", "Status", "Messages", title="The last turns of this thread", title_justify="left")
+    messages = Table("Role", "Kind", "Content", title="Its last messages", title_justify="left")
+    if selected := state.selected_thread():
+        for turn in reversed(state.turns(selected.id, limit=TURNS_SHOWN, newest_first=True)):
+            turns.add_row(f"{turn.started_at:%F %T}", turn.status, f"{len(state.messages(turn.id)):,}")
+        for message in reversed(state.thread_messages(selected.id, limit=MESSAGES_SHOWN, newest_first=True)):
+            words = " ".join(shown(message).split())
+            short = words if len(words) <= CHARACTERS_SHOWN else words[: CHARACTERS_SHOWN - 1] + "…"
+            messages.add_row(message.role, message.content.type, Text(short))
+    return [projects, threads, turns, messages]
 
 
-def counts_table(log: Log) -> Table:
-    table = Table("Event", "Stored", title="The log, replayed", title_justify="left")
-    for name, count in Counter(stored.event.type for stored in log).most_common():
-        table.add_row(name, f"{count:,}")
-    return table
-
-
-def messages_table(log: Log) -> Table:
-    """The last messages, with their chunks put together again."""
-    messages: dict[UUID, tuple[int, MessageAppended]] = {}
-    chunks: defaultdict[UUID, str] = defaultdict(str)
-    for sequence, event, _ in log:
-        if isinstance(event, MessageAppended):
-            messages[event.message_id] = sequence, event
-        elif isinstance(event, MessageChunkReceived):
-            chunks[event.message_id] += event.delta
-    table = Table("Sequence", "Role", "Kind", "Content", title="The last messages", title_justify="left")
-    for sequence, message in list(messages.values())[-MESSAGES_SHOWN:]:
-        words = " ".join((shown(message.content) + chunks[message.message_id]).split())
-        short = words if len(words) <= CHARACTERS_SHOWN else words[: CHARACTERS_SHOWN - 1] + "…"
-        table.add_row(str(sequence), message.role, message.content.type, Text(short))
-    return table
-
-
-def shown(content: MessageContent) -> str:
-    match content:
-        case TextContent() | ThinkingContent():
-            return content.text
-        case ToolCallContent():
-            return f"{content.name} {content.arguments}"
-        case _:
-            return str(content.output)
+def shown(message: Message) -> str:
+    match message.content:
+        case TextContent(text=text) | ThinkingContent(text=text):
+            return text
+        case ToolCallContent(name=name, arguments=arguments):
+            return f"{name} {arguments}"
+        case result:
+            return str(result.output)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Record a Claude Code session and print what was stored.")
+    parser = argparse.ArgumentParser(description="Record a Claude Code session and print the state.")
     parser.add_argument("session", nargs="?", type=Path, default=SAMPLE, help="a session file (JSONL)")
     session = parser.parse_args().session
     console = Console()
     try:
         lines = session.read_text(encoding="utf-8").split("\n")
-        with Database.open() as database:
+        with open_database(console) as database:
             stored = record(database, [line for line in lines if line], console)
-            log = database.events.replay_all()
             console.print(f"Stored {stored:,} events of {session.name} in {database.engine.url.database},")
-            console.print(f"which now holds {len(log):,}.\n")
+            console.print(f"which now holds {database.events.last_sequence():,}.")
+            for table in tables(database.read_model):
+                console.print("", table)
     except (ConfigError, PersistenceError, SessionError, OSError, UnicodeDecodeError) as error:
         sys.exit(f"{session}: {error}")
-    console.print(counts_table(log), "", messages_table(log))
 
 
 if __name__ == "__main__":

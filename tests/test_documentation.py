@@ -7,7 +7,7 @@ import pytest
 from strategies import EVENT_CLASSES
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("README.md", "docs/guide.md", "docs/events.md")
+NAMES = ("README.md", "docs/guide.md", "docs/events.md", "docs/projections.md")
 PAGES = [ROOT / name for name in NAMES if (ROOT / name).is_file()]
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="the documentation is not here: no checkout")
