@@ -111,7 +111,17 @@ def migrated(url: URL, request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def database(url: URL, migrated: None) -> Iterator[Database]:
-    with Database.open(url=url) as database:
+    yield from opened(url, projections=True)
+
+
+@pytest.fixture
+def log_alone(url: URL, migrated: None) -> Iterator[Database]:
+    """For the tests of the log: any event goes."""
+    yield from opened(url, projections=False)
+
+
+def opened(url: URL, *, projections: bool) -> Iterator[Database]:
+    with Database.open(url=url, projections=projections) as database:
         yield database
         database.events.close()
         assert database.engine.pool.checkedout() == 0, "a connection was not given back"

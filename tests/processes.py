@@ -51,7 +51,7 @@ def exit_codes(function: Callable[..., object], arguments: list[tuple[Any, ...]]
 
 def open_and_append(barrier: Barrier, url: str) -> None:
     barrier.wait(PATIENCE)
-    with Database.open(url=url) as database:
+    with Database.open(url=url, projections=False) as database:
         database.events.append_all([ProjectRenamed(project_id=uuid4(), name=str(os.getpid()))])
 
 
@@ -69,17 +69,17 @@ def open_and_die_after_statement(url: str, number: int) -> None:
         if count == number:
             die()
 
-    Database.open(url=url).close()
+    Database.open(url=url, projections=False).close()
 
 
 def open_and_die_before_commit(url: str) -> None:
     event.listen(Engine, "commit", lambda _: die())
-    Database.open(url=url).close()
+    Database.open(url=url, projections=False).close()
 
 
 def open_and_die_before_the_copy_has_its_name(url: str) -> None:
     sys.addaudithook(lambda name, args: die() if name == "os.rename" and str(args[1]).endswith(".backup") else None)
-    Database.open(url=url).close()
+    Database.open(url=url, projections=False).close()
 
 
 def write_and_die(path: str) -> None:
@@ -100,7 +100,7 @@ class OpensDatabase(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            with Database.open(url=self.url) as database:
+            with Database.open(url=self.url, projections=False) as database:
                 database.events.append_all([ProjectRenamed(project_id=uuid4(), name=record.getMessage())])
         except PersistenceError as error:
             self.outcomes.append(str(error))
@@ -111,7 +111,7 @@ class OpensDatabase(logging.Handler):
 def open_while_a_handler_opens(url: str, logger: str, other: str) -> list[str]:
     handler = OpensDatabase(other)
     with _handling(handler, logger):
-        Database.open(url=url).close()
+        Database.open(url=url, projections=False).close()
     return handler.outcomes
 
 
@@ -131,7 +131,7 @@ def open_while_a_thread_of_a_handler_opens(url: str) -> list[str]:
     opener = OpensDatabase(url)
     thread = Thread(target=opener.emit, args=[logging.makeLogRecord({"msg": "one of them"})])
     with _handling(StartsThread(thread), "alembic"):
-        Database.open(url=url).close()
+        Database.open(url=url, projections=False).close()
     thread.join()
     return opener.outcomes
 
@@ -146,7 +146,7 @@ def fork_while_another_thread_migrates(url: str, url_of_child: str) -> int:
         if not child:
             signal.alarm(10)
             logging.getLogger("alembic").handlers.clear()
-            Database.open(url=url_of_child).close()
+            Database.open(url=url_of_child, projections=False).close()
             os._exit(0)
         children.append(child)
         forked.set()
@@ -157,7 +157,7 @@ def fork_while_another_thread_migrates(url: str, url_of_child: str) -> int:
             forked.wait(PATIENCE)
 
     with _handling(WaitsForFork(Thread(target=fork)), "alembic"):
-        Database.open(url=url).close()
+        Database.open(url=url, projections=False).close()
     return os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
 
 

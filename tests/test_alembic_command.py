@@ -256,9 +256,9 @@ def test_rows_are_copied_before_the_command_changes_tables(alembic: Alembic, sql
     down = alembic("-x", address(sqlite_url), "downgrade", "001_initial")
     up = alembic("-x", address(sqlite_url), "upgrade", "head")
 
-    copies = [path.with_name(f"peon.db.{revision}.backup") for revision in ("002_append_only", "001_initial")]
+    copies = [path.with_name(f"peon.db.{revision}.backup") for revision in (revisions()[-1], "001_initial")]
     assert nothing.stdout == ""
-    for done, copy, revision in zip((down, up), copies, ("002_append_only", "001_initial"), strict=True):
+    for done, copy, revision in zip((down, up), copies, (revisions()[-1], "001_initial"), strict=True):
         assert str(copy) in done.stdout
         assert revision_of(copy) == [(revision,)]
         with closing(sqlite3.connect(copy)) as connection:

@@ -31,7 +31,7 @@ def test_without_a_file_it_records_the_session_that_ships_with_it(tmp_path: Path
     second = run(tmp_path)
 
     assert (first.returncode, first.stderr) == (0, "")
-    assert "Stored 60 events of session.jsonl" in first.stdout
+    assert "Stored 61 events of session.jsonl" in first.stdout
     assert "The table prints high water an hour late" not in first.stdout  # only the last messages are shown
     assert "Done: one line under Unreleased" in first.stdout
     assert second.returncode == 0

@@ -29,6 +29,12 @@ from peon.persistence import (
     create_engine,
 )
 
+
+@pytest.fixture
+def database(log_alone: Database) -> Database:
+    return log_alone
+
+
 PASSWORD = "5a1t-0f-the-5ea"  # noqa: S105
 NOBODY = 65_534
 IMPATIENT = AppConfig(database=DatabaseConfig(busy_timeout=0.3))
@@ -85,7 +91,7 @@ def in_child(action: Callable[[], None], *, as_nobody: bool = False) -> None:
     """Runs it in a process of its own, whose rights and limits may then be taken; root could write anything."""
     if as_nobody and os.geteuid() == 0:
         # Nothing is left to import, which nobody might not be allowed to.
-        Database.open(url="sqlite://").close()
+        Database.open(url="sqlite://", projections=False).close()
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, as the runner has some
@@ -123,7 +129,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def fill(url: URL, count: int = 3) -> Stored:
     """Leaves a database of so many events; no -wal file is left."""
-    with Database.open(url=url) as database:
+    with Database.open(url=url, projections=False) as database:
         return database.events.append_all([renamed(f"name {n}") for n in range(count)])
 
 
@@ -135,7 +141,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     path.mkdir()
 
     with unavailable(sqlite(path), "the file cannot be opened: it must be a file, in a folder that this user may"):
-        Database.open(url=sqlite(path))
+        Database.open(url=sqlite(path), projections=False)
 
     assert files(tmp_path) == {"data": None}
 
@@ -158,14 +164,14 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path, co
 
     for migrate in (True, False):
         with unavailable(sqlite(path), "the file is not an SQLite database: name another, or move it away"):
-            Database.open(url=sqlite(path), migrate=migrate)
+            Database.open(url=sqlite(path), migrate=migrate, projections=False)
         assert files(tmp_path) == {"diary.txt": content}
 
 
 def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     (tmp_path / "peon.db").touch()
 
-    with Database.open(url=sqlite(tmp_path / "peon.db")) as database:
+    with Database.open(url=sqlite(tmp_path / "peon.db"), projections=False) as database:
         assert_works(database, [])
 
 
@@ -174,7 +180,7 @@ def test_a_path_through_a_file_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "diary.txt").write_text("Dear diary")
 
     with unavailable(sqlite(tmp_path / "diary.txt" / below), "name a file in a folder that this user may write"):
-        Database.open(url=sqlite(tmp_path / "diary.txt" / below))
+        Database.open(url=sqlite(tmp_path / "diary.txt" / below), projections=False)
 
     assert files(tmp_path) == {"diary.txt": b"Dear diary"}
 
@@ -182,7 +188,7 @@ def test_a_path_through_a_file_is_refused(tmp_path: Path, below: str) -> None:
 def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
     for name in ("x" * 300, "nul\0"):
         with pytest.raises(PersistenceError):
-            Database.open(url=sqlite(tmp_path / name))
+            Database.open(url=sqlite(tmp_path / name), projections=False)
 
     assert files(tmp_path) == {}
 
@@ -191,7 +197,7 @@ def test_a_symbolic_link_into_the_void_is_not_mistaken_for_a_database(tmp_path: 
     (tmp_path / "peon.db").symlink_to(tmp_path / "missing" / "peon.db")
 
     with unavailable(sqlite(tmp_path / "peon.db")):
-        Database.open(url=sqlite(tmp_path / "peon.db"))
+        Database.open(url=sqlite(tmp_path / "peon.db"), projections=False)
 
     assert [path.name for path in tmp_path.iterdir()] == ["peon.db"]
 
@@ -200,7 +206,7 @@ def test_no_file_appears_elsewhere_when_an_open_fails(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for url in (sqlite(tmp_path), URL.create("postgresql+psycopg", host="127.0.0.1", port=1, database="peon")):
         with pytest.raises(StoreUnavailable):
-            Database.open(url=url)
+            Database.open(url=url, projections=False)
 
     assert files(tmp_path) == {}
 
@@ -216,7 +222,7 @@ def test_a_failed_open_keeps_no_file_open(tmp_path: Path) -> None:
         other.execute("BEGIN IMMEDIATE")
         for name in ("diary.txt", "locked.db"):
             with pytest.raises(StoreUnavailable):
-                Database.open(IMPATIENT, url=sqlite(tmp_path / name))
+                Database.open(IMPATIENT, url=sqlite(tmp_path / name), projections=False)
     opened = [descriptor.resolve() for descriptor in descriptors.iterdir()]
     assert [path for path in opened if path.is_relative_to(tmp_path)] == []
 
@@ -230,7 +236,7 @@ def test_a_folder_that_may_not_be_written_is_refused(folder: Path, below: str) -
 
     def attempt() -> None:
         with unavailable(sqlite(folder / below), "in a folder that this user may write"):
-            Database.open(url=sqlite(folder / below))
+            Database.open(url=sqlite(folder / below), projections=False)
 
     in_child(attempt, as_nobody=True)
     assert files(folder) == {}
@@ -244,7 +250,7 @@ def test_an_empty_file_in_a_folder_that_may_not_be_written_is_refused(folder: Pa
 
     def attempt() -> None:
         with unavailable(sqlite(path), "folder"):
-            Database.open(url=sqlite(path))
+            Database.open(url=sqlite(path), projections=False)
 
     in_child(attempt, as_nobody=True)
     assert files(folder) == {"peon.db": b""}
@@ -253,10 +259,10 @@ def test_an_empty_file_in_a_folder_that_may_not_be_written_is_refused(folder: Pa
 def read_and_fail_to_append(url: URL, expected: Stored) -> None:
     """SQLite cannot read such a database at all where it cannot make the -shm file that goes with it."""
     try:
-        database = Database.open(url=url)
+        database = Database.open(url=url, projections=False)
     except StoreUnavailable:
         with unavailable(url, "this user"):
-            Database.open(url=url)
+            Database.open(url=url, projections=False)
         return
     with database:
         for _ in range(2):
@@ -284,7 +290,7 @@ def test_a_database_that_may_not_be_written_is_not_appended_to(folder: Path, of_
         file.chmod(0o666)
 
     def append() -> None:
-        with Database.open(url=sqlite(path)) as database:
+        with Database.open(url=sqlite(path), projections=False) as database:
             assert_works(database, before)
 
     in_child(append, as_nobody=True)
@@ -296,7 +302,7 @@ def test_a_store_works_again_when_its_database_may_be_written_again(folder: Path
     before = fill(sqlite(path))
 
     def attempt() -> None:
-        with Database.open(url=sqlite(path)) as database:
+        with Database.open(url=sqlite(path), projections=False) as database:
             # As if the file system were mounted anew, read-only; which takes more rights than a test has.
             with closing(database.engine.raw_connection()) as connection:  # the pool's only one
                 connection.cursor().execute("PRAGMA query_only = ON")
@@ -317,12 +323,12 @@ def test_a_database_that_may_not_be_read_is_refused(folder: Path) -> None:
 
     def attempt() -> None:
         with unavailable(sqlite(path), "this user may"):
-            Database.open(url=sqlite(path))
+            Database.open(url=sqlite(path), projections=False)
 
     in_child(attempt, as_nobody=True)
     assert list(path.parent.iterdir()) == [path]
     path.chmod(0o600)
-    with Database.open(url=sqlite(path)) as database:
+    with Database.open(url=sqlite(path), projections=False) as database:
         assert_works(database, before)
 
 
@@ -345,7 +351,7 @@ def append_until_full(database: Database) -> Stored:
 
 
 def survive_a_full_disk(path: Path, fill_disk: Callable[[], object], free_disk: Callable[[], object]) -> None:
-    with Database.open(url=sqlite(path)) as database:
+    with Database.open(url=sqlite(path), projections=False) as database:
         before = database.events.append_all([renamed("before")])
         fill_disk()
 
@@ -359,7 +365,7 @@ def survive_a_full_disk(path: Path, fill_disk: Callable[[], object], free_disk: 
         assert_sound(path)
         assert_works(database, before + acknowledged)
         after = database.events.replay_all()
-    with Database.open(url=sqlite(path)) as database:
+    with Database.open(url=sqlite(path), projections=False) as database:
         assert_works(database, after)
     assert_sound(path)
 
@@ -381,7 +387,7 @@ def test_a_limit_of_file_sizes_stops_no_reader(tmp_path: Path) -> None:
 
     def attempt() -> None:
         limit_files(65_536)  # what SQLite shares between processes needs half of that
-        with Database.open(url=sqlite(tmp_path / "peon.db")) as database:
+        with Database.open(url=sqlite(tmp_path / "peon.db"), projections=False) as database:
             assert database.events.replay_all() == before
 
     in_child(attempt)
@@ -394,11 +400,11 @@ def test_a_database_that_does_not_fit_is_not_left_half_made(tmp_path: Path, size
     def attempt() -> None:
         limit_files(size)
         with unavailable(sqlite(path), "the disk "):
-            Database.open(url=sqlite(path))
+            Database.open(url=sqlite(path), projections=False)
         limit_files(resource.RLIM_INFINITY)
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == []
-        with Database.open(url=sqlite(path)) as database:
+        with Database.open(url=sqlite(path), projections=False) as database:
             assert_works(database, [])
 
     in_child(attempt)
@@ -432,10 +438,10 @@ def test_a_disk_that_is_full_already_is_told(small_disk: Path) -> None:
             file.write(bytes(65_536))
 
     with unavailable(sqlite(small_disk / "peon.db"), "the disk "):
-        Database.open(url=sqlite(small_disk / "peon.db"))
+        Database.open(url=sqlite(small_disk / "peon.db"), projections=False)
 
     filler.unlink()
-    with Database.open(url=sqlite(small_disk / "peon.db")) as database:
+    with Database.open(url=sqlite(small_disk / "peon.db"), projections=False) as database:
         assert_works(database, [])
 
 
@@ -446,7 +452,7 @@ def test_a_disk_that_became_read_only_is_told(small_disk: Path) -> None:
     read_and_fail_to_append(sqlite(small_disk / "peon.db"), before)
 
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    with Database.open(url=sqlite(small_disk / "peon.db")) as database:
+    with Database.open(url=sqlite(small_disk / "peon.db"), projections=False) as database:
         assert_works(database, before)
 
 
@@ -474,7 +480,7 @@ LOCKED = "it is locked by another connection: end what holds it"
 def test_an_append_waits_for_a_lock_and_then_gives_up(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path))
-    with Database.open(IMPATIENT, url=sqlite(path)) as database:
+    with Database.open(IMPATIENT, url=sqlite(path), projections=False) as database:
         before += database.events.append_all([renamed()])
 
         for _ in range(2):
@@ -489,7 +495,8 @@ def test_an_append_waits_for_a_lock_and_then_gives_up(tmp_path: Path) -> None:
 def test_an_append_does_not_wait_when_told_so(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path))
-    with Database.open(AppConfig(database=DatabaseConfig(busy_timeout=0)), url=sqlite(path)) as database:
+    config = AppConfig(database=DatabaseConfig(busy_timeout=0))
+    with Database.open(config, url=sqlite(path), projections=False) as database:
         with locked(path), taking(0, 5), unavailable(sqlite(path), "database.busy_timeout"):
             database.events.append_all([renamed()])
 
@@ -499,7 +506,7 @@ def test_an_append_does_not_wait_when_told_so(tmp_path: Path) -> None:
 def test_a_lock_of_the_own_process_is_told_too(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path))
-    with Database.open(IMPATIENT, url=sqlite(path)) as database:
+    with Database.open(IMPATIENT, url=sqlite(path), projections=False) as database:
         with database.engine.begin(), unavailable(sqlite(path), LOCKED):
             database.events.append_all([renamed()])
 
@@ -509,16 +516,16 @@ def test_a_lock_of_the_own_process_is_told_too(tmp_path: Path) -> None:
 def test_a_lock_blocks_no_reader(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path))
-    with Database.open(url=sqlite(path)) as database, locked(path) as other:
+    with Database.open(url=sqlite(path), projections=False) as database, locked(path) as other:
         other.execute("INSERT INTO events (event_type, payload, stored_at) VALUES ('x', 'not committed', '')")
 
         with taking(0, 5):
             assert database.events.replay_all() == before
             assert database.events.last_sequence() == len(before)
             assert list(database.events.stream(after=1)) == before[1:]
-            with Database.open(url=sqlite(path)) as second:
+            with Database.open(url=sqlite(path), projections=False) as second:
                 assert second.events.replay_all() == before
-            with Database.open(url=sqlite(path), migrate=False) as third:
+            with Database.open(url=sqlite(path), migrate=False, projections=False) as third:
                 assert third.events.replay_all() == before
 
 
@@ -530,15 +537,17 @@ def test_a_lock_on_a_database_that_must_be_migrated_is_told(tmp_path: Path, begi
         connection.execute(f"PRAGMA journal_mode = {mode}")
 
     with locked(path, begin), taking(0.3, 5), unavailable(sqlite(path), LOCKED):
-        Database.open(IMPATIENT, url=sqlite(path))
+        Database.open(IMPATIENT, url=sqlite(path), projections=False)
 
-    with Database.open(IMPATIENT, url=sqlite(path)) as database:
+    with Database.open(IMPATIENT, url=sqlite(path), projections=False) as database:
         assert_works(database, [])
 
 
 def test_a_lock_on_a_table_of_a_server_is_told(postgresql_url: URL) -> None:
     options = str(postgresql_url.query["options"])
-    with Database.open(url=postgresql_url.update_query_dict({"options": f"{options} -clock_timeout=100"})) as database:
+    with Database.open(
+        url=postgresql_url.update_query_dict({"options": f"{options} -clock_timeout=100"}), projections=False
+    ) as database:
         before = database.events.append_all([renamed()])
         url = database.engine.url
         with database.engine.begin() as other:
@@ -586,7 +595,7 @@ def test_a_damaged_file_is_told_by_errors_of_this_package(
     tmp_path: Path, damage: Callable[[Path, int], object]
 ) -> None:
     path = tmp_path / "peon.db"
-    with Database.open(url=sqlite(path)) as database:
+    with Database.open(url=sqlite(path), projections=False) as database:
         before = database.events.append_all([renamed(f"{n} " + "x" * (n % 7) * 1_000) for n in range(1_000)])
     damage(path, path.stat().st_size)
     told: list[PersistenceError] = []
@@ -598,7 +607,7 @@ def test_a_damaged_file_is_told_by_errors_of_this_package(
             told.append(error)
             return None
 
-    if opened := attempt(lambda: Database.open(url=sqlite(path))):
+    if opened := attempt(lambda: Database.open(url=sqlite(path), projections=False)):
         with opened as database:
             replayed = attempt(database.events.replay_all)
             assert replayed is None, "damage was not noticed"
@@ -621,7 +630,10 @@ def test_a_damaged_file_is_told_with_the_remedy(tmp_path: Path) -> None:
     fill(sqlite(path), 1_000)
     overwrite(path, path.stat().st_size // 8_192 * 4_096, bytes(8_192))  # two whole pages
 
-    with Database.open(url=sqlite(path)) as database, unavailable(sqlite(path), "damaged: restore a backup"):
+    with (
+        Database.open(url=sqlite(path), projections=False) as database,
+        unavailable(sqlite(path), "damaged: restore a backup"),
+    ):
         database.events.replay_all()
 
 
@@ -629,9 +641,9 @@ def test_rows_that_damage_turned_into_nulls_are_told(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path), 1_000)
     # Not the beginning of the page, so that SQLite still finds rows in it: all their columns are NULL.
-    overwrite(path, path.stat().st_size // 8_192 * 4_096 + 1_000, bytes(3_096))
+    overwrite(path, path.stat().st_size // 16_384 * 3 * 4_096 + 1_000, bytes(3_096))
 
-    with Database.open(url=sqlite(path)) as database:
+    with Database.open(url=sqlite(path), projections=False) as database:
         assert list(database.events.stream(limit=100)) == before[:100]
         with pytest.raises(PersistenceError):
             database.events.replay_all()
@@ -676,14 +688,14 @@ def test_a_server_that_does_not_answer_is_told_without_the_password() -> None:
 
     for address in (url, url.render_as_string(hide_password=False)):
         with unavailable(url, "127.0.0.1"):
-            Database.open(url=address)
+            Database.open(url=address, projections=False)
 
 
 def test_a_password_in_the_query_of_a_url_is_not_told_either() -> None:
     url = URL.create("postgresql+psycopg", "ada", None, "127.0.0.1", 1, "peon", {"password": PASSWORD})
 
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1") as caught:
-        Database.open(url=url)
+        Database.open(url=url, projections=False)
 
     assert_password_is_kept(caught.value)
 
@@ -692,17 +704,17 @@ def test_a_database_that_a_server_does_not_have_is_told_without_the_password(pos
     url = postgresql_server.set(database="no_such_database", password=PASSWORD)
 
     with unavailable(url, "no_such_database"):
-        Database.open(url=url)
+        Database.open(url=url, projections=False)
 
 
 def test_a_store_works_again_after_its_connections_were_cut(postgresql_url: URL) -> None:
-    with Database.open(url=postgresql_url) as database:
+    with Database.open(url=postgresql_url, projections=False) as database:
         before = database.events.append_all([renamed()])
         uses: list[Callable[[], object]] = [lambda: database.events.append_all([renamed()]), database.events.replay_all]
         for use in uses:
             with database.engine.connect() as connection:
                 pid = connection.scalar(text("SELECT pg_backend_pid()"))
-            with Database.open(url=postgresql_url) as other, other.engine.connect() as connection:
+            with Database.open(url=postgresql_url, projections=False) as other, other.engine.connect() as connection:
                 connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
 
             with unavailable(postgresql_url):
@@ -735,7 +747,7 @@ def test_what_is_no_address_is_refused_without_the_password(
     address: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for use in (lambda: Database.open(url=address), lambda: create_engine(address)):
+    for use in (lambda: Database.open(url=address, projections=False), lambda: create_engine(address)):
         with pytest.raises(PersistenceError) as caught:
             use()
         assert_password_is_kept(caught.value)
@@ -755,6 +767,6 @@ def test_what_is_no_address_is_refused_without_the_password(
 )
 def test_what_is_no_address_is_refused_with_the_remedy(address: str, saying: str) -> None:
     with pytest.raises(PersistenceError) as caught:
-        Database.open(url=address)
+        Database.open(url=address, projections=False)
 
     assert saying in str(caught.value)

@@ -36,6 +36,12 @@ from peon.orchestration.scalars import MAXIMUM_INTEGER_BITS, MAXIMUM_JSON_DEPTH
 from peon.persistence import Database, EventDecodeError, EventEncodeError, StoreUnavailable
 from peon.persistence.schema import events as log
 
+
+@pytest.fixture
+def database(log_alone: Database) -> Database:
+    return log_alone
+
+
 RECORDED = Path(__file__).parents[1] / "data" / "payloads" / "orchestration_v1.jsonl"
 PAYLOADS = RECORDED.read_bytes().decode().removesuffix("\n").split("\n")
 EVENT: TypeAdapter[OrchestrationEvent] = TypeAdapter(OrchestrationEvent)
@@ -85,7 +91,7 @@ def in_arguments(value: Any) -> MessageAppended:
 @pytest.fixture
 def memory() -> Iterator[Database]:
     """For what is decided before a database is asked."""
-    with Database.open(url="sqlite://") as database:
+    with Database.open(url="sqlite://", projections=False) as database:
         yield database
 
 

@@ -36,6 +36,12 @@ from peon.persistence import (
 from peon.persistence.codec import orchestration_codec
 from peon.persistence.schema import events as log
 
+
+@pytest.fixture
+def database(log_alone: Database) -> Database:
+    return log_alone
+
+
 RECORDED = Path(__file__).parents[1] / "data" / "payloads" / "orchestration_v1.jsonl"
 # Not splitlines: one of the payloads holds U+2028, which ends a line for Python, but not in JSON Lines.
 PAYLOADS = RECORDED.read_bytes().decode().removesuffix("\n").split("\n")
@@ -420,7 +426,7 @@ LOSSES: dict[str, BaseModel] = {
 @pytest.mark.parametrize("event", LOSSES.values(), ids=LOSSES)
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_what_would_not_come_back_equal_is_refused_by_default(event: BaseModel, sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         store: EventStore[Any] = EventStore(database.engine, EventCodec(Measured | Renaming))
         (before,) = store.append_all([Measured(metres=1.5, raw="ł".encode(), extra={"a": [1, 2.5, None, True]})])
 
@@ -801,12 +807,12 @@ DAMAGED_IN_SQLITE = {
 
 @pytest.mark.parametrize(("row", "event_type", "payload"), DAMAGED_IN_SQLITE.values(), ids=DAMAGED_IN_SQLITE)
 def test_a_row_that_is_damaged_is_kept_in_its_place(sqlite_url: URL, row: str, event_type: str, payload: str) -> None:
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         assert_kept(database, row, event_type, payload)
 
 
 def test_an_event_type_that_is_not_text_is_kept_in_its_place(sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         row = f"x'41ff', '{FINE}', '{STORED_AT}'"
         neighbours = insert_between_events(database, row)
 
@@ -834,7 +840,7 @@ def test_an_event_that_is_kept_has_its_own_moment(database: Database, position: 
 
 def test_many_damaged_rows_spoil_no_other(sqlite_url: URL) -> None:
     count = 2_500  # more than are fetched at once
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         with database.engine.begin() as connection:
             connection.execute(
                 text(

@@ -26,6 +26,12 @@ from peon.persistence import (
     upgrade,
 )
 
+
+@pytest.fixture
+def database(log_alone: Database) -> Database:
+    return log_alone
+
+
 PROJECT = UUID(int=7)
 
 
@@ -274,7 +280,7 @@ def test_every_query_is_served_by_the_primary_key_or_its_index(
     sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries: list[str] = []
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         database.events.append_all(renamed("a"))
         for connection in (database.engine.raw_connection(), database.engine.raw_connection()):
             connection.dbapi_connection.set_trace_callback(queries.append)  # type: ignore[union-attr]
@@ -300,7 +306,7 @@ def test_every_query_is_served_by_the_primary_key_or_its_index(
 @pytest.mark.slow
 def test_streaming_a_million_events_keeps_memory_flat(sqlite_url: URL) -> None:
     chunk = MessageChunkReceived(message_id=uuid4(), turn_id=uuid4(), thread_id=uuid4(), delta="x" * 40)
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         for _ in range(20):
             database.events.append_all([chunk] * 50_000)
 
@@ -318,7 +324,7 @@ def test_streaming_a_million_events_keeps_memory_flat(sqlite_url: URL) -> None:
 
 
 def test_a_failed_read_is_told_apart_from_an_end(sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         database.events.append_all(renamed("a"))
         with database.engine.begin() as connection:
             connection.execute(text("ALTER TABLE events RENAME TO elsewhere"))

@@ -35,10 +35,10 @@ FROZEN = Path(__file__).parents[1] / "data" / "databases"
 FUTURE = "999_future"
 
 Schema = list[tuple[Any, ...]]
-Rows = dict[str, list[tuple[Any, ...]]]
+Rows = dict[str, list[dict[str, Any]]]
 
 POSTGRESQL_CATALOGUE = """
-SELECT table_name, ordinal_position, column_name, data_type, is_nullable, column_default, identity_generation
+SELECT table_name, row_number() OVER (PARTITION BY table_name ORDER BY ordinal_position), column_name, data_type, is_nullable, column_default, identity_generation
 FROM information_schema.columns WHERE table_schema = current_schema();
 
 SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
@@ -103,10 +103,17 @@ def schema_of(url: URL) -> Schema:
 def rows_of(url: URL) -> Rows:
     with engine_of(url) as engine, engine.connect() as connection:
         return {
-            table: [tuple(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1"))]
+            table: [dict(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1")).mappings()]
             for table in inspect(connection).get_table_names()
             if table != "alembic_version"
         }
+
+
+def cut_to(columns: Rows, rows: Rows) -> Rows:
+    """The rows, with those tables and columns only that `columns` has."""
+    return {
+        table: [{name: row[name] for name in columns[table][0]} for row in rows.get(table, [])] for table in columns
+    }
 
 
 def revision_of(url: URL) -> list[str]:
@@ -186,13 +193,13 @@ def test_a_database_of_any_revision_becomes_like_a_new_one_with_its_rows(
     before = rows_of(sqlite_url)
     assert all(before.values()), "a table without rows shows nothing"
     fresh = sqlite_url.set(database=str(tmp_path / "fresh.db"))
-    Database.open(url=fresh).close()
+    Database.open(url=fresh, projections=False).close()
 
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         log = database.events.replay_all()
 
     assert schema_of(sqlite_url) == schema_of(fresh)
-    assert rows_of(sqlite_url) == before
+    assert cut_to(before, rows_of(sqlite_url)) == before
     assert revision_of(sqlite_url) == [revisions()[-1]]
     assert [stored.sequence for stored in log] == list(range(1, len(before["events"]) + 1))
     assert len({type(stored.event) for stored in log}) >= 12
@@ -204,7 +211,7 @@ def test_a_database_of_any_revision_goes_on_counting(
 ) -> None:
     thaw(revision, file_of(sqlite_url))
 
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         last = database.events.last_sequence()
         assert [stored.sequence for stored in database.events.append_all([an_event, an_event])] == [last + 1, last + 2]
 
@@ -213,11 +220,11 @@ def test_an_upgrade_in_steps_ends_where_one_at_once_does(lasting_url: URL, tmp_p
     rows = populate(lasting_url, revisions()[0], tmp_path)
     for revision in revisions()[1:]:
         migrate(lasting_url, command.upgrade, revision)
-        assert rows_of(lasting_url) == rows
+        assert cut_to(rows, rows_of(lasting_url)) == rows
     in_steps = schema_of(lasting_url)
     migrate(lasting_url, command.downgrade, "base")
 
-    Database.open(url=lasting_url).close()
+    Database.open(url=lasting_url, projections=False).close()
 
     assert schema_of(lasting_url) == in_steps
 
@@ -230,18 +237,18 @@ def test_each_revision_can_be_undone_and_done_again(lasting_url: URL, tmp_path: 
 
         migrate(lasting_url, command.downgrade, "-1")
         left = rows_of(lasting_url)
-        assert left == {table: rows[table] for table in left}
+        assert left == cut_to(left, rows)
         assert schema_of(lasting_url) != schema
 
         migrate(lasting_url, command.upgrade, "+1")
         assert schema_of(lasting_url) == schema
-        assert {table: rows for table, rows in rows_of(lasting_url).items() if table in left} == left
+        assert cut_to(left, rows_of(lasting_url)) == left
 
         migrate(lasting_url, command.downgrade, "-1")
     assert rows_of(lasting_url) == {}
     assert {row[0] for row in schema_of(lasting_url) if row[0] in ("trigger", "view")} == set()
 
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=lasting_url, projections=False) as database:
         assert database.events.replay_all() == []
 
 
@@ -264,12 +271,12 @@ def test_a_database_out_of_date_is_refused_with_the_command_that_helps(
         populate(lasting_url, revision, tmp_path)
 
     with pytest.raises(SchemaOutOfDate) as caught:
-        Database.open(url=lasting_url, migrate=False)
+        Database.open(url=lasting_url, migrate=False, projections=False)
 
     assert (caught.value.revision, caught.value.head) == (revision, revisions()[-1])
     assert (revision or "base") in str(caught.value)
     run_advice(caught.value, monkeypatch)
-    Database.open(url=lasting_url, migrate=False).close()
+    Database.open(url=lasting_url, migrate=False, projections=False).close()
 
 
 @pytest.mark.parametrize("name", ["it's my $HOME.db", "a?b=c&d%20#e.db", "größe;`\\n.db"])
@@ -277,10 +284,10 @@ def test_the_command_works_for_any_file_name(tmp_path: Path, name: str, monkeypa
     url = URL.create("sqlite", database=str(tmp_path / "data" / name))
 
     with pytest.raises(SchemaOutOfDate) as caught:
-        Database.open(url=url, migrate=False)
+        Database.open(url=url, migrate=False, projections=False)
 
     run_advice(caught.value, monkeypatch)
-    Database.open(url=url, migrate=False).close()
+    Database.open(url=url, migrate=False, projections=False).close()
     assert names_in(tmp_path / "data") == [name]
 
 
@@ -297,7 +304,7 @@ def test_an_outdated_database_is_refused_at_once_while_another_connection_writes
         config = AppConfig(database={"busy_timeout": 0})
 
         with pytest.raises(SchemaOutOfDate):
-            Database.open(config, url=populated_url, migrate=False)
+            Database.open(config, url=populated_url, migrate=False, projections=False)
 
 
 @pytest.mark.parametrize("migrate_it", [True, False])
@@ -309,7 +316,7 @@ def test_a_file_of_a_newer_version_is_refused_and_not_touched(sqlite_url: URL, m
     content, modified = path.read_bytes(), path.stat().st_mtime_ns
 
     with pytest.raises(SchemaTooNew) as caught:
-        Database.open(url=sqlite_url, migrate=migrate_it)
+        Database.open(url=sqlite_url, migrate=migrate_it, projections=False)
 
     for detail in (str(path), FUTURE, revisions()[-1]):
         assert detail in str(caught.value)
@@ -331,7 +338,7 @@ def test_a_file_of_another_application_is_refused_and_not_touched(sqlite_url: UR
     content = path.read_bytes()
 
     with pytest.raises(SchemaTooNew):
-        Database.open(url=sqlite_url, migrate=migrate_it)
+        Database.open(url=sqlite_url, migrate=migrate_it, projections=False)
 
     assert path.read_bytes() == content
     assert names_in(path.parent) == ["peon.db"]
@@ -339,12 +346,12 @@ def test_a_file_of_another_application_is_refused_and_not_touched(sqlite_url: UR
 
 @pytest.mark.parametrize("migrate_it", [True, False])
 def test_a_server_database_of_a_newer_version_is_refused_and_not_touched(postgresql_url: URL, migrate_it: bool) -> None:
-    Database.open(url=postgresql_url).close()
+    Database.open(url=postgresql_url, projections=False).close()
     set_revision(postgresql_url, FUTURE)
     before = state_of(postgresql_url)
 
     with pytest.raises(SchemaTooNew) as caught:
-        Database.open(url=postgresql_url, migrate=migrate_it)
+        Database.open(url=postgresql_url, migrate=migrate_it, projections=False)
 
     for detail in (str(postgresql_url.host), FUTURE, revisions()[-1]):
         assert detail in str(caught.value)
@@ -366,11 +373,11 @@ def test_no_refusal_shows_the_password(postgresql_url: URL, place: str) -> None:
     )
 
     with pytest.raises(SchemaOutOfDate) as out_of_date:
-        Database.open(url=url, migrate=False)
-    Database.open(url=url).close()
+        Database.open(url=url, migrate=False, projections=False)
+    Database.open(url=url, projections=False).close()
     set_revision(url, FUTURE)
     with pytest.raises(SchemaTooNew) as too_new:
-        Database.open(url=url)
+        Database.open(url=url, projections=False)
 
     for error in (out_of_date.value, too_new.value):
         assert secret not in str(error)
@@ -387,7 +394,7 @@ def test_sixteen_processes_open_the_same_new_database(lasting_url: URL) -> None:
     codes = processes.exit_codes(processes.open_and_append, [(barrier, address(lasting_url))] * 16)
 
     assert codes == [0] * 16
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=lasting_url, projections=False) as database:
         assert [stored.sequence for stored in database.events.replay_all()] == list(range(1, 17))
     assert revision_of(lasting_url) == [revisions()[-1]]
 
@@ -407,7 +414,7 @@ def test_sixteen_processes_open_the_same_old_database(populated_url: URL) -> Non
     codes = processes.exit_codes(processes.open_and_append, [(barrier, address(populated_url))] * 16)
 
     assert codes == [0] * 16
-    after = rows_of(populated_url)
+    after = cut_to(before, rows_of(populated_url))
     assert len(after["events"]) == len(before["events"]) + 16
     assert {**after, "events": after["events"][:-16]} == before
     assert names_in(file_of(populated_url).parent) == ["peon.db", "peon.db.001_initial.backup"]
@@ -420,7 +427,7 @@ def test_threads_open_different_new_databases_at_the_same_time(tmp_path: Path, a
 
     def open_and_append(number: int) -> list[int]:
         barrier.wait(processes.PATIENCE)
-        with Database.open(url=f"sqlite:///{tmp_path}/{number}/peon.db") as database:
+        with Database.open(url=f"sqlite:///{tmp_path}/{number}/peon.db", projections=False) as database:
             return [stored.sequence for stored in database.events.append_all([an_event])]
 
     with ThreadPoolExecutor(8) as pool:
@@ -432,7 +439,7 @@ def test_threads_open_the_same_new_database_at_the_same_time(lasting_url: URL, a
 
     def open_and_append(_: int) -> int:
         barrier.wait(processes.PATIENCE)
-        with Database.open(url=lasting_url) as database:
+        with Database.open(url=lasting_url, projections=False) as database:
             return database.events.append_all([an_event])[0].sequence
 
     with ThreadPoolExecutor(8) as pool:
@@ -450,7 +457,7 @@ def test_a_reader_of_the_old_database_reads_on_while_it_is_migrated(populated_ur
         reader.execute("BEGIN")
         before = reader.execute("SELECT * FROM events").fetchall()
 
-        Database.open(url=populated_url).close()
+        Database.open(url=populated_url, projections=False).close()
 
         assert reader.execute("SELECT * FROM events").fetchall() == before
 
@@ -462,7 +469,7 @@ def test_a_writer_of_the_old_database_is_waited_for_and_no_longer_than_configure
         writer.execute("BEGIN IMMEDIATE")
 
         with pytest.raises(StoreUnavailable, match="locked"):
-            Database.open(AppConfig(database={"busy_timeout": 0.05}), url=populated_url)
+            Database.open(AppConfig(database={"busy_timeout": 0.05}), url=populated_url, projections=False)
 
     assert state_of(populated_url) == before
     assert names_in(path.parent) == ["peon.db"]
@@ -496,11 +503,11 @@ def test_a_migration_killed_after_any_statement_leaves_the_old_schema_and_can_be
         if not kill_after_statement(url, number):
             assert number > at_least, "hardly a migration"
             break
-        with Database.open(url=url) as database:
+        with Database.open(url=url, projections=False) as database:
             assert [stored.sequence for stored in database.events.replay_all()] == list(
                 range(1, len(rows.get("events", [])) + 1)
             )
-        assert rows.items() <= rows_of(url).items()
+        assert cut_to(rows, rows_of(url)) == rows
         assert not [name for name in names_in(file_of(url).parent) if name.endswith(".partial")]
 
 
@@ -510,7 +517,7 @@ def test_a_migration_of_a_server_database_killed_at_times_leaves_the_old_schema(
             assert number > 20, "hardly a migration"
             break
 
-    Database.open(url=postgresql_url, migrate=False).close()
+    Database.open(url=postgresql_url, migrate=False, projections=False).close()
 
 
 def test_a_migration_killed_before_its_commit_leaves_the_old_schema(lasting_url: URL, tmp_path: Path) -> None:
@@ -520,8 +527,8 @@ def test_a_migration_killed_before_its_commit_leaves_the_old_schema(lasting_url:
     assert processes.exit_codes(processes.open_and_die_before_commit, [(address(lasting_url),)]) == [-signal.SIGKILL]
 
     assert state_of(lasting_url) == before
-    Database.open(url=lasting_url).close()
-    assert rows_of(lasting_url) == before[1]
+    Database.open(url=lasting_url, projections=False).close()
+    assert cut_to(before[1], rows_of(lasting_url)) == before[1]
 
 
 def test_a_copy_is_never_half_a_copy(populated_url: URL) -> None:
@@ -533,7 +540,7 @@ def test_a_copy_is_never_half_a_copy(populated_url: URL) -> None:
     assert codes == [-signal.SIGKILL]
     assert "peon.db.001_initial.backup" not in names_in(folder)
     assert state_of(populated_url) == before
-    Database.open(url=populated_url).close()
+    Database.open(url=populated_url, projections=False).close()
     assert names_in(folder) == ["peon.db", "peon.db.001_initial.backup"]
 
 
@@ -546,7 +553,7 @@ def test_a_populated_file_is_copied_before_it_is_migrated(populated_url: URL, mo
     path.chmod(mode)
     before = state_of(populated_url)
 
-    Database.open(url=populated_url).close()
+    Database.open(url=populated_url, projections=False).close()
 
     copy = path.with_name("peon.db.001_initial.backup")
     assert names_in(path.parent) == [path.name, copy.name]
@@ -562,20 +569,20 @@ def test_the_copy_holds_what_is_only_in_the_write_ahead_log(populated_url: URL) 
         writer.execute("INSERT INTO settings VALUES ('late', 'row')")
         writer.commit()
 
-        Database.open(url=populated_url).close()
+        Database.open(url=populated_url, projections=False).close()
 
     copy = populated_url.set(database=f"{populated_url.database}.001_initial.backup")
-    assert ("late", "row") in rows_of(copy)["settings"]
+    assert {"key": "late", "value": "row"} in rows_of(copy)["settings"]
 
 
 def test_the_copy_takes_the_place_of_the_database(populated_url: URL) -> None:
     path = file_of(populated_url)
-    with Database.open(url=populated_url) as database:
+    with Database.open(url=populated_url, projections=False) as database:
         log = database.events.replay_all()
 
     path.with_name("peon.db.001_initial.backup").replace(path)
 
-    with Database.open(url=populated_url) as database:
+    with Database.open(url=populated_url, projections=False) as database:
         assert database.events.replay_all() == log
 
 
@@ -584,7 +591,7 @@ def test_there_is_no_copy_of_a_database_without_rows(sqlite_url: URL, revision: 
     if revision:
         migrate(sqlite_url, command.upgrade, revision)
 
-    Database.open(url=sqlite_url).close()
+    Database.open(url=sqlite_url, projections=False).close()
 
     assert names_in(file_of(sqlite_url).parent) == ["peon.db"]
 
@@ -599,7 +606,7 @@ def test_a_failing_migration_leaves_the_file_as_it_was_and_names_the_copy(popula
     before = state_of(populated_url)
 
     with pytest.raises(MigrationFailed) as caught:
-        Database.open(url=populated_url)
+        Database.open(url=populated_url, projections=False)
 
     copy = path.with_name("peon.db.001_initial.backup")
     assert str(copy) in str(caught.value)
@@ -615,14 +622,14 @@ def test_a_second_failing_attempt_replaces_the_copy(populated_url: URL) -> None:
     path = file_of(populated_url)
     stand_in_the_way(path, "update")
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url)
+        Database.open(url=populated_url, projections=False)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("INSERT INTO settings VALUES ('between', 'attempts')")
         connection.commit()
     before = state_of(populated_url)
 
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url)
+        Database.open(url=populated_url, projections=False)
 
     copy = path.with_name("peon.db.001_initial.backup")
     assert state_of(URL.create("sqlite", database=str(copy))) == before
@@ -634,7 +641,7 @@ def test_a_copy_is_sound_though_the_last_reader_of_the_one_it_replaces_was_kille
     copy = path.with_name("peon.db.001_initial.backup")
     stand_in_the_way(path, "update")
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url)
+        Database.open(url=populated_url, projections=False)
     assert processes.exit_codes(processes.write_and_die, [(str(copy),)]) == [-signal.SIGKILL]
     with closing(sqlite3.connect(path)) as connection:
         connection.executemany("INSERT INTO settings VALUES (?, ?)", [(f"key {n}", "long" * 100) for n in range(200)])
@@ -642,7 +649,7 @@ def test_a_copy_is_sound_though_the_last_reader_of_the_one_it_replaces_was_kille
     before = state_of(populated_url)
 
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url)
+        Database.open(url=populated_url, projections=False)
 
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -653,11 +660,11 @@ def test_a_migration_succeeds_once_nothing_stands_in_its_way(populated_url: URL)
     path = file_of(populated_url)
     stand_in_the_way(path, "delete")
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url)
+        Database.open(url=populated_url, projections=False)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TRIGGER events_refuse_delete")
 
-    Database.open(url=populated_url).close()
+    Database.open(url=populated_url, projections=False).close()
 
     assert revision_of(populated_url) == [revisions()[-1]]
 
@@ -674,7 +681,7 @@ def test_a_failing_migration_leaves_a_server_database_as_it_was(postgresql_url: 
     before = state_of(postgresql_url)
 
     with pytest.raises(MigrationFailed) as caught:
-        Database.open(url=postgresql_url)
+        Database.open(url=postgresql_url, projections=False)
 
     assert isinstance(caught.value.__cause__, psycopg.errors.DuplicateFunction)
     assert state_of(postgresql_url) == before
@@ -688,7 +695,7 @@ def test_the_tables_of_another_application_are_not_overwritten(sqlite_url: URL) 
     before = schema_of(sqlite_url), rows_of(sqlite_url)
 
     with pytest.raises(MigrationFailed) as caught:
-        Database.open(url=sqlite_url)
+        Database.open(url=sqlite_url, projections=False)
 
     copy = path.with_name("peon.db.base.backup")
     assert str(copy) in str(caught.value)
@@ -710,17 +717,17 @@ def test_a_logging_handler_that_opens_the_database_in_its_migration_gets_an_erro
     assert outcomes
     assert all("in the middle of a migration" in outcome for outcome in outcomes)
     assert revision_of(lasting_url) == [revisions()[-1]]
-    assert rows_of(lasting_url) == rows
+    assert cut_to(rows, rows_of(lasting_url)) == rows
 
 
 def test_a_logging_handler_may_open_another_database_that_is_up_to_date(populated_url: URL, tmp_path: Path) -> None:
     log = f"sqlite:///{tmp_path}/log.db"
-    Database.open(url=log).close()
+    Database.open(url=log, projections=False).close()
 
     outcomes = processes.run(processes.open_while_a_handler_opens, address(populated_url), "alembic", log)
 
     assert outcomes == ["stored"] * len(outcomes) != []
-    with Database.open(url=log) as database:
+    with Database.open(url=log, projections=False) as database:
         assert len(database.events.replay_all()) == len(outcomes)
 
 
@@ -733,7 +740,7 @@ def test_a_logging_handler_with_a_thread_of_its_own_waits_for_the_migration(last
 
 
 def test_an_up_to_date_database_opens_without_alembic(lasting_url: URL) -> None:
-    Database.open(url=lasting_url).close()
+    Database.open(url=lasting_url, projections=False).close()
     script = (
         "import sys; from peon.persistence import Database; "
         f"[Database.open(url={address(lasting_url)!r}, migrate=migrate).close() for migrate in (True, False)]; "
@@ -749,7 +756,7 @@ def test_an_up_to_date_database_is_not_written_when_it_is_opened(sqlite_url: URL
     path = thaw(revisions()[-1], file_of(sqlite_url))
     content, modified = path.read_bytes(), path.stat().st_mtime_ns
 
-    Database.open(url=sqlite_url).close()
+    Database.open(url=sqlite_url, projections=False).close()
 
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, modified)
 
@@ -765,7 +772,7 @@ def no_umask() -> Iterator[None]:
 def test_a_new_database_is_private_to_its_owner(tmp_path: Path, an_event: OrchestrationEvent) -> None:
     folder = tmp_path / "deep" / "data" / "peon"
 
-    with Database.open(url=f"sqlite:///{folder}/peon.db") as database:
+    with Database.open(url=f"sqlite:///{folder}/peon.db", projections=False) as database:
         database.events.append_all([an_event])
         modes = {path.name: mode_of(path) for path in folder.iterdir()}
 
@@ -778,7 +785,7 @@ def test_the_mode_of_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o751)
 
-    Database.open(url=f"sqlite:///{folder}/peon.db").close()
+    Database.open(url=f"sqlite:///{folder}/peon.db", projections=False).close()
 
     assert mode_of(folder) == 0o751
 
@@ -786,14 +793,14 @@ def test_the_mode_of_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
 def test_the_mode_of_an_existing_file_is_left_alone(populated_url: URL) -> None:
     file_of(populated_url).chmod(0o640)
 
-    Database.open(url=populated_url).close()
+    Database.open(url=populated_url, projections=False).close()
 
     assert mode_of(file_of(populated_url)) == 0o640
 
 
 def test_a_missing_file_is_refused_without_being_created(sqlite_url: URL) -> None:
     with pytest.raises(SchemaOutOfDate, match="is at revision base"):
-        Database.open(url=sqlite_url, migrate=False)
+        Database.open(url=sqlite_url, migrate=False, projections=False)
 
     assert not Path(str(sqlite_url.database)).parent.exists()
 

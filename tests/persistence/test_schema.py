@@ -11,6 +11,7 @@ import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import URL, Inspector, insert, inspect, select, text
+from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from peon.orchestration import OrchestrationEvent, ProjectRenamed
@@ -25,11 +26,13 @@ from peon.persistence.schema import (
 )
 
 NUMBER = "INTEGER on SQLite, BIGINT on PostgreSQL, NOT NULL"
+WIDE = "BIGINT NOT NULL"
+PLACE = "BIGINT NOT NULL DEFAULT 0"
 TEXT = "TEXT NOT NULL"
 
 COLUMNS = {
     "events": {"sequence": NUMBER, "event_type": TEXT, "payload": TEXT, "stored_at": TEXT},
-    "projection_projects": {"id": TEXT, "name": TEXT, "path": TEXT, "created_at": TEXT},
+    "projection_projects": {"id": TEXT, "name": TEXT, "path": TEXT, "created_at": TEXT, "sequence": PLACE},
     "projection_threads": {
         "id": TEXT,
         "project_id": TEXT,
@@ -41,6 +44,7 @@ COLUMNS = {
         "error": "TEXT",
         "created_at": TEXT,
         "updated_at": TEXT,
+        "sequence": PLACE,
     },
     "projection_turns": {
         "id": TEXT,
@@ -49,24 +53,95 @@ COLUMNS = {
         "error": "TEXT",
         "started_at": TEXT,
         "completed_at": "TEXT",
+        "sequence": PLACE,
     },
-    "projection_messages": {"id": TEXT, "turn_id": TEXT, "role": TEXT, "content": TEXT, "created_at": TEXT},
-    "checkpoints": {"id": TEXT, "thread_id": TEXT, "turn_id": TEXT, "git_ref": TEXT, "created_at": TEXT},
+    "projection_messages": {
+        "id": TEXT,
+        "turn_id": TEXT,
+        "role": TEXT,
+        "content": TEXT,
+        "created_at": TEXT,
+        "sequence": PLACE,
+        "thread_id": "TEXT NOT NULL DEFAULT ''",
+    },
+    "projection_message_chunks": {"turn_id": TEXT, "message_id": TEXT, "sequence": WIDE, "delta": TEXT},
+    "projection_approvals": {
+        "id": TEXT,
+        "thread_id": TEXT,
+        "turn_id": TEXT,
+        "action": TEXT,
+        "detail": TEXT,
+        "status": TEXT,
+        "reason": "TEXT",
+        "requested_at": TEXT,
+        "decided_at": "TEXT",
+        "sequence": WIDE,
+    },
+    "checkpoints": {
+        "id": TEXT,
+        "thread_id": TEXT,
+        "turn_id": TEXT,
+        "git_ref": TEXT,
+        "created_at": TEXT,
+        "sequence": PLACE,
+        "restored_at": "TEXT",
+    },
+    "projection_commits": {"sequence": WIDE, "thread_id": TEXT, "hash": TEXT, "message": TEXT, "committed_at": TEXT},
+    "projection_branches": {
+        "thread_id": TEXT,
+        "name": TEXT,
+        "created_at": "TEXT",
+        "remote": "TEXT",
+        "pushed_at": "TEXT",
+        "sequence": WIDE,
+    },
+    "projection_selected_thread": {"thread_id": TEXT},
+    "projection_positions": {"name": TEXT, "version": "INTEGER NOT NULL", "sequence": WIDE},
+    "projection_problems": {"projection": TEXT, "sequence": WIDE, "event_type": TEXT, "reason": TEXT},
     "settings": {"key": TEXT, "value": TEXT},
 }
+
+PRIMARY_KEYS = {
+    "projection_message_chunks": ["turn_id", "message_id", "sequence"],
+    "projection_branches": ["thread_id", "name"],
+    "projection_problems": ["projection", "sequence"],
+}
+"""Those that are not the first column alone."""
 
 INDEXES = {
     "idx_events_sequence": ("events", ["sequence"]),
     "idx_turns_thread": ("projection_turns", ["thread_id"]),
     "idx_messages_turn": ("projection_messages", ["turn_id"]),
+} | {
+    f"idx_{table}_{'_'.join(columns)}": (table, columns)
+    for table, columns in [
+        ("projection_projects", ["sequence"]),
+        ("projection_threads", ["project_id", "sequence"]),
+        ("projection_turns", ["thread_id", "sequence"]),
+        ("projection_messages", ["turn_id", "sequence"]),
+        ("projection_messages", ["thread_id", "sequence"]),
+        ("checkpoints", ["thread_id", "sequence"]),
+        ("checkpoints", ["turn_id"]),
+        ("projection_approvals", ["status", "thread_id", "sequence"]),
+        ("projection_approvals", ["thread_id"]),
+        ("projection_approvals", ["turn_id"]),
+        ("projection_commits", ["thread_id", "sequence"]),
+        ("projection_branches", ["thread_id", "sequence"]),
+    ]
 }
 
 FOREIGN_KEYS = {
     ("projection_threads", "project_id", "projection_projects", "id", "CASCADE"),
     ("projection_turns", "thread_id", "projection_threads", "id", "CASCADE"),
     ("projection_messages", "turn_id", "projection_turns", "id", "CASCADE"),
+    ("projection_message_chunks", "turn_id", "projection_turns", "id", "CASCADE"),
+    ("projection_approvals", "thread_id", "projection_threads", "id", "CASCADE"),
+    ("projection_approvals", "turn_id", "projection_turns", "id", "CASCADE"),
     ("checkpoints", "thread_id", "projection_threads", "id", "CASCADE"),
     ("checkpoints", "turn_id", "projection_turns", "id", "CASCADE"),
+    ("projection_commits", "thread_id", "projection_threads", "id", "CASCADE"),
+    ("projection_branches", "thread_id", "projection_threads", "id", "CASCADE"),
+    ("projection_selected_thread", "thread_id", "projection_threads", "id", "CASCADE"),
 }
 
 CHANGES = [
@@ -98,7 +173,7 @@ def some_events(count: int) -> list[OrchestrationEvent]:
 
 @pytest.fixture
 def database(lasting_url: URL) -> Iterator[Database]:
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=lasting_url, projections=False) as database:
         yield database
 
 
@@ -107,8 +182,8 @@ def inspector(database: Database) -> Inspector:
     return inspect(database.engine)
 
 
-def test_there_are_seven_tables_and_alembics_own(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 7
+def test_there_are_these_tables_and_alembics_own(inspector: Inspector) -> None:
+    assert len(COLUMNS) == 14
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 
@@ -120,11 +195,17 @@ def test_a_table_has_exactly_these_columns(inspector: Inspector, table: str) -> 
 
     columns = inspector.get_columns(table)
 
-    assert [(c["name"], f"{c['type']}{'' if c['nullable'] else ' NOT NULL'}") for c in columns] == [*expected.items()]
-    assert [c["name"] for c in columns if c["default"] is not None] == []
-    assert inspector.get_pk_constraint(table)["constrained_columns"] == [next(iter(expected))]
+    assert [(column["name"], definition(column)) for column in columns] == [*expected.items()]
+    keys = PRIMARY_KEYS.get(table, [next(iter(expected))])
+    assert inspector.get_pk_constraint(table)["constrained_columns"] == keys
     assert inspector.get_unique_constraints(table) == []
     assert inspector.get_check_constraints(table) == []
+
+
+def definition(column: ReflectedColumn) -> str:
+    nullable = "" if column["nullable"] else " NOT NULL"
+    default = column["default"]
+    return f"{column['type']}{nullable}" + ("" if default is None else f" DEFAULT {default.removesuffix('::text')}")
 
 
 def test_there_are_exactly_these_indexes(inspector: Inspector) -> None:
@@ -180,16 +261,28 @@ def test_metadata_creates_the_very_tables_of_the_migrations_in_sqlite(sqlite_url
             rows = connection.execute(
                 text("SELECT name, sql FROM sqlite_master WHERE type != 'trigger' AND sql IS NOT NULL")
             )
-            return {name: sorted(line.strip(" \t,") for line in sql.splitlines()) for name, sql in rows}
+            return {name: sorted(parts_of(sql)) for name, sql in rows}
 
     created = sqlalchemy.create_engine("sqlite://")
     metadata.create_all(created)
-    with Database.open(url=sqlite_url) as migrated:
+    with Database.open(url=sqlite_url, projections=False) as migrated:
         expected = definitions(migrated.engine)
     del expected["alembic_version"]
 
     assert definitions(created) == expected
     created.dispose()
+
+
+def parts_of(sql: str) -> list[str]:
+    """The columns and constraints of a table, with the name before and what follows; ALTER TABLE adds them last."""
+    parts, depth = [""], 0
+    for character in sql:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if (character == "," and depth == 1) or (character in "()" and depth == (character == "(")):
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [" ".join(part.split()) for part in parts]
 
 
 def add_project(database: Database, name: str) -> None:
@@ -260,19 +353,19 @@ def refuse(database: Database, change: str) -> None:
 
 @pytest.mark.parametrize("change", SQLITE_CHANGES)
 def test_sqlite_refuses_to_change_a_stored_event(sqlite_url: URL, change: str) -> None:
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         refuse(database, change)
 
 
 @pytest.mark.parametrize("change", POSTGRESQL_CHANGES)
 def test_postgresql_refuses_to_change_a_stored_event(postgresql_url: URL, change: str) -> None:
-    with Database.open(url=postgresql_url) as database:
+    with Database.open(url=postgresql_url, projections=False) as database:
         refuse(database, change)
 
 
 @pytest.mark.parametrize("change", ["UPDATE events SET payload = '{}'", "DELETE FROM events"])
 def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -> None:
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         stored = database.events.append_all(some_events(3))
 
         with closing(sqlite3.connect(str(sqlite_url.database))) as other:
@@ -284,17 +377,17 @@ def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -
 
 
 def test_a_sequence_is_never_used_again(sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         database.events.append_all(some_events(3))
     with closing(sqlite3.connect(str(sqlite_url.database))) as connection:
         connection.executescript("DROP TRIGGER events_refuse_delete; DELETE FROM events;")
 
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         assert [s.sequence for s in database.events.append_all(some_events(2))] == [4, 5]
 
 
 def test_a_file_of_the_newest_schema_is_all_there_is(sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url) as database:
+    with Database.open(url=sqlite_url, projections=False) as database:
         database.events.append_all(some_events(1))
 
     assert [path.name for path in Path(str(sqlite_url.database)).parent.iterdir()] == ["peon.db"]

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,11 @@ from sqlalchemy import URL, event
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent, ProjectRenamed
 from peon.persistence import Database, EventEncodeError, PersistenceError, StoreUnavailable, sequencing
+
+
+@pytest.fixture
+def database(log_alone: Database) -> Database:
+    return log_alone
 
 
 def renamed(name: str) -> ProjectRenamed:
@@ -64,7 +68,7 @@ def fail_in_the_transaction(database: Database, monkeypatch: pytest.MonkeyPatch)
 
 def fail_at_commit(database: Database) -> None:
     def refuse(_: object) -> None:
-        raise sqlite3.OperationalError("from the test")
+        raise database.engine.dialect.loaded_dbapi.OperationalError("from the test")  # type: ignore[attr-defined]
 
     event.listen(database.engine, "commit", refuse)
     with pytest.raises(StoreUnavailable):
@@ -128,7 +132,7 @@ def test_a_logging_handler_that_appends_does_not_wait_for_itself(
 
 
 def test_closing_gives_the_connection_back_and_leaves_the_store_usable(lasting_url: URL) -> None:
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=lasting_url, projections=False) as database:
         database.events.append_all([renamed("a")])
         database.events.close()
         assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -151,7 +155,7 @@ def exit_code_of_child(work: Callable[[], object]) -> int:
 
 
 def test_a_child_forked_in_the_middle_of_an_append_of_another_thread_does_not_hang(lasting_url: URL) -> None:
-    with Database.open(AppConfig(database={"busy_timeout": 0.2}), url=lasting_url) as database:
+    with Database.open(AppConfig(database={"busy_timeout": 0.2}), url=lasting_url, projections=False) as database:
         in_the_middle = threading.Event()
         forked = threading.Event()
 
@@ -180,7 +184,7 @@ def test_a_child_forked_in_the_middle_of_an_append_of_another_thread_does_not_ha
 
 
 def test_a_child_does_not_use_its_parents_connections(lasting_url: URL) -> None:
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=lasting_url, projections=False) as database:
         database.events.append_all([renamed("a")])
         database.events.replay_all()
         inherited = []
@@ -199,7 +203,7 @@ def test_a_child_does_not_use_its_parents_connections(lasting_url: URL) -> None:
 
 
 def test_parent_and_forked_child_both_append(lasting_url: URL) -> None:
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=lasting_url, projections=False) as database:
         database.events.append_all([renamed("before the fork")])
         assert exit_code_of_child(lambda: database.events.append_all([renamed("child")])) == 0
         database.events.append_all([renamed("parent")])

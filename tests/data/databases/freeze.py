@@ -95,25 +95,44 @@ def a_story(project: UUID, thread: UUID, turn: UUID, failed: UUID, checkpoint: U
 
 def rows_of_other_tables(
     project: str, thread: str, turn: str, failed: str, checkpoint: str
-) -> dict[str, list[tuple[str | None, ...]]]:
-    titled, message = str(uuid4()), str(uuid4())
+) -> dict[str, list[tuple[str | int | None, ...]]]:
+    titled, running, message = str(uuid4()), str(uuid4()), str(uuid4())
     text = '{"type":"text","text":"Ebbe?"}'
     return {
         "projection_projects": [
-            (project, "Gezeitentafel, 潮汐表 🌊", "/home/ada/tide-table", MOMENT),
-            (str(uuid4()), "", "/", MOMENT),
+            (project, "Gezeitentafel, 潮汐表 🌊", "/home/ada/tide-table", MOMENT, 1),
+            (str(uuid4()), "", "/", MOMENT, 2),
         ],
         "projection_threads": [
-            (thread, project, None, "claude", "a-model", "supervised", "error", "it hung up", MOMENT, LATER),
-            (titled, project, "Ein Titel", "codex", "another", "full_access", "idle", None, MOMENT, MOMENT),
+            (thread, project, None, "claude", "a-model", "supervised", "error", "it hung up", MOMENT, LATER, 3),
+            (titled, project, "Ein Titel", "codex", "another", "full_access", "idle", None, MOMENT, MOMENT, 4),
         ],
         "projection_turns": [
-            (turn, thread, "completed", None, MOMENT, LATER),
-            (failed, thread, "failed", "the provider hung up", MOMENT, LATER),
-            (str(uuid4()), titled, "running", None, MOMENT, None),
+            (turn, thread, "completed", None, MOMENT, LATER, 5),
+            (failed, thread, "failed", "the provider hung up", MOMENT, LATER, 6),
+            (running, titled, "running", None, MOMENT, None, 7),
         ],
-        "projection_messages": [(message, turn, "user", text, MOMENT), (str(uuid4()), turn, "tool", text, LATER)],
-        "checkpoints": [(checkpoint, thread, turn, "refs/peon/1", MOMENT)],
+        "projection_messages": [
+            (message, turn, "user", text, MOMENT, 8, thread),
+            (str(uuid4()), turn, "tool", text, LATER, 9, thread),
+        ],
+        "projection_message_chunks": [(running, message, 10, '"Ça va\\u0000"'), (running, message, 2**40, '""')],
+        "checkpoints": [
+            (checkpoint, thread, turn, "refs/peon/1", MOMENT, 11, None),
+            (str(uuid4()), thread, turn, "refs/peon/2", MOMENT, 12, LATER),
+        ],
+        "projection_approvals": [
+            (str(uuid4()), thread, turn, "write", '{"path": "é"}', "pending", None, MOMENT, None, 13),
+            (str(uuid4()), thread, turn, "delete", "null", "rejected", "nein", MOMENT, LATER, 14),
+        ],
+        "projection_commits": [(15, thread, "0" * 40, "Adds the tides 🌊", MOMENT)],
+        "projection_branches": [
+            (thread, "tides", MOMENT, "origin", LATER, 16),
+            (thread, "größe", None, None, None, 17),
+        ],
+        "projection_selected_thread": [(titled,)],
+        "projection_positions": [("orchestration", 1, 17)],
+        "projection_problems": [("orchestration", 9, "MessageChunkReceived", "there is no message")],
         "settings": [("theme", '"dark"'), ("größe ☃", '{"länge": "𝄞"}'), ("empty", "")],
     }
 
