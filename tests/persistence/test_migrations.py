@@ -38,7 +38,8 @@ Schema = list[tuple[Any, ...]]
 Rows = dict[str, list[dict[str, Any]]]
 
 POSTGRESQL_CATALOGUE = """
-SELECT table_name, row_number() OVER (PARTITION BY table_name ORDER BY ordinal_position), column_name, data_type, is_nullable, column_default, identity_generation
+SELECT table_name, row_number() OVER (PARTITION BY table_name ORDER BY ordinal_position), column_name,
+     data_type, is_nullable, column_default, identity_generation
 FROM information_schema.columns WHERE table_schema = current_schema();
 
 SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)

@@ -63,8 +63,9 @@ class KnownRows(Generic[RowT]):
         return row
 
     def add(self, identifier: UUID, row: RowT) -> None:
-        if self._rows.setdefault(identifier, row) is not row:
+        if identifier in self._rows:
             raise Contradiction(f"there is a {self._noun} {identifier} already")
+        self._rows[identifier] = row
 
 
 @dataclass(slots=True)

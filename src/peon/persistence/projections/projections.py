@@ -11,6 +11,7 @@ from peon.persistence.engine import READ_ONLY, begin_writing, consistent_reads, 
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
 from peon.persistence.projections import tables
 from peon.persistence.projections.positions import (
+    Position,
     Problem,
     advance,
     end_of_log,
@@ -105,6 +106,7 @@ class Projections:
                 self._rebuild(projection, meter)
             for projection in behind:
                 self._catch_up(projection, meter)
+            meter.finish()
 
     def rebuild(self, progress: Progress | None = None) -> None:
         """Builds all projections anew from the log.
@@ -160,8 +162,7 @@ class Projections:
             set_position(connection, projection, last)
 
     def _catch_up(self, projection: Projection, meter: Meter) -> None:
-        at_end = False
-        while not at_end:
+        while True:
             with self._engine.connect() as connection, large_cache(connection), connection.begin():
                 begin_writing(connection)
                 lock_log(connection)
@@ -169,12 +170,15 @@ class Projections:
                 if position is None:
                     tables.prepare(connection, projection)
                     set_position(connection, projection, 0)
-                before = 0 if position is None else position.sequence
-                last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT)
-                advance(connection, [projection], before, last)
-            at_end = last == before
-            if not at_end:
-                meter.add(last - before)
+                    position = Position(projection.version, 0)
+                if position.version != projection.version:
+                    break
+                last = self._replay.apply_pages(connection, projection, position.sequence, pages=PAGES_A_COMMIT)
+                advance(connection, [projection], position.sequence, last)
+            if last == position.sequence:
+                return
+            meter.add(last - position.sequence)
+        self._rebuild(projection, meter)  # another version was here meanwhile
 
     def _rebuild(self, projection: Projection, meter: Meter) -> None:
         with (
@@ -193,7 +197,8 @@ class Projections:
             begin_writing(connection)
             lock_log(connection)
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
-            tables.replace(connection, projection, pair)
+            position = position_of(connection, projection)
+            tables.replace(connection, projection, pair, version=position and position.version)
             set_position(connection, projection, last)
             connection.commit()
 

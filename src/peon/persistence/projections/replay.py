@@ -93,7 +93,12 @@ class Meter:
 
     def add(self, events: int) -> None:
         self._done += events
+        # Others may append meanwhile.
+        self._total = max(self._total, self._done)
         if self._report is not None:
-            # Others may append meanwhile.
-            self._total = max(self._total, self._done)
             self._report(self._done, self._total)
+
+    def finish(self) -> None:
+        """Reports what others have done meanwhile."""
+        if self._done < self._total:
+            self.add(self._total - self._done)

@@ -1,6 +1,6 @@
 """The tables of projections: those that revisions create, and those that come and go with a projection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection, Table, delete, insert, select
 from sqlalchemy.schema import DropTable
@@ -11,25 +11,33 @@ from peon.persistence.projections.shadow import Shadows
 
 
 def check(projections: Sequence[Projection]) -> None:
+    """Raises `ValueError` for projections that could not be kept, beside each other."""
     names = [projection.name for projection in projections]
     if len(set(names)) < len(names):
         raise ValueError(f"two projections have the same name: {', '.join(names)}")
     taken = set(schema.metadata.tables)
     for projection in projections:
-        if not projection.tables:
-            raise ValueError(f"projection {projection.name} has no tables")
-        for table in projection.tables:
-            # The tables of others are emptied and filled at other times than these.
-            for key in table.foreign_keys:
-                if key.column.table not in projection.tables:
-                    raise ValueError(
-                        f"{key.parent} of projection {projection.name} refers to {key.column}: "
-                        "a projection refers to its own tables only"
-                    )
+        if problem := next(_problems(projection), None):
+            raise ValueError(f"projection {projection.name}: {problem}")
         own = _names_of_own(projection)
         if own & taken:
             raise ValueError(f"projection {projection.name} has a table of another: {', '.join(own & taken)}")
         taken |= own
+
+
+def _problems(projection: Projection) -> Iterator[str]:
+    if not projection.tables:
+        yield "it has no tables"
+    if len({id(table.metadata) for table in projection.tables}) > 1:
+        yield "its tables are of more than one MetaData"
+    for table in projection.tables:
+        # The tables of others are emptied and filled at other times than these.
+        for key in table.foreign_keys:
+            if key.column.table not in projection.tables:
+                yield f"{key.parent} refers to {key.column}, which is not in a table of its own"
+        # Numbers that a database hands out depend on more than the events.
+        if table.autoincrement_column is not None:
+            yield f"{table.autoincrement_column} counts by itself: give it autoincrement=False, and a number"
 
 
 def is_migrated(table: Table) -> bool:
@@ -38,20 +46,28 @@ def is_migrated(table: Table) -> bool:
 
 
 def prepare(connection: Connection, projection: Projection) -> None:
-    """Makes its tables empty; creates those that no revision does, as they may have other columns than they had."""
+    """Makes its tables empty, and forgets its problems; creates those tables that no revision does."""
+    own = _names_of_own(projection)
     in_order = [table for table in projection.tables[0].metadata.sorted_tables if table in projection.tables]
     for table in reversed(in_order):
-        _remove(connection, table, projection)
+        # They may be there, with other columns than they have now.
+        connection.execute(DropTable(table, if_exists=True) if table.name in own else delete(table))
     for table in in_order:
-        if not is_migrated(table):
+        if table.name in own:
             table.create(connection, checkfirst=False)
+    _forget_problems(connection, projection, schema.projection_problems)
 
 
-def replace(connection: Connection, projection: Projection, pair: Shadows) -> None:
-    """Puts the rows of the shadows in the place of those of the hidden tables."""
+def replace(connection: Connection, projection: Projection, pair: Shadows, *, version: int | None) -> None:
+    """Puts the rows of the shadows in the place of those of the hidden tables, which are of that version."""
+    own = _names_of_own(projection) if version != projection.version else set()
     for table in reversed(pair.hidden):
-        _remove(connection, table, projection)
-    own = _names_of_own(projection)
+        if table.name in own:
+            connection.execute(DropTable(table, if_exists=True))
+        elif table.name == schema.projection_problems.name:
+            _forget_problems(connection, projection, table)
+        else:
+            connection.execute(delete(table))
     for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
         if table.name in own:
             table.create(connection, checkfirst=False)
@@ -59,15 +75,10 @@ def replace(connection: Connection, projection: Projection, pair: Shadows) -> No
         connection.execute(insert(table).from_select(columns, select(shadow)))
 
 
-def _remove(connection: Connection, table: Table, projection: Projection) -> None:
-    """Removes the table, or its rows where a revision created it, and those of others may be there, too."""
-    if table.name in _names_of_own(projection):
-        connection.execute(DropTable(table, if_exists=True))
-    elif table.name == schema.projection_problems.name:
-        connection.execute(delete(table).where(table.c.projection == projection.name))
-    else:
-        connection.execute(delete(table))
+def _forget_problems(connection: Connection, projection: Projection, problems: Table) -> None:
+    connection.execute(delete(problems).where(problems.c.projection == projection.name))
 
 
 def _names_of_own(projection: Projection) -> set[str]:
+    """Returns the tables that come and go with the projection."""
     return {table.name for table in projection.tables if not is_migrated(table)}

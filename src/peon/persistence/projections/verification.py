@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Table, select
+from sqlalchemy import JSON, ColumnElement, Connection, Row, Table, Text, cast, select
 
 from peon.persistence.projections.positions import Position, Problem
 from peon.persistence.projections.projection import Projection
@@ -43,8 +43,13 @@ def compare(connection: Connection, expected: Table, found: Table) -> Iterator[D
 
 def _rows_of_first_only(connection: Connection, first: Table, second: Table) -> dict[tuple[Any, ...], Row[Any]]:
     places = [number for number, column in enumerate(first.columns) if column.primary_key]
-    rows = connection.execute(select(first).except_(select(second)))
+    rows = connection.execute(select(*_comparable(first)).except_(select(*_comparable(second))))
     return {tuple(row[place] for place in places): row for row in rows}
+
+
+def _comparable(table: Table) -> list[ColumnElement[Any]]:
+    """PostgreSQL cannot compare JSON but as text."""
+    return [cast(column, Text) if isinstance(column.type, JSON) else column for column in table.columns]
 
 
 def compare_problems(expected: list[Problem], found: list[Problem]) -> Iterator[Difference]:
