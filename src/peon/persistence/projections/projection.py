@@ -32,7 +32,9 @@ class Projection(ABC):
     tables: ClassVar[Sequence[Table]]
 
     @abstractmethod
-    def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Iterable[Refusal]:
+    def apply(
+        self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]
+    ) -> Iterable[Refusal] | None:
         """Writes what the events say into the tables, in the transaction of `connection`.
 
         The rows must depend on the events alone, and not on how they are split into calls: the same code serves
@@ -42,6 +44,6 @@ class Projection(ABC):
             events: Contiguous, but for those that cannot be decoded.
 
         Returns:
-            The events that contradict what is there; nothing of them was written. They fail an append, and
-            are kept as problems where they are stored already. Any exception fails either.
+            The events that contradict what is there, if any; nothing of them was written. They fail an append,
+            and are kept as problems where they are stored already. Any exception fails either.
         """

@@ -60,7 +60,7 @@ class Projections:
         if not advance(connection, self._projections, first - 1, last):
             self._close_gaps(connection, first - 1, last)
         for projection in self._projections:
-            refusal = min(projection.apply(connection, stored), default=None)
+            refusal = min(projection.apply(connection, stored) or (), default=None)
             if refusal is not None:
                 index = refusal.sequence - first
                 raise ProjectionError(index, type(stored[index].event).__name__, refusal.reason)

@@ -71,8 +71,8 @@ class Replay:
                 problems.append(Problem(projection.name, stored.sequence, undecodable.event_type, undecodable.reason))
             else:
                 events.append(stored)
-        refusals = projection.apply(connection, events) if events else ()
-        reasons = {refusal.sequence: refusal.reason for refusal in refusals}
+        refusals = projection.apply(connection, events) if events else None
+        reasons = {refusal.sequence: refusal.reason for refusal in refusals or ()}
         if reasons:
             problems += [
                 Problem(projection.name, stored.sequence, stored.event.type, reasons[stored.sequence])

@@ -31,6 +31,8 @@ def _problems(projection: Projection) -> Iterator[str]:
     if len({id(table.metadata) for table in projection.tables}) > 1:
         yield "its tables are of more than one MetaData"
     for table in projection.tables:
+        if table.schema is not None:
+            yield f"{table} has a schema, and would not be found where it is rebuilt"
         # The tables of others are emptied and filled at other times than these.
         for key in table.foreign_keys:
             if key.column.table not in projection.tables:
