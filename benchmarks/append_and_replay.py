@@ -7,6 +7,9 @@ The best round of each counts: these are short, and what disturbs a machine only
 
 import argparse
 import tempfile
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +18,20 @@ from rich.progress import track
 from rich.table import Table
 from workload import SAMPLE, PlainStore, consume, each, seconds, session_events
 
+from peon.orchestration import OrchestrationEvent
 from peon.persistence import Database
 
-TARGETS: dict[int | str, float] = {1: 0.85, 10: 0.85, 1_000: 0.95, "stream": 0.95, "replay_all": 1.0}
+TOGETHER = "append, 1 each, 16 threads"
+TARGETS: dict[int | str, float] = {1: 0.85, 10: 0.85, 1_000: 0.95, TOGETHER: 3.0, "stream": 0.95, "replay_all": 1.0}
 COMMITS = {1: 200, 10: 60, 1_000: 2}
+THREADS = 16
 """Commits in a round of each batch size: short enough for a round to go undisturbed."""
+
+
+def together(append: Callable[[list[OrchestrationEvent]], object], batches: list[list[OrchestrationEvent]]) -> None:
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = [batches[thread::THREADS] for thread in range(THREADS)]
+        deque(pool.map(partial(each, append), parts), maxlen=0)
 
 
 def main() -> None:
@@ -55,6 +67,10 @@ def main() -> None:
                 batches = [events[at : at + size] for at in range(start, start + size * commits, size)]
                 for who, append in (("plain", plain.append_all), ("peon", database.events.append_all)):
                     note(size, who, size * commits / seconds(partial(each, append, batches)))
+            plain, database = stores[TOGETHER]
+            batches = [[event] for event in events[: 50 * THREADS]]
+            note(TOGETHER, "plain", len(batches) / seconds(partial(each, plain.append_all, batches)))
+            note(TOGETHER, "peon", len(batches) / seconds(partial(together, database.events.append_all, batches)))
             plain, database = stores["stream"]
             for who, stream in (("plain", plain.stream), ("peon", database.events.stream)):
                 note("stream", who, len(events) / seconds(partial(consume, stream)))

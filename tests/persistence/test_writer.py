@@ -4,9 +4,11 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,7 +16,7 @@ from sqlalchemy import URL, event
 
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent, ProjectRenamed
-from peon.persistence import Database, EventEncodeError, PersistenceError, StoreUnavailable, sequencing
+from peon.persistence import Database, EventEncodeError, PersistenceError, StoredEvent, StoreUnavailable, sequencing
 
 
 @pytest.fixture
@@ -129,6 +131,123 @@ def test_a_logging_handler_that_appends_does_not_wait_for_itself(
     assert refused
     assert all("from inside an append" in str(error) for error in refused)
     assert [s.event.name for s in database.events.replay_all()] == ["a"]  # type: ignore[union-attr]
+
+
+class HeldCommit:
+    """Holds the first commit of a store until as many other appends wait for it as are expected."""
+
+    def __init__(self, database: Database, others: int) -> None:
+        self.commits = 0
+        self._database = database
+        self._others = others
+        self.held = threading.Event()
+        event.listen(database.engine, "commit", self._hold)
+
+    def _hold(self, _: object) -> None:
+        self.commits += 1
+        if self.commits == 1:
+            self.held.set()
+            deadline = time.monotonic() + 20
+            while len(self._database.events._writer._waiting) < self._others and time.monotonic() < deadline:
+                os.sched_yield()
+
+    def close(self) -> None:
+        event.remove(self._database.engine, "commit", self._hold)
+
+
+def append_in_threads(database: Database, batches: list[list[ProjectRenamed]]) -> tuple[list[Any], int]:
+    """The first batch is being committed when the others come; returns what came of each, and the commits."""
+    held = HeldCommit(database, len(batches) - 1)
+    with ThreadPoolExecutor(len(batches)) as pool:
+        first = pool.submit(database.events.append_all, batches[0])
+        assert held.held.wait(20)
+        futures = [first, *(pool.submit(database.events.append_all, batch) for batch in batches[1:])]
+        outcomes = [future.exception() or future.result() for future in futures]
+    held.close()
+    return outcomes, held.commits
+
+
+def test_appends_that_wait_share_a_commit(database: Database) -> None:
+    batches = [[renamed(f"{thread}-{part}") for part in range(thread % 3 + 1)] for thread in range(12)]
+
+    outcomes, commits = append_in_threads(database, batches)
+
+    assert commits == 2
+    for batch, stored in zip(batches, outcomes, strict=True):
+        assert [s.event for s in stored] == batch
+        assert [s.sequence for s in stored] == list(range(stored[0].sequence, stored[0].sequence + len(batch)))
+    assert sorted(s for stored in outcomes for s in stored) == database.events.replay_all()
+
+
+def test_a_batch_that_fails_does_not_fail_those_that_share_its_commit(database: Database) -> None:
+    def refuse(_: object, stored: list[StoredEvent[OrchestrationEvent]]) -> None:
+        for index, (_, renaming, _) in enumerate(stored):
+            if isinstance(renaming, ProjectRenamed) and renaming.name.startswith("bad"):
+                raise LookupError(index, renaming.name)
+
+    database.events._on_append = refuse
+    batches = [[renamed("good 0")], [renamed("good 1")], [renamed("ok"), renamed("bad 2")], [renamed("bad 3")]]
+    batches += [[renamed("good 4")]]
+
+    outcomes, _ = append_in_threads(database, batches)
+
+    assert [error.args for error in outcomes if isinstance(error, LookupError)] == [(1, "bad 2"), (0, "bad 3")]
+    assert [s.event.name for s in database.events.replay_all()] == [  # type: ignore[union-attr]
+        stored[0].event.name for stored in sorted(o for o in outcomes if isinstance(o, list))
+    ]
+    assert database.events.last_sequence() == 3
+
+
+def test_an_unavailable_database_is_told_to_all_that_share_a_commit(sqlite_url: URL) -> None:
+    with Database.open(AppConfig(database={"busy_timeout": 0.05}), url=sqlite_url, projections=False) as database:
+        with database.engine.begin(), ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(database.events.append_all, [renamed(str(n))]) for n in range(8)]
+            errors = [future.exception() for future in futures]
+        assert all(isinstance(error, StoreUnavailable) for error in errors)
+        assert len(set(map(id, errors))) == 8
+        assert len(database.events.append_all([renamed("after")])) == 1
+        assert database.events.last_sequence() == 1
+
+
+def test_an_interrupted_leader_leaves_the_others_their_appends(database: Database) -> None:
+    interrupted = threading.Event()
+
+    def interrupt(connection: object, stored: list[StoredEvent[OrchestrationEvent]]) -> None:
+        if not interrupted.is_set() and len(stored) > 1:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    database.events._on_append = interrupt
+
+    outcomes, _ = append_in_threads(database, [[renamed(str(number))] for number in range(6)])
+
+    kinds = [type(outcome) for outcome in outcomes]
+    assert kinds.count(KeyboardInterrupt) == 1
+    assert kinds.count(list) == 5
+    assert database.events.last_sequence() == 5
+
+
+def test_a_thread_that_is_interrupted_while_it_waits_stores_nothing(lasting_url: URL) -> None:
+    with Database.open(url=lasting_url, projections=False) as database:
+        held = HeldCommit(database, others=2)  # which never come: this thread is one
+        leader = threading.Thread(target=database.events.append_all, args=([renamed("leader")],))
+        leader.start()
+        assert held.held.wait(20)
+
+        def interrupt(*_: object) -> None:
+            raise InterruptedError
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(InterruptedError):
+            database.events.append_all([renamed("interrupted")])
+        signal.signal(signal.SIGALRM, before)
+        held._others = 0
+        leader.join()
+        held.close()
+
+        assert [s.event.name for s in database.events.append_all([renamed("after")])] == ["after"]  # type: ignore[union-attr]
+        assert [s.event.name for s in database.events.replay_all()] == ["leader", "after"]  # type: ignore[union-attr]
 
 
 def test_closing_gives_the_connection_back_and_leaves_the_store_usable(lasting_url: URL) -> None:

@@ -1,7 +1,7 @@
 """The log: events in, in one transaction a batch; events out, in order, every one of them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain, islice, repeat
 from typing import Any, Generic, Literal, overload
 
 from pydantic import BaseModel
@@ -21,6 +21,9 @@ from peon.persistence.writer import Writer
 LAST_POSSIBLE_SEQUENCE = 2**63 - 1
 
 Undecodable = Literal["raise", "keep"]
+
+_Append = tuple[list[EventT], list[str], list[str]]
+"""A batch, and its columns `event_type` and `payload`."""
 
 AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
 
@@ -50,7 +53,9 @@ class EventStore(Generic[EventT]):
         self._driver_errors = DriverErrors(
             engine, hint=". Has the database been migrated? alembic upgrade head does that"
         )
-        self._writer = Writer(engine)
+        self._writer: Writer[_Append[EventT], list[StoredEvent[EventT]]] = Writer(
+            engine, self._driver_errors, self._add_together
+        )
 
     def __repr__(self) -> str:
         return f"<EventStore of {database_name(self._engine)}>"
@@ -82,16 +87,23 @@ class EventStore(Generic[EventT]):
         columns = self._codec.encode(batch)
         if not batch:
             return []
+        if connection is None:
+            return self._writer.write((batch, *columns))
         with self._driver_errors:
-            if connection is None:
-                with self._writer as own:
-                    return self._add(own, batch, *columns)
             begin_writing(connection)
             with connection.begin_nested():
                 return self._add(connection, batch, *columns)
 
+    def _add_together(self, connection: Connection, requests: list[_Append[EventT]]) -> list[list[StoredEvent[EventT]]]:
+        """Adds the batches of several threads as one, and returns to each its own."""
+        if len(requests) == 1:
+            return [self._add(connection, *requests[0])]
+        columns = [list(chain.from_iterable(column)) for column in zip(*requests, strict=True)]
+        stored = iter(self._add(connection, *columns))
+        return [list(islice(stored, len(batch))) for batch, _, _ in requests]
+
     def _add(
-        self, connection: Connection, batch: list[EventT], event_types: Sequence[str], payloads: Sequence[str]
+        self, connection: Connection, batch: list[EventT], event_types: list[str], payloads: list[str]
     ) -> list[StoredEvent[EventT]]:
         first, stored_at = add_rows(connection, event_types, payloads)
         places = zip(range(first, first + len(batch)), batch, repeat(stored_at), strict=False)
