@@ -206,7 +206,8 @@ def large_cache(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        driver.execute(f"PRAGMA cache_size = {before}")
+        with suppress(sqlite3.ProgrammingError):  # an interrupt in the middle of a statement closes the connection
+            driver.execute(f"PRAGMA cache_size = {before}")
 
 
 def create_private_file(path: Path) -> None:
