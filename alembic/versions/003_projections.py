@@ -94,10 +94,12 @@ def upgrade() -> None:
 
     op.create_table(
         "projection_selected_thread",
+        sa.Column("number", sa.Integer, nullable=False, autoincrement=False),
         sa.Column("thread_id", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("thread_id", name="pk_projection_selected_thread"),
+        sa.PrimaryKeyConstraint("number", name="pk_projection_selected_thread"),
         belongs_to("projection_selected_thread", "thread_id", "projection_threads"),
     )
+    op.create_index("idx_projection_selected_thread_thread_id", "projection_selected_thread", ["thread_id"])
 
     op.create_table(
         "projection_positions",

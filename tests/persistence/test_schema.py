@@ -95,7 +95,7 @@ COLUMNS = {
         "pushed_at": "TEXT",
         "sequence": WIDE,
     },
-    "projection_selected_thread": {"thread_id": TEXT},
+    "projection_selected_thread": {"number": "INTEGER NOT NULL", "thread_id": TEXT},
     "projection_positions": {"name": TEXT, "version": "INTEGER NOT NULL", "sequence": WIDE},
     "projection_problems": {"projection": TEXT, "sequence": WIDE, "event_type": TEXT, "reason": TEXT},
     "settings": {"key": TEXT, "value": TEXT},
@@ -127,6 +127,7 @@ INDEXES = {
         ("projection_approvals", ["turn_id"]),
         ("projection_commits", ["thread_id", "sequence"]),
         ("projection_branches", ["thread_id", "sequence"]),
+        ("projection_selected_thread", ["thread_id"]),
     ]
 }
 

@@ -33,7 +33,7 @@ from peon.persistence.schema import (
 from peon.persistence.value_queries import TABLES, ValueT, place_of, read_values
 
 _SEQUENCE = select(projection_positions.c.sequence).where(projection_positions.c.name == OrchestrationProjection.name)
-_SELECTED = select(projection_selected_thread.c.thread_id)
+_SELECTED = select(projection_selected_thread.c.thread_id).where(projection_selected_thread.c.number == 1)
 _PENDING = projection_approvals.c.status == ApprovalStatus.PENDING.value
 
 

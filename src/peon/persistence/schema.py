@@ -173,12 +173,14 @@ projection_branches = Table(
 )
 Index(None, projection_branches.c.thread_id, projection_branches.c.sequence)
 
-# At most one row.
+# One row at most, number 1.
 projection_selected_thread = Table(
     "projection_selected_thread",
     metadata,
-    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
 )
+Index(None, projection_selected_thread.c.thread_id)
 
 # How far each projection has come in the log, and which version of its code brought it there.
 projection_positions = Table(

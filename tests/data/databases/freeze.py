@@ -130,7 +130,7 @@ def rows_of_other_tables(
             (thread, "tides", MOMENT, "origin", LATER, 16),
             (thread, "größe", None, None, None, 17),
         ],
-        "projection_selected_thread": [(titled,)],
+        "projection_selected_thread": [(1, titled)],
         "projection_positions": [("orchestration", 1, 17)],
         "projection_problems": [("orchestration", 9, "MessageChunkReceived", "there is no message")],
         "settings": [("theme", '"dark"'), ("größe ☃", '{"länge": "𝄞"}'), ("empty", "")],

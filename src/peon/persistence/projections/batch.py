@@ -52,7 +52,7 @@ class Batch:
 
     def select_thread(self, key: str) -> None:
         self._rows[writes.DESELECT_THREAD] = [()]
-        self._rows[writes.SELECT_THREAD] = [(key,)]
+        self._rows[writes.SELECT_THREAD] = [(1, key)]
 
     def write(self, connection: Connection) -> None:
         for thread_id, moment in self._touched.items():
