@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable
+from copy import copy
 from threading import Lock, get_ident
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
@@ -60,7 +61,7 @@ class Writer(Generic[RequestT, ResultT]):
         self._transaction = Lock()
         self._owner: int | None = None
         self._connection: Connection | None = None
-        self._in_doubt = False
+        self._stage: Literal["beginning", "performing", "committing"] = "beginning"
 
     def write(self, request: RequestT) -> ResultT:
         """Performs a request, and returns its result when that is durable; raises what `perform` raises."""
@@ -111,7 +112,7 @@ class Writer(Generic[RequestT, ResultT]):
         tickets: list[_Ticket[RequestT, ResultT]] = []
         try:
             with self._queue:
-                self._in_doubt = False
+                self._stage = "beginning"
                 tickets, self._waiting = self._waiting[:MAXIMUM_SHARED], self._waiting[MAXIMUM_SHARED:]
             with self._transaction:
                 self._serve(tickets)
@@ -121,11 +122,12 @@ class Writer(Generic[RequestT, ResultT]):
     def _hand_over(self, tickets: list["_Ticket[RequestT, ResultT]"]) -> None:
         # They are left over where this thread was interrupted, which the others were not.
         unserved = [ticket for ticket in tickets[1:] if not ticket.served]
+        in_doubt = self._stage == "committing"
         with self._queue:
-            if not self._in_doubt:
+            if not in_doubt:
                 self._waiting[:0] = unserved
             self._promote_the_first()
-        for ticket in unserved if self._in_doubt else ():
+        for ticket in unserved if in_doubt else ():
             ticket.error = StoreUnavailable(
                 "the thread that shared its commit was interrupted: read the log to see whether it was stored"
             )
@@ -152,25 +154,27 @@ class Writer(Generic[RequestT, ResultT]):
     def _serve(self, tickets: list["_Ticket[RequestT, ResultT]"]) -> None:
         try:
             results = self._transact([ticket.request for ticket in tickets])
-        except StoreUnavailable as error:
-            for ticket in tickets:  # no request's fault, and waiting for a lock once more would take long
-                ticket.error = StoreUnavailable(*error.args)
-                ticket.error.__cause__ = error.__cause__
         except Exception as error:
-            if len(tickets) > 1:
+            if len(tickets) == 1:
+                tickets[0].error = error
+            elif self._stage == "performing":
                 for ticket in tickets:
                     self._serve([ticket])
                 return
-            tickets[0].error = error
+            else:  # no request's fault, and to wait for a lock once more for each would take long
+                for ticket in tickets:
+                    ticket.error = copy(error)
+                    ticket.error.__cause__ = error.__cause__
         else:
             for ticket, result in zip(tickets, results, strict=True):
                 ticket.result = result
         for ticket in tickets:
             ticket.served = True
-        self._in_doubt = False
+        self._stage = "beginning"
 
     def _transact(self, requests: list[RequestT]) -> list[ResultT]:
-        committed = self._in_doubt = False
+        committed = False
+        self._stage = "beginning"
         self._owner = get_ident()
         with self._driver_errors:
             try:
@@ -178,8 +182,9 @@ class Writer(Generic[RequestT, ResultT]):
                 if connection is None:
                     connection = self._connection = self._engine.connect()
                 begin_writing(connection)
+                self._stage = "performing"
                 results = self._perform(connection, requests)
-                self._in_doubt = True
+                self._stage = "committing"
                 connection.commit()
                 committed = True
             finally:

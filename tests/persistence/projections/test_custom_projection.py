@@ -1,0 +1,581 @@
+"""A projection as an application would write it: kept, caught up, rebuilt and verified like the domain's own."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+from uuid import UUID
+
+import pytest
+from processes import PATIENCE
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    insert,
+    inspect,
+    select,
+    update,
+)
+
+from peon.orchestration import (
+    MessageAppended,
+    MessageRole,
+    OrchestrationEvent,
+    ProjectCreated,
+    ProjectDeleted,
+    ProjectRenamed,
+    Provider,
+    RuntimeMode,
+    TextContent,
+    ThreadCreated,
+    ThreadDeleted,
+    TurnStarted,
+)
+from peon.persistence import (
+    Database,
+    Problem,
+    Projection,
+    ProjectionError,
+    ProjectionsOutOfDate,
+    Refusal,
+    StoredEvent,
+    StoreUnavailable,
+    schema,
+)
+
+Opener = Callable[..., Database]
+
+own = MetaData()
+writers = Table(
+    "word_count_writers",
+    own,
+    Column("thread_id", Text, primary_key=True),
+    Column("project_id", Text, nullable=False),
+    Column("words", Integer, nullable=False),
+)
+words = Table(
+    "word_count_words",
+    own,
+    Column("thread_id", ForeignKey(writers.c.thread_id, ondelete="CASCADE"), primary_key=True),
+    Column("word", Text, primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("seen", JSON, nullable=False),
+    Column("long", Boolean),
+)
+Index("idx_words", words.c.word)
+
+
+class WordCount(Projection):
+    """Which words the messages of a thread hold, how often, and in which events; it takes no bad language."""
+
+    name = "word_count"
+    version = 1
+    tables: ClassVar[Sequence[Table]] = (words, writers)
+
+    def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Iterator[Refusal]:
+        for sequence, event, _ in events:
+            match event:
+                case ThreadCreated():
+                    ids = {"thread_id": str(event.thread_id), "project_id": str(event.project_id)}
+                    connection.execute(insert(writers).values(**ids, words=0))
+                case ThreadDeleted():
+                    connection.execute(delete(writers).filter_by(thread_id=str(event.thread_id)))
+                case ProjectDeleted():
+                    connection.execute(delete(writers).filter_by(project_id=str(event.project_id)))
+                case MessageAppended(content=TextContent(text=text)):
+                    if "barnacles" in text:
+                        yield Refusal(sequence, "bad language")
+                    else:
+                        for word in text.split():
+                            self.add(connection, str(event.thread_id), word, sequence)
+
+    def add(self, connection: Connection, thread_id: str, word: str, sequence: int) -> None:
+        connection.execute(update(writers).filter_by(thread_id=thread_id).values(words=writers.c.words + 1))
+        row = connection.execute(select(words).filter_by(thread_id=thread_id, word=word)).mappings().one_or_none()
+        if row is None:
+            values = {"thread_id": thread_id, "word": word, "count": 1, "seen": [sequence], "long": len(word) > 4}
+            connection.execute(insert(words).values(values))
+        else:
+            values = {"count": row["count"] + 1, "seen": [*row["seen"], sequence]}
+            connection.execute(update(words).filter_by(thread_id=thread_id, word=word).values(values))
+
+
+PROJECT, THREAD, OTHER_THREAD, TURN, UNKNOWN = (UUID(int=number) for number in range(1, 6))
+
+
+def said(text: str) -> MessageAppended:
+    said.count += 1  # type: ignore[attr-defined]
+    return MessageAppended(
+        message_id=UUID(int=1_000 + said.count),  # type: ignore[attr-defined]
+        turn_id=TURN,
+        thread_id=THREAD,
+        role=MessageRole.ASSISTANT,
+        content=TextContent(text=text),
+    )
+
+
+said.count = 0  # type: ignore[attr-defined]
+
+
+def renamed(name: str, identifier: UUID = PROJECT) -> ProjectRenamed:
+    return ProjectRenamed(project_id=identifier, name=name)
+
+
+def thread(identifier: UUID) -> ThreadCreated:
+    return ThreadCreated(
+        thread_id=identifier,
+        project_id=PROJECT,
+        provider=Provider.CLAUDE,
+        model="a-model",
+        runtime_mode=RuntimeMode.SUPERVISED,
+    )
+
+
+SCENE: list[OrchestrationEvent] = [
+    ProjectCreated(project_id=PROJECT, name="tide-table", path="/home/ada/tide-table"),
+    thread(THREAD),
+    thread(OTHER_THREAD),
+    TurnStarted(turn_id=TURN, thread_id=THREAD),
+    said("ebb and flow"),
+    said("ebb tide"),
+    ThreadDeleted(thread_id=OTHER_THREAD),
+]
+
+WORDS = [("and", 1, [5], False), ("ebb", 2, [5, 6], False), ("flow", 1, [5], False), ("tide", 1, [6], False)]
+
+
+def rows(database: Database, table: Table) -> list[Any]:
+    with database.engine.connect() as connection:
+        return list(connection.execute(select(table).order_by(*table.primary_key)).all())
+
+
+def found(database: Database) -> list[Any]:
+    assert rows(database, writers) == [
+        (str(THREAD), str(PROJECT), sum(count for _, _, count, *_ in rows(database, words)))
+    ]
+    return [row[1:] for row in rows(database, words)]
+
+
+def change(database: Database, *statements: Any) -> None:
+    with database.engine.begin() as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def append_alone(database: Database, *events: OrchestrationEvent) -> None:
+    alone = Database(database.engine, projections=False)
+    alone.events.append_all(events)
+    alone.events.close()
+
+
+@pytest.fixture
+def database(open_empty: Opener) -> Database:
+    return open_empty(projections=[WordCount()])
+
+
+def test_its_tables_are_there_from_the_start(database: Database) -> None:
+    assert rows(database, writers) == rows(database, words) == []
+    with database.engine.connect() as connection:
+        assert [index["name"] for index in inspect(connection).get_indexes(words.name)] == ["idx_words"]
+    assert database.projections.verify() == []
+
+
+class TestAppend:
+    def test_keeps_it_in_its_own_transaction(self, database: Database) -> None:
+        database.events.append_all(SCENE[:5])
+        before = rows(database, writers), rows(database, words)
+        with database.engine.connect() as connection:
+            database.events.append_all(SCENE[5:], connection=connection)
+            assert len(connection.execute(select(words)).all()) == 4
+            connection.rollback()
+        assert (rows(database, writers), rows(database, words)) == before
+
+        with database.engine.begin() as connection:
+            database.events.append_all(SCENE[5:], connection=connection)
+        assert found(database) == WORDS
+        assert rows(database, schema.projection_positions) == [("orchestration", 1, 7), ("word_count", 1, 7)]
+
+    def test_is_refused_as_a_whole_with_one_of_its_events(self, database: Database) -> None:
+        database.events.append_all(SCENE)
+
+        with pytest.raises(ProjectionError) as caught:
+            database.events.append_all([said("high"), said("blistering barnacles"), said("low")])
+
+        assert (caught.value.index, caught.value.event_type) == (1, "MessageAppended")
+        assert caught.value.reason == "bad language"
+        assert database.events.last_sequence() == database.projections.position() == len(SCENE)
+        assert len(database.read_model.messages(TURN)) == 2
+        assert found(database) == WORDS
+
+    def test_that_the_domain_refuses_leaves_no_trace_in_it(self, database: Database) -> None:
+        database.events.append_all(SCENE)
+
+        with pytest.raises(ProjectionError, match="there is no project"):
+            database.events.append_all([said("high"), ProjectRenamed(project_id=UNKNOWN, name="x")])
+
+        assert found(database) == WORDS
+
+    def test_fails_as_a_whole_with_its_exception(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        database.events.append_all(SCENE)
+
+        def write_and_fail(self: WordCount, connection: Connection, events: object) -> None:
+            self.add(connection, str(THREAD), "never", 8)
+            raise LookupError("from the projection")
+
+        with monkeypatch.context() as patched, pytest.raises(LookupError, match="from the projection"):
+            patched.setattr(WordCount, "apply", write_and_fail)
+            database.events.append_all([said("high")])
+
+        assert database.events.last_sequence() == database.projections.position() == len(SCENE)
+        assert len(database.read_model.messages(TURN)) == 2
+        assert found(database) == WORDS
+        database.events.append_all([said("high")])
+        assert database.projections.verify() == []
+
+    def test_catches_up_what_was_appended_without_it(self, database: Database) -> None:
+        append_alone(database, *SCENE[:4])
+        without = Database(database.engine)
+        without.events.append_all(SCENE[4:6])
+        without.events.close()
+        assert (without.projections.position(), database.projections.position()) == (6, 0)
+
+        database.events.append_all(SCENE[6:])
+
+        assert found(database) == WORDS
+        assert database.projections.position() == len(SCENE)
+        assert database.projections.verify() == []
+
+    def test_may_return_nothing_at_all(self, open_empty: Opener) -> None:
+        class Silent(WordCount):
+            def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> None:
+                list(super().apply(connection, events))
+
+        database = open_empty(projections=[Silent()])
+        append_alone(database, *SCENE[:5])
+        database.events.append_all(SCENE[5:])
+        assert found(database) == WORDS
+
+        database.projections.rebuild()
+        assert found(database) == WORDS
+
+
+gate_metadata = MetaData()
+names = Table("gate_names", gate_metadata, Column("name", Text, primary_key=True))
+
+
+class Gate(Projection):
+    """Each name that projects were given, once; holds the first append until so many others wait for it."""
+
+    name = "gate"
+    version = 1
+    tables = (names,)
+
+    def __init__(self, others: int) -> None:
+        self.others = others
+        self.store: Any = None
+        self.entered = threading.Event()
+
+    def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> None:
+        for _, event, _ in events:
+            if isinstance(event, ProjectRenamed):
+                connection.execute(insert(names).values(name=event.name))
+        if not self.entered.is_set():
+            self.entered.set()
+            deadline = time.monotonic() + PATIENCE
+            while len(self.store._writer._waiting) < self.others and time.monotonic() < deadline:
+                os.sched_yield()
+
+
+class TestThreadsThatShareACommit:
+    @pytest.mark.parametrize(
+        ("unfit", "error", "index"),
+        [
+            ([renamed("b"), renamed("c", UNKNOWN)], ProjectionError, 1),
+            ([renamed("b"), renamed("first")], StoreUnavailable, None),
+        ],
+        ids=["contradictory", "refused by the database"],
+    )
+    def test_fail_each_for_its_own_events(
+        self, open_empty: Opener, unfit: list[OrchestrationEvent], error: type[Exception], index: int | None
+    ) -> None:
+        gate = Gate(others=4)
+        database = open_empty(projections=[gate])
+        gate.store = database.events
+        batches = [[SCENE[0], renamed("first")], *([renamed(f"{n}a"), renamed(f"{n}b")] for n in range(3)), unfit]
+
+        with ThreadPoolExecutor(len(batches)) as pool:
+            first = pool.submit(database.events.append_all, batches[0])
+            assert gate.entered.wait(PATIENCE)
+            futures = [first, *(pool.submit(database.events.append_all, batch) for batch in batches[1:])]
+            outcomes = [future.exception() or future.result() for future in futures]
+
+        assert isinstance(outcomes[-1], error)
+        assert getattr(outcomes[-1], "index", None) == index
+        for batch, stored in zip(batches[:-1], outcomes, strict=False):
+            assert [each.event for each in stored] == batch  # type: ignore[union-attr]
+        assert sorted(name for (name,) in rows(database, names)) == ["0a", "0b", "1a", "1b", "2a", "2b", "first"]
+        assert database.projections.position() == database.events.last_sequence() == 8
+        assert database.projections.verify() == []
+
+
+@pytest.mark.usefixtures("small_pages")
+class TestLogThatWasThere:
+    def test_is_caught_up_when_it_comes(self, open_lasting: Opener) -> None:
+        database = open_lasting()
+        database.events.append_all(SCENE)
+        reported: list[tuple[int, int]] = []
+
+        with Database.open(
+            url=database.engine.url, projections=[WordCount()], progress=lambda *pair: reported.append(pair)
+        ) as opened:
+            assert found(opened) == WORDS
+            assert opened.projections.verify() == []
+
+        assert reported == [(7, 7)]
+
+    def test_what_it_refuses_there_is_a_problem_of_its_own(self, database: Database) -> None:
+        database.events.append_all(SCENE)
+        append_alone(database, said("barnacles"), ProjectRenamed(project_id=UNKNOWN, name="x"), said("high"))
+
+        database.projections.catch_up()
+
+        assert database.projections.problems() == [
+            Problem("orchestration", 9, "ProjectRenamed", f"there is no project {UNKNOWN}"),
+            Problem("word_count", 8, "MessageAppended", "bad language"),
+        ]
+        assert len(database.read_model.messages(TURN)) == 4
+        assert [row[0] for row in found(database)] == ["and", "ebb", "flow", "high", "tide"]
+        assert [difference.key for difference in database.projections.verify()] == ["orchestration/9", "word_count/8"]
+        before = rows(database, schema.projection_problems)
+        database.projections.rebuild()
+        assert rows(database, schema.projection_problems) == before
+
+    def test_its_exception_stops_it_where_it_is(self, open_lasting: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+        database = open_lasting()
+        database.events.append_all(SCENE)
+        url = database.engine.url
+
+        with monkeypatch.context() as patched, pytest.raises(LookupError):
+            patched.setattr(WordCount, "add", lambda *_: {}["from the projection"])
+            Database.open(url=url, projections=[WordCount()])
+
+        with Database.open(url=url, projections=[WordCount()]) as opened:
+            assert found(opened) == WORDS
+
+    def test_it_goes_on_where_it_was_after_it_was_left_out(self, open_lasting: Opener) -> None:
+        database = open_lasting(projections=[WordCount()])
+        database.events.append_all(SCENE[:5])
+        with Database.open(url=database.engine.url) as without:
+            without.events.append_all(SCENE[5:])
+            assert without.projections.position() == len(SCENE)
+            assert without.projections.verify() == []
+        assert database.projections.position() == 5
+        applied: list[int] = []
+
+        class Noting(WordCount):
+            def apply(
+                self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]
+            ) -> Iterator[Refusal]:
+                applied.extend(stored.sequence for stored in events)
+                return super().apply(connection, events)
+
+        with Database.open(url=database.engine.url, projections=[Noting()]) as opened:
+            assert found(opened) == WORDS
+        assert applied == [6, 7]
+
+
+class TestRebuildAndVerify:
+    def test_what_was_changed_is_found_and_mended(self, database: Database) -> None:
+        database.events.append_all(SCENE)
+        change(
+            database,
+            update(words).filter_by(word="ebb").values(count=3, seen=[5]),
+            delete(words).filter_by(word="flow"),
+            insert(words).values(thread_id=str(THREAD), word="x", count=1, seen=[]),
+        )
+
+        differences = {(each.key.partition("/")[2], each.column): each[3:] for each in database.projections.verify()}
+
+        assert differences == {
+            ("ebb", "count"): (2, 3),
+            ("ebb", "seen"): ("[5, 6]", "[5]"),
+            ("flow", "thread_id"): (str(THREAD), None),
+            ("flow", "word"): ("flow", None),
+            ("flow", "count"): (1, None),
+            ("flow", "seen"): ("[5]", None),
+            ("flow", "long"): (False, None),
+            ("x", "thread_id"): (None, str(THREAD)),
+            ("x", "word"): (None, "x"),
+            ("x", "count"): (None, 1),
+            ("x", "seen"): (None, "[]"),
+        }
+        reported: list[tuple[int, int]] = []
+        database.projections.rebuild(lambda *pair: reported.append(pair))
+        assert found(database) == WORDS
+        assert database.projections.verify() == []
+        assert reported == [(7, 14), (14, 14)]
+
+    def test_an_interrupted_rebuild_changes_nothing(self, database: Database) -> None:
+        database.events.append_all(SCENE)
+        change(database, update(words).values(count=7), update(schema.projection_projects).values(name="tampered"))
+        before = rows(database, words), rows(database, writers)
+
+        def interrupt(done: int, total: int) -> None:
+            if done == total:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            database.projections.rebuild(interrupt)
+
+        assert (rows(database, words), rows(database, writers)) == before
+        database.projections.rebuild()
+        assert found(database) == WORDS
+
+    def test_verify_beside_a_rebuild_finds_no_difference(self, open_lasting: Opener) -> None:
+        database = open_lasting(projections=[WordCount()])
+        database.events.append_all(SCENE)
+        with Database.open(url=database.engine.url, projections=[WordCount()]) as other:
+
+            def rebuild(done: int, total: int) -> None:
+                if done == total:
+                    other.projections.rebuild()
+
+            assert database.projections.verify(rebuild) == []
+
+
+with_lengths = MetaData()
+
+
+class WordCountWithLengths(Projection):
+    """The next version: other columns, another key, one table less."""
+
+    name = "word_count"
+    version = 2
+    longest = Table(
+        "word_count_writers",
+        with_lengths,
+        Column("thread", Text, primary_key=True),
+        Column("longest", Integer, nullable=False),
+    )
+    tables: ClassVar[Sequence[Table]] = (longest,)
+
+    def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> None:
+        for _, event, _ in events:
+            match event:
+                case ThreadCreated():
+                    connection.execute(insert(self.longest).values(thread=str(event.thread_id), longest=0))
+                case MessageAppended(content=TextContent(text=text)):
+                    length = max(map(len, text.split()))
+                    change = update(self.longest).filter_by(thread=str(event.thread_id))
+                    connection.execute(change.where(self.longest.c.longest < length).values(longest=length))
+
+
+class WithAnotherColumn(WordCount):
+    version = 2
+    counted = Table(
+        "word_count_words",
+        MetaData(),
+        Column("word", Text, primary_key=True),
+        Column("thread_id", Text, nullable=False),
+    )
+    tables: ClassVar[Sequence[Table]] = (counted,)
+
+    def apply(  # type: ignore[override]
+        self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]
+    ) -> None:
+        for _, event, _ in events:
+            if isinstance(event, MessageAppended):
+                connection.execute(delete(self.counted))
+                connection.execute(insert(self.counted).values(word="last", thread_id=str(event.thread_id)))
+
+
+class TestAnotherVersion:
+    def test_makes_the_tables_anew_with_the_columns_it_has(self, open_lasting: Opener) -> None:
+        database = open_lasting(projections=[WordCount()])
+        database.events.append_all(SCENE)
+        url = database.engine.url
+
+        with Database.open(url=url, projections=[WithAnotherColumn()]) as opened:
+            assert rows(opened, WithAnotherColumn.counted) == [("last", str(THREAD))]
+            opened.events.append_all([said("high")])
+            assert opened.projections.verify() == []
+            with pytest.raises(ProjectionsOutOfDate, match="word_count"):
+                database.events.append_all([said("low")])
+
+    def test_an_older_one_makes_its_own_again(self, open_lasting: Opener) -> None:
+        database = open_lasting(projections=[WithAnotherColumn()])
+        database.events.append_all(SCENE)
+
+        with Database.open(url=database.engine.url, projections=[WordCount()]) as opened:
+            assert found(opened) == WORDS
+
+
+def projection(of_name: str, *of_tables: Table) -> Projection:
+    class Some(WordCount):
+        name = of_name
+        tables = of_tables
+
+    return Some()
+
+
+def table(name: str, *columns: Column[Any], metadata: MetaData | None = None, **options: Any) -> Table:
+    key: Column[Any] = Column("id", Text, primary_key=True)
+    return Table(name, metadata or MetaData(), *(columns or [key]), **options)
+
+
+shared = MetaData()
+
+UNFIT: dict[str, list[Projection]] = {
+    "same name": [projection("a", table("a")), projection("a", table("b"))],
+    "orchestration": [projection("orchestration", table("a"))],
+    "no tables": [projection("a")],
+    "table of another: a": [projection("a", table("a")), projection("b", table("a"))],
+    "table of another: events": [projection("a", table("events"))],
+    "table of another: settings": [projection("a", table("settings"))],
+    "refers to projection_threads.id": [
+        projection("a", table("a", Column("id", ForeignKey(schema.projection_threads.c.id), primary_key=True)))
+    ],
+    "refers to b.id": [
+        projection(
+            "a",
+            table("a", Column("id", ForeignKey(table("b", metadata=shared).c.id), primary_key=True), metadata=shared),
+        ),
+        projection("b", shared.tables["b"]),
+    ],
+    "more than one MetaData": [projection("a", table("a"), table("b"))],
+    "has a schema": [projection("a", table("a", schema="elsewhere"))],
+    "a.id counts by itself": [projection("a", table("a", Column("id", Integer, primary_key=True)))],
+}
+
+
+@pytest.mark.parametrize("message", list(UNFIT))
+def test_what_could_not_be_kept_is_refused(open_empty_memory: Opener, message: str) -> None:
+    engine = open_empty_memory(projections=False).engine
+
+    with pytest.raises(ValueError, match=message):
+        Database(engine, projections=UNFIT[message])
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        table("a", Column("id", Integer, primary_key=True, autoincrement=False)),
+        table("a", Column("id", ForeignKey("a.id"), primary_key=True)),
+        table("a", Column("id", Text, primary_key=True), Column("parent", ForeignKey("a.id"))),
+    ],
+)
+def test_what_can_be_kept_is_not(open_empty_memory: Opener, fit: Table) -> None:
+    engine = open_empty_memory(projections=False).engine
+
+    assert "a" in repr(Database(engine, projections=[projection("a", fit)]).projections)

@@ -1,0 +1,374 @@
+"""A long session of several agents: nothing is lost, whatever is killed, and nothing becomes slow or large."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+
+import processes
+import projection_processes
+import pytest
+from sqlalchemy import Engine, event, update
+from story import State, Story, batches, long_session, state_of
+from strategies import EVENT_CLASSES
+
+from peon.orchestration import (
+    ActionApproved,
+    ApprovalRequested,
+    ChangesCommitted,
+    CheckpointCreated,
+    MessageAppended,
+    MessageChunkReceived,
+    MessageRole,
+    OrchestrationEvent,
+    ProjectCreated,
+    Provider,
+    RuntimeMode,
+    TextContent,
+    ThreadCreated,
+    ThreadStatus,
+    ThreadStatusChanged,
+    TurnCompleted,
+    TurnStarted,
+)
+from peon.persistence import Database, schema
+
+Opener = Callable[..., Database]
+
+KILLED = -9
+
+
+def test_it_is_what_the_events_say_and_a_rebuild_changes_nothing(open_empty: Opener) -> None:
+    events = long_session(250)
+    assert {type(each) for each in events} == set(EVENT_CLASSES)
+    assert len(events) > 5_000
+    story = Story()
+    assert story.follow_all(events) == {}
+    database = open_empty()
+
+    for batch in batches(Random(2), events, (1, 10, 50, 100)):
+        database.events.append_all(batch)
+
+    assert state_of(database.read_model, story.approvals) == story.state()
+    assert database.projections.verify() == []
+    database.projections.rebuild()
+    assert database.read_model.snapshot() == story.snapshot()
+
+
+def address(database: Database) -> str:
+    return database.engine.url.render_as_string(hide_password=False)
+
+
+def run_and_kill(function: Callable[..., object], *arguments: object) -> bool:
+    """Returns whether it was killed, and had not come to its end before."""
+    (code,) = processes.exit_codes(function, [arguments])
+    assert code in (KILLED, 0)
+    return code == KILLED
+
+
+def require(database: Database, story: Story, problems: list[int]) -> None:
+    assert database.projections.position() == story.sequence
+    assert state_of(database.read_model, story.approvals) == story.state()
+    assert [problem.sequence for problem in database.projections.problems()] == problems
+
+
+class TestKill9:
+    """Before each read here nothing catches up, so that nothing is mended that was half done."""
+
+    def test_in_an_append(self, open_lasting: Opener) -> None:
+        database = open_lasting()
+        session = projection_processes.session()
+        ends = [0, *accumulate(map(len, session))]
+        story = Story()
+        first = 0
+        for statements in [0, 1, 2, 4, 6, 8, 11, 20, 40, 80]:
+            assert run_and_kill(projection_processes.append_and_die, address(database), first, statements)
+
+            number = ends.index(database.events.last_sequence())
+            for batch in session[first:number]:
+                story.follow_all(batch)
+            require(database, story, [])
+            first = number
+
+        assert first >= 4
+        with Database.open(url=address(database)) as reopened:
+            for batch in session[first:]:
+                reopened.events.append_all(batch)
+                story.follow_all(batch)
+            require(reopened, story, [])
+            assert reopened.projections.verify() == []
+
+    def test_in_a_catch_up(self, open_lasting: Opener) -> None:
+        database = open_lasting(projections=False)
+        events = [each for batch in projection_processes.session() for each in batch]
+        for place in (300, 200, 100):
+            events.insert(place, events[0])
+        database.events.append_all(events)
+        story = Story()
+        problems: list[int] = []
+        positions = [0]
+        statements = 30
+        while run_and_kill(projection_processes.open_and_die, address(database), statements):
+            positions.append(database.projections.position())
+            problems += story.follow_all(events[positions[-2] : positions[-1]])
+            require(database, story, problems)
+            statements += 30
+
+        problems += story.follow_all(events[positions[-1] :])
+        require(database, story, problems)
+        assert len(set(positions)) > 4
+        assert len(problems) == 3
+        assert [difference.table for difference in database.projections.verify()] == ["projection_problems"] * 3
+
+    def test_in_a_rebuild(self, open_lasting: Opener) -> None:
+        database = open_lasting()
+        events = long_session(3)
+        database.events.append_all(events)
+        story = Story()
+        story.follow_all(events)
+        sound = story.state()
+
+        def make_old() -> State:
+            """As another version had filled the tables."""
+            with database.engine.begin() as connection:
+                connection.execute(update(schema.projection_positions).values(version=0))
+                connection.execute(update(schema.projection_threads).values(title="of another version"))
+            return state_of(database.read_model, story.approvals)
+
+        old = make_old()
+        statements = processes.run(projection_processes.statements_of_opening, address(database))
+        assert state_of(database.read_model, story.approvals) == sound
+        make_old()
+        outcomes = []
+        last = range(statements - 16, statements, 3)
+        for number in [statements // 4, statements // 2, *last]:
+            assert run_and_kill(projection_processes.open_and_die, address(database), number)
+            state = state_of(database.read_model, story.approvals)
+            assert state in (old, sound)
+            outcomes.append(state == sound)
+            if state == sound:
+                make_old()
+
+        assert set(outcomes) == {False, True}
+        assert outcomes == sorted(outcomes)
+        with Database.open(url=address(database)) as reopened:
+            require(reopened, story, [])
+            assert reopened.projections.verify() == []
+
+
+PROJECT, THREAD, TURN, MESSAGE = (UUID(int=number) for number in range(1, 5))
+PLACE: dict[str, Any] = {"turn_id": TURN, "thread_id": THREAD}
+
+
+def message(identifier: UUID, turn_id: UUID = TURN) -> MessageAppended:
+    content = TextContent(text="")
+    return MessageAppended(
+        message_id=identifier, role=MessageRole.ASSISTANT, content=content, turn_id=turn_id, thread_id=THREAD
+    )
+
+
+def chunks(count: int) -> list[OrchestrationEvent]:
+    return [MessageChunkReceived(message_id=MESSAGE, delta="twenty-five characters ..", **PLACE)] * count
+
+
+BEGINNING: list[OrchestrationEvent] = [
+    ProjectCreated(project_id=PROJECT, name="tide-table", path="/home/ada/tide-table"),
+    ThreadCreated(
+        thread_id=THREAD,
+        project_id=PROJECT,
+        provider=Provider.CODEX,
+        model="a-model",
+        runtime_mode=RuntimeMode.FULL_ACCESS,
+    ),
+    TurnStarted(**PLACE),
+    message(MESSAGE),
+    *chunks(1),
+]
+
+
+def one_of_each() -> list[list[OrchestrationEvent]]:
+    """Appends that come in any session, to a turn of their own."""
+    turn_id, approval_id = uuid4(), uuid4()
+    place: dict[str, Any] = {"turn_id": turn_id, "thread_id": THREAD}
+    return [
+        [TurnStarted(**place)],
+        [message(uuid4(), turn_id), *chunks(10)],
+        chunks(1),
+        [ApprovalRequested(approval_id=approval_id, action="shell", detail=None, **place)],
+        [ActionApproved(approval_id=approval_id, **place)],
+        [CheckpointCreated(checkpoint_id=uuid4(), git_ref="refs/peon/1", **place)],
+        [ChangesCommitted(thread_id=THREAD, commit="c0ffee", message="Tides")],
+        [ThreadStatusChanged(thread_id=THREAD, status=ThreadStatus.IDLE)],
+        [TurnCompleted(**place)],
+    ]
+
+
+def make_large(database: Database) -> None:
+    """300 turns more in the thread, and a hundred times the text in its message."""
+    for _ in range(6):
+        database.events.append_all([each for _ in range(50) for append in one_of_each() for each in append])
+
+
+class Costs:
+    """What one append after another costs."""
+
+    def __init__(self) -> None:
+        self.statements = 0
+        self.steps = 0
+        """Of SQLite's virtual machine."""
+
+    def count_statement(self, *_: object) -> None:
+        self.statements += 1
+
+    def count_step(self) -> None:
+        self.steps += 1
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.statements += 1
+            return function(*arguments, **options)
+
+        return counted
+
+    def of(self, database: Database, appends: list[list[OrchestrationEvent]]) -> list[tuple[int, int]]:
+        costs = []
+        for append in appends:
+            before = self.statements, self.steps
+            database.events.append_all(append)
+            costs.append((self.statements - before[0], self.steps - before[1]))
+        return costs
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> Costs:
+    costs = Costs()
+    psycopg = pytest.importorskip("psycopg")
+    for name in ("execute", "executemany"):
+        monkeypatch.setattr(psycopg.Cursor, name, costs.counted(getattr(psycopg.Cursor, name)))
+    return costs
+
+
+@contextmanager
+def counting_in_sqlite(engine: Engine, costs: Costs) -> Iterator[None]:
+    def listen(connection: Any, *_: object) -> None:
+        if engine.dialect.name == "sqlite":
+            connection.set_trace_callback(costs.count_statement)
+            connection.set_progress_handler(costs.count_step, 1)
+
+    event.listen(engine, "checkout", listen)
+    yield
+    event.remove(engine, "checkout", listen)
+
+
+def test_an_append_costs_the_same_however_long_thread_and_message_are(open_empty: Opener, costs: Costs) -> None:
+    database = open_empty()
+    database.events.append_all(BEGINNING)
+    database.events.append_all([each for append in one_of_each() for each in append])  # once, to prepare statements
+    database.events.close()
+    with counting_in_sqlite(database.engine, costs):
+        small = costs.of(database, one_of_each())
+        make_large(database)
+        large = costs.of(database, one_of_each())
+        database.events.close()
+
+    assert [statements for statements, _ in large] == [statements for statements, _ in small]
+    for (_, steps_in_small), (_, steps_in_large) in zip(small, large, strict=True):
+        assert steps_in_large <= 1.1 * steps_in_small + 50
+
+
+def test_a_chunk_writes_the_same_however_long_the_message_is(open_empty_file: Opener) -> None:
+    database = open_empty_file()
+    log = Path(f"{database.engine.url.database}-wal")
+
+    @event.listens_for(database.engine, "checkout")
+    def keep_all_that_is_written(connection: Any, *_: object) -> None:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+
+    def written() -> int:
+        before = log.stat().st_size
+        database.events.append_all(chunks(10))
+        return log.stat().st_size - before
+
+    database.events.close()
+    database.events.append_all([*BEGINNING, *chunks(500)])
+    at_first = max(written() for _ in range(20))
+    for _ in range(10):
+        database.events.append_all(chunks(1_000))
+
+    assert max(written() for _ in range(20)) <= 1.5 * at_first
+
+
+def seconds_of_streaming(database: Database, count: int) -> float:
+    """Ten chunks a commit, to a message of their own, up to the end of the turn."""
+    turn_id, message_id = uuid4(), uuid4()
+    place: dict[str, Any] = {"turn_id": turn_id, "thread_id": THREAD}
+    database.events.append_all([TurnStarted(**place), message(message_id, turn_id)])
+    ten = [MessageChunkReceived(message_id=message_id, delta="twenty-five characters ..", **place)] * 10
+    before = time.perf_counter()
+    for _ in range(count // 10):
+        database.events.append_all(ten)
+    database.events.append_all([TurnCompleted(**place)])
+    return time.perf_counter() - before
+
+
+@pytest.mark.slow
+def test_the_time_of_streaming_is_linear(open_empty: Opener) -> None:
+    rounds = []
+    for _ in range(4):
+        database = open_empty()
+        database.events.append_all(BEGINNING)
+        rounds.append((seconds_of_streaming(database, 10_000), seconds_of_streaming(database, 20_000)))
+
+    half, whole = (min(times) for times in zip(*rounds, strict=True))
+    assert whole / half <= 2.3
+
+
+@pytest.mark.slow
+def test_streamed_text_leaves_a_small_file(open_empty_file: Opener) -> None:
+    database = open_empty_file()
+    database.events.append_all(BEGINNING)
+    seconds_of_streaming(database, 20_000)
+    database.close()
+
+    path = Path(str(database.engine.url.database))
+    assert sum(file.stat().st_size for file in path.parent.iterdir()) <= 40_000_000
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["file", "postgresql"])
+def test_a_million_events_keep_the_memory_flat(backend: str, request: pytest.FixtureRequest) -> None:
+    database: Database = request.getfixturevalue(f"open_empty_{backend}")(projections=False)
+    identifiers = [uuid4() for _ in range(4)]
+    database.events.append_all([*BEGINNING, *(message(identifier) for identifier in identifiers)])
+    part: list[OrchestrationEvent] = [
+        MessageChunkReceived(message_id=identifier, delta="x" * 40, **PLACE)
+        for _ in range(2_500)
+        for identifier in identifiers
+    ]
+    for _ in range(101):
+        database.events.append_all([*part, TurnStarted(turn_id=uuid4(), thread_id=THREAD)])
+    assert database.events.last_sequence() > 1_000_000
+    projections = Database(database.engine).projections
+    gc.collect()
+    before = resident()
+    highest = [before]
+
+    def measure(done: int, total: int) -> None:
+        highest[0] = max(highest[0], resident())
+
+    projections.catch_up(measure)
+    assert projections.position() == database.events.last_sequence()
+    assert highest[0] - before < 60_000_000
+
+    projections.rebuild(measure)
+    assert highest[0] - before < 60_000_000
+    assert database.read_model.turn(TURN) is not None

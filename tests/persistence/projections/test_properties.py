@@ -1,0 +1,151 @@
+"""Whatever the events are and however they are split: the tables hold what a plain telling of the events says."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from story import APPROVALS, State, Story, batches, invented, state_of
+
+from peon.orchestration import OrchestrationEvent
+from peon.persistence import Database, Difference, ProjectionError
+
+Opener = Callable[..., Database]
+
+pytestmark = pytest.mark.usefixtures("small_pages")
+
+seeds = st.integers(0, 2**32)
+counts = st.integers(1, 90)
+"""Events: a counter-example shrinks to the fewest that a seed leads to."""
+
+of_databases = settings(
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def told(database: Database) -> Story:
+    return Story(without_nul=database.engine.dialect.name == "postgresql")
+
+
+def found(database: Database) -> State:
+    return state_of(database.read_model, APPROVALS)
+
+
+def append(database: Database, chance: Random, events: list[OrchestrationEvent]) -> None:
+    for batch in batches(chance, events):
+        database.events.append_all(batch)
+
+
+def problems(database: Database) -> list[int]:
+    return [problem.sequence for problem in database.projections.problems()]
+
+
+def differences(database: Database) -> list[str]:
+    """Returns the keys of the problems that are reported, where nothing else is."""
+    reported = database.projections.verify()
+    reasons = {str(problem.sequence): problem.reason for problem in database.projections.problems()}
+    numbers = [difference.key.partition("/")[2] for difference in reported]
+    assert reported == [
+        Difference("projection_problems", f"orchestration/{number}", "reason", None, reasons[number])
+        for number in numbers
+    ]
+    return numbers
+
+
+@of_databases
+@given(seed=seeds, count=counts)
+def test_live_and_rebuilt_and_caught_up_are_what_the_events_say(open_empty: Opener, seed: int, count: int) -> None:
+    chance = Random(seed)
+    live, caught_up = open_empty("live"), open_empty("caught_up", projections=False)
+    story = told(live)
+    events = list(invented(chance, story, count))
+    assert story.follow_all(events) == {}
+
+    append(live, chance, events)
+    append(caught_up, chance, events)
+    assert found(live) == story.state()
+
+    caught_up.projections.catch_up()
+    assert found(caught_up) == story.state()
+    live.projections.rebuild()
+    assert found(live) == story.state()
+
+
+@of_databases
+@given(seed=seeds, count=counts)
+def test_a_batch_is_refused_as_a_whole_exactly_where_one_of_its_events_contradicts(
+    open_empty: Opener, seed: int, count: int
+) -> None:
+    chance = Random(seed)
+    database = open_empty("live")
+    story = told(database)
+    while story.sequence < count:
+        size = chance.choice([1, 2, 5, 10])
+        batch = list(invented(chance, story, size, contradictions=0.1))
+        index = story.index_of_contradiction(batch)
+        if index is None:
+            story.follow_all(batch)
+            database.events.append_all(batch)
+        else:
+            with pytest.raises(ProjectionError) as caught:
+                database.events.append_all(batch)
+            assert (caught.value.index, caught.value.event_type) == (index, batch[index].type)
+            story.follow_all(batch[:index])
+            database.events.append_all(batch[:index])
+        assert database.events.last_sequence() == story.sequence == database.projections.position()
+
+    assert found(database) == story.state()
+    assert database.projections.verify() == []
+
+
+@of_databases
+@given(seed=seeds, count=counts)
+def test_a_stored_log_loses_the_contradictory_events_alone(open_empty: Opener, seed: int, count: int) -> None:
+    chance = Random(seed)
+    database = open_empty("stored", projections=False)
+    story = told(database)
+    append(database, chance, list(invented(chance, story, count, contradictions=0.25)))
+    events = [stored.event for stored in database.events.stream()]
+    contradictory = list(story.follow_all(events))
+
+    database.projections.catch_up()
+
+    assert problems(database) == contradictory
+    assert found(database) == story.state()
+    assert differences(database) == [str(sequence) for sequence in contradictory]
+
+
+@of_databases
+@given(seed=seeds, count=counts)
+def test_an_append_first_takes_in_what_was_stored_without_projections(
+    open_empty: Opener, seed: int, count: int
+) -> None:
+    chance = Random(seed)
+    database = open_empty("both")
+    alone = Database(database.engine, projections=False)
+    story = told(database)
+    contradictory: list[int] = []
+    while story.sequence < count:
+        batch = list(invented(chance, story, chance.choice([1, 3, 12]), contradictions=0.1))
+        if chance.randrange(2):
+            alone.events.append_all(batch)
+            contradictory += story.follow_all(batch)
+            continue
+        index = story.index_of_contradiction(batch)
+        if index is None:
+            database.events.append_all(batch)
+            story.follow_all(batch)
+            assert found(database) == story.state()
+        else:
+            with pytest.raises(ProjectionError) as caught:
+                database.events.append_all(batch)
+            assert caught.value.index == index
+    alone.events.close()
+    database.projections.catch_up()
+
+    assert found(database) == story.state()
+    assert problems(database) == contradictory
+    assert differences(database) == [str(sequence) for sequence in contradictory]
