@@ -16,7 +16,15 @@ from sqlalchemy import URL, event
 
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent, ProjectRenamed
-from peon.persistence import Database, EventEncodeError, PersistenceError, StoredEvent, StoreUnavailable, sequencing
+from peon.persistence import (
+    Database,
+    EventEncodeError,
+    EventStore,
+    PersistenceError,
+    StoredEvent,
+    StoreUnavailable,
+    sequencing,
+)
 
 
 @pytest.fixture
@@ -258,6 +266,16 @@ def test_closing_gives_the_connection_back_and_leaves_the_store_usable(lasting_u
         database.events.close()
 
         assert database.events.append_all([renamed("b")])[0].sequence == 2
+
+
+def test_a_store_that_nobody_uses_any_more_gives_its_connection_back_at_once(lasting_url: URL) -> None:
+    with Database.open(url=lasting_url, projections=False) as database:
+        store = EventStore(database.engine)
+        store.append_all([renamed("a")])
+
+        del store
+
+        assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 def exit_code_of_child(work: Callable[[], object]) -> int:

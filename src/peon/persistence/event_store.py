@@ -53,9 +53,7 @@ class EventStore(Generic[EventT]):
         self._driver_errors = DriverErrors(
             engine, hint=". Has the database been migrated? alembic upgrade head does that"
         )
-        self._writer: Writer[_Append[EventT], list[StoredEvent[EventT]]] = Writer(
-            engine, self._driver_errors, self._add_together
-        )
+        self._writer: Writer[_Append[EventT], list[StoredEvent[EventT]]] = Writer(engine, self._driver_errors)
 
     def __repr__(self) -> str:
         return f"<EventStore of {database_name(self._engine)}>"
@@ -88,7 +86,7 @@ class EventStore(Generic[EventT]):
         if not batch:
             return []
         if connection is None:
-            return self._writer.write((batch, *columns))
+            return self._writer.write((batch, *columns), self._add_together)
         with self._driver_errors:
             begin_writing(connection)
             with connection.begin_nested():

@@ -16,6 +16,8 @@ from peon.persistence.errors import PersistenceError, StoreUnavailable
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
 
+Perform = Callable[[Connection, list[RequestT]], list[ResultT]]
+
 MAXIMUM_SHARED = 64
 """Requests that share a transaction."""
 
@@ -36,19 +38,11 @@ class Writer(Generic[RequestT, ResultT]):
     it is given back, and the next transaction takes another. A database in memory has only this connection,
     and readers need it too; a connection to a server may have died meanwhile, which the pool finds out.
 
-    Args:
-        perform: Performs requests within a transaction, and returns their results in the same order.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        driver_errors: DriverErrors,
-        perform: Callable[[Connection, list[RequestT]], list[ResultT]],
-    ) -> None:
+    def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
         self._engine = engine
         self._driver_errors = driver_errors
-        self._perform = perform
         self._keep = engine.dialect.name == "sqlite" and not is_memory(engine.url)
         self.start_anew()
         _writers.add(self)
@@ -63,8 +57,13 @@ class Writer(Generic[RequestT, ResultT]):
         self._connection: Connection | None = None
         self._stage: Literal["beginning", "performing", "committing"] = "beginning"
 
-    def write(self, request: RequestT) -> ResultT:
-        """Performs a request, and returns its result when that is durable; raises what `perform` raises."""
+    def write(self, request: RequestT, perform: Perform[RequestT, ResultT]) -> ResultT:
+        """Performs a request, and returns its result when that is durable; raises what `perform` raises.
+
+        Args:
+            perform: Performs requests within a transaction, and returns their results in the same order. It is
+                given each time, and not kept: a store that nobody uses any more gives its connection back at once.
+        """
         if self._owner == get_ident():
             # A logging handler that stores what the engine logs comes back here, and would wait for itself.
             raise PersistenceError(
@@ -78,19 +77,19 @@ class Writer(Generic[RequestT, ResultT]):
                 self._waiting.append(ticket)
             self._led = True
         if ticket is not None:
-            return self._wait(ticket)
+            return self._wait(ticket, perform)
         try:
             with self._transaction:
-                return self._transact([request])[0]
+                return self._transact([request], perform)[0]
         finally:
             with self._queue:
                 self._promote_the_first()
 
-    def _wait(self, ticket: "_Ticket[RequestT, ResultT]") -> ResultT:
+    def _wait(self, ticket: "_Ticket[RequestT, ResultT]", perform: Perform[RequestT, ResultT]) -> ResultT:
         try:
             ticket.turn.acquire()
             if ticket.leads:
-                self._lead()
+                self._lead(perform)
         except BaseException:
             self._leave(ticket)
             raise
@@ -108,14 +107,14 @@ class Writer(Generic[RequestT, ResultT]):
         """The connection that is kept."""
         return self._connection
 
-    def _lead(self) -> None:
+    def _lead(self, perform: Perform[RequestT, ResultT]) -> None:
         tickets: list[_Ticket[RequestT, ResultT]] = []
         try:
             with self._queue:
                 self._stage = "beginning"
                 tickets, self._waiting = self._waiting[:MAXIMUM_SHARED], self._waiting[MAXIMUM_SHARED:]
             with self._transaction:
-                self._serve(tickets)
+                self._serve(tickets, perform)
         finally:
             self._hand_over(tickets)
 
@@ -151,15 +150,15 @@ class Writer(Generic[RequestT, ResultT]):
                 if ticket.leads:
                     self._promote_the_first()
 
-    def _serve(self, tickets: list["_Ticket[RequestT, ResultT]"]) -> None:
+    def _serve(self, tickets: list["_Ticket[RequestT, ResultT]"], perform: Perform[RequestT, ResultT]) -> None:
         try:
-            results = self._transact([ticket.request for ticket in tickets])
+            results = self._transact([ticket.request for ticket in tickets], perform)
         except Exception as error:
             if len(tickets) == 1:
                 tickets[0].error = error
             elif self._stage == "performing":
                 for ticket in tickets:
-                    self._serve([ticket])
+                    self._serve([ticket], perform)
                 return
             else:  # no request's fault, and to wait for a lock once more for each would take long
                 for ticket in tickets:
@@ -172,7 +171,7 @@ class Writer(Generic[RequestT, ResultT]):
             ticket.served = True
         self._stage = "beginning"
 
-    def _transact(self, requests: list[RequestT]) -> list[ResultT]:
+    def _transact(self, requests: list[RequestT], perform: Perform[RequestT, ResultT]) -> list[ResultT]:
         committed = False
         self._stage = "beginning"
         self._owner = get_ident()
@@ -183,7 +182,7 @@ class Writer(Generic[RequestT, ResultT]):
                     connection = self._connection = self._engine.connect()
                 begin_writing(connection)
                 self._stage = "performing"
-                results = self._perform(connection, requests)
+                results = perform(connection, requests)
                 self._stage = "committing"
                 connection.commit()
                 committed = True

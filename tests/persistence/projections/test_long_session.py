@@ -317,10 +317,10 @@ def seconds_of_streaming(database: Database, count: int) -> float:
 
 
 @pytest.mark.slow
-def test_the_time_of_streaming_is_linear(open_empty: Opener) -> None:
+def test_the_time_of_streaming_is_linear(open_lasting: Opener) -> None:
     rounds = []
     for _ in range(4):
-        database = open_empty()
+        database = open_lasting()
         database.events.append_all(BEGINNING)
         rounds.append((seconds_of_streaming(database, 10_000), seconds_of_streaming(database, 20_000)))
 

@@ -12,7 +12,7 @@ import processes
 import projection_processes
 import pytest
 from sqlalchemy import Integer, Table, delete, event, insert, select, update
-from story import State, Story, batches, long_session, state_of
+from story import NOWHERE, State, Story, batches, long_session, state_of
 
 from peon.orchestration import (
     ActionApproved,
@@ -168,10 +168,8 @@ CONTRADICTIONS: dict[str, list[OrchestrationEvent]] = {
         MessageAppended(**NEW_MESSAGE | {"message_id": MESSAGE}, **ON_OTHER_TURN),
     ],
     f"there is a message {TOOL_CALL} already": [message(TOOL_CALL, TextContent(text="x"))],
-    f"there is a approval {PENDING} already": [ApprovalRequested(**NEW_APPROVAL | {"approval_id": PENDING}, **ON_TURN)],
-    f"there is a approval {DECIDED} already": [
-        ApprovalRequested(**NEW_APPROVAL | {"approval_id": DECIDED}, **ON_OTHER_TURN)
-    ],
+    f"approval {PENDING} already": [ApprovalRequested(**NEW_APPROVAL | {"approval_id": PENDING}, **ON_TURN)],
+    f"approval {DECIDED} already": [ApprovalRequested(**NEW_APPROVAL | {"approval_id": DECIDED}, **ON_OTHER_TURN)],
     f"there is a checkpoint {CHECKPOINT} already": [
         CheckpointCreated(**NEW_CHECKPOINT | {"checkpoint_id": CHECKPOINT}, **ON_TURN),
         CheckpointCreated(**NEW_CHECKPOINT | {"checkpoint_id": CHECKPOINT}, **ON_OTHER_TURN),
@@ -443,6 +441,16 @@ def test_what_was_deleted_can_come_again_in_the_same_batch(database: Database) -
 
     assert found(database) == told(*batch).state()
     assert database.projections.verify() == []
+
+
+def test_a_batch_may_name_more_rows_than_one_query_does(database: Database) -> None:
+    many = [UUID(int=number) for number in range(1, 1_300)]
+    database.events.append_all([project(identifier) for identifier in many])
+
+    database.events.append_all([renamed("x", identifier) for identifier in many])
+
+    assert {each.name for each in database.read_model.projects()} == {"x"}
+    assert refuse(database, [renamed("y", identifier) for identifier in [*many, NOWHERE]]).index == len(many)
 
 
 def test_late_chunks_stay_rows_and_are_read_as_part_of_the_message(database: Database) -> None:
