@@ -244,6 +244,26 @@ def test_what_is_not_there_is_none_or_an_empty_list(database: Database) -> None:
     )
 
 
+def test_after_a_member_of_another_list_is_told(begun: Database) -> None:
+    other = UUID(int=9)
+    begun.events.append_all([thread(other), TurnStarted(turn_id=other, thread_id=other), message(uuid4())])
+
+    with pytest.raises(LookupError):
+        begun.read_model.turns(THREAD, after=other)
+    with pytest.raises(LookupError):
+        begun.read_model.commits(THREAD, after=2**64)
+
+
+@pytest.mark.parametrize("limit", [1.5, "5", True])
+def test_a_limit_is_a_number(begun: Database, limit: Any) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        begun.read_model.projects(limit=limit)
+
+
+def test_a_limit_may_be_higher_than_any_list_is_long(begun: Database) -> None:
+    assert len(begun.read_model.projects(limit=2**70)) == 1
+
+
 def test_after_a_deleted_member_is_told(begun: Database) -> None:
     begun.events.append_all([thread(UUID(int=9)), ThreadDeleted(thread_id=UUID(int=9))])
 
@@ -502,13 +522,18 @@ def test_every_query_is_served_by_an_index(sqlite_url: URL, read: Callable[[Read
         ("projection_messages", "created_at", "a secret"),
         ("projection_threads", "provider", "secret"),
         ("projection_approvals", "detail", "{secret"),
+        ("projection_messages", "content", "null"),
+        ("projection_message_chunks", "delta", "secret"),
+        ("projection_message_chunks", "delta", "5"),
     ],
 )
 def test_a_damaged_row_is_told_and_does_not_show(begun: Database, table: str, column: str, value: str) -> None:
-    identifier = uuid4()
+    identifier, streamed = uuid4(), uuid4()
     begun.events.append_all(
         [
             message(identifier, ToolCallContent(tool_call_id="1", name="read", arguments={})),
+            message(streamed),
+            chunk(streamed, "text"),
             ApprovalRequested(approval_id=identifier, action="write", detail=None, **PLACE),
         ]
     )
@@ -521,7 +546,7 @@ def test_a_damaged_row_is_told_and_does_not_show(begun: Database, table: str, co
     assert "secret" not in str(caught.value)
     assert begun.read_model.project(PROJECT) is not None
     begun.projections.rebuild()
-    assert len(begun.read_model.snapshot().messages) == 1
+    assert len(begun.read_model.snapshot().messages) == 2
 
 
 def test_missing_tables_are_told(sqlite_url: URL) -> None:

@@ -30,6 +30,8 @@ class Database:
 
     def __init__(self, engine: Engine, *, projections: bool | Sequence[Projection] = True) -> None:
         self.engine = engine
+        if not isinstance(projections, bool | list | tuple):
+            raise TypeError("projections is True, False, or a list of projections of your own")
         others = () if isinstance(projections, bool) else projections
         self.projections = Projections(engine, [OrchestrationProjection(), *others])
         on_append = None if projections is False else self.projections.apply

@@ -30,7 +30,9 @@ from peon.persistence.schema import (
     projection_threads,
     projection_turns,
 )
-from peon.persistence.value_queries import TABLES, ValueT, place_of, read_values
+from peon.persistence.value_queries import TABLES, ValueT, place_of, read_identifier, read_values
+
+LAST_POSSIBLE_SEQUENCE = 2**63 - 1
 
 _SEQUENCE = select(projection_positions.c.sequence).where(projection_positions.c.name == OrchestrationProjection.name)
 _SELECTED = select(projection_selected_thread.c.thread_id).where(projection_selected_thread.c.number == 1)
@@ -66,7 +68,9 @@ class ReadModel:
         self, project_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Thread]:
         of_project = projection_threads.c.project_id == str(project_id)
-        return self._list(Thread, of_project, limit=limit, after=_by_id(Thread, after), newest_first=newest_first)
+        return self._list(
+            Thread, of_project, limit=limit, after=_by_id(Thread, after, of_project), newest_first=newest_first
+        )
 
     def thread(self, thread_id: UUID) -> Thread | None:
         return self._one(Thread, projection_threads.c.id == str(thread_id))
@@ -79,7 +83,7 @@ class ReadModel:
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Turn]:
         of_thread = projection_turns.c.thread_id == str(thread_id)
-        return self._list(Turn, of_thread, limit=limit, after=_by_id(Turn, after), newest_first=newest_first)
+        return self._list(Turn, of_thread, limit=limit, after=_by_id(Turn, after, of_thread), newest_first=newest_first)
 
     def turn(self, turn_id: UUID) -> Turn | None:
         return self._one(Turn, projection_turns.c.id == str(turn_id))
@@ -89,14 +93,18 @@ class ReadModel:
     ) -> list[Message]:
         """Returns the messages of a turn, with all the text that was streamed to them so far."""
         of_turn = projection_messages.c.turn_id == str(turn_id)
-        return self._list(Message, of_turn, limit=limit, after=_by_id(Message, after), newest_first=newest_first)
+        return self._list(
+            Message, of_turn, limit=limit, after=_by_id(Message, after, of_turn), newest_first=newest_first
+        )
 
     def thread_messages(
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Message]:
         """Returns the messages of all turns of a thread, as `messages` does those of one."""
         of_thread = projection_messages.c.thread_id == str(thread_id)
-        return self._list(Message, of_thread, limit=limit, after=_by_id(Message, after), newest_first=newest_first)
+        return self._list(
+            Message, of_thread, limit=limit, after=_by_id(Message, after, of_thread), newest_first=newest_first
+        )
 
     def message(self, message_id: UUID) -> Message | None:
         return self._one(Message, projection_messages.c.id == str(message_id))
@@ -106,7 +114,7 @@ class ReadModel:
     ) -> list[Checkpoint]:
         of_thread = checkpoints.c.thread_id == str(thread_id)
         return self._list(
-            Checkpoint, of_thread, limit=limit, after=_by_id(Checkpoint, after), newest_first=newest_first
+            Checkpoint, of_thread, limit=limit, after=_by_id(Checkpoint, after, of_thread), newest_first=newest_first
         )
 
     def checkpoint(self, checkpoint_id: UUID) -> Checkpoint | None:
@@ -118,7 +126,12 @@ class ReadModel:
         """Returns what the agent waits for; the one that `after` names may have been decided meanwhile."""
         of_thread = projection_approvals.c.thread_id == str(thread_id)
         return self._list(
-            Approval, _PENDING, of_thread, limit=limit, after=_by_id(Approval, after), newest_first=newest_first
+            Approval,
+            _PENDING,
+            of_thread,
+            limit=limit,
+            after=_by_id(Approval, after, of_thread),
+            newest_first=newest_first,
         )
 
     def approval(self, approval_id: UUID) -> Approval | None:
@@ -130,7 +143,9 @@ class ReadModel:
     ) -> list[Commit]:
         """Returns the commits of a thread; `after` is a commit's `sequence`."""
         of_thread = projection_commits.c.thread_id == str(thread_id)
-        place = None if after is None else (projection_commits.c.sequence == after, of_thread)
+        # A number that the column cannot hold is not there either, and SQLite would take it for an error.
+        sequence = 0 if after is None or abs(after) > LAST_POSSIBLE_SEQUENCE else after
+        place = None if after is None else (projection_commits.c.sequence == sequence, of_thread)
         return self._list(Commit, of_thread, limit=limit, after=place, newest_first=newest_first)
 
     def branches(
@@ -161,7 +176,7 @@ class ReadModel:
                 pending_approvals=tuple(read_values(connection, Approval, _PENDING)),
                 commits=tuple(read_values(connection, Commit)),
                 branches=tuple(read_values(connection, Branch)),
-                selected_thread_id=None if selected is None else UUID(selected),
+                selected_thread_id=None if selected is None else read_identifier(selected),
             )
 
     def _one(self, model: type[ValueT], condition: ColumnElement[bool]) -> ValueT | None:
@@ -177,8 +192,8 @@ class ReadModel:
         newest_first: bool,
     ) -> list[ValueT]:
         """Returns a page; the conditions of `after` are those of the member after which it begins."""
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit is a number from 0 on, not {limit}")
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise ValueError(f"limit is a number from 0 on, not {limit!r}")
         with self._driver_errors, self._engine.connect() as connection:
             if after is not None:
                 place = place_of(connection, model, *after)
@@ -187,5 +202,7 @@ class ReadModel:
             return read_values(connection, model, *conditions, newest_first=newest_first, limit=limit)
 
 
-def _by_id(model: type[ValueT], identifier: UUID | None) -> tuple[ColumnElement[bool], ...] | None:
-    return None if identifier is None else (TABLES[model].c.id == str(identifier),)
+def _by_id(
+    model: type[ValueT], identifier: UUID | None, *of_list: ColumnElement[bool]
+) -> tuple[ColumnElement[bool], ...] | None:
+    return None if identifier is None else (TABLES[model].c.id == str(identifier), *of_list)

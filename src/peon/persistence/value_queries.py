@@ -1,6 +1,7 @@
 """Rows of the projections to values of the domain."""
 
 from typing import Any, TypeVar
+from uuid import UUID
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -29,9 +30,12 @@ _JSON = {"content", "detail"}
 
 _KEYS_AT_ONCE = 500
 
+MAXIMUM_LIMIT = 2**31
+"""More than any list has, and a number that any database takes."""
+
 _messages, _chunks = schema.projection_messages, schema.projection_message_chunks
 _CHUNKS = (
-    select(_chunks.c.message_id, _chunks.c.sequence, _chunks.c.delta)
+    select(_chunks.c.message_id, _chunks.c.turn_id, _chunks.c.sequence, _chunks.c.delta)
     .join(_messages, (_chunks.c.turn_id == _messages.c.turn_id) & (_chunks.c.message_id == _messages.c.id))
     .where(_messages.c.id.in_(bindparam("keys", expanding=True)))
 )
@@ -47,7 +51,9 @@ def read_values(
     """Returns the values of the rows that meet all conditions, in the order in which they were created."""
     table = TABLES[model]
     order = table.c.sequence.desc() if newest_first else table.c.sequence
-    query = select(*[table.c[name] for name in model.model_fields]).where(*conditions).order_by(order).limit(limit)
+    query = select(*[table.c[name] for name in model.model_fields]).where(*conditions).order_by(order)
+    if limit is not None:
+        query = query.limit(min(limit, MAXIMUM_LIMIT))
     rows = [dict(row) for row in connection.execute(query).mappings()]
     for column in _JSON & rows[0].keys() if rows else ():
         for row in rows:
@@ -71,14 +77,29 @@ def place_of(connection: Connection, model: type[Value], *conditions: ColumnElem
     return place
 
 
+def read_identifier(text: str) -> UUID:
+    """Returns the identifier of the selected thread."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise _damaged(schema.projection_selected_thread, {"number": 1}) from None
+
+
 def _add_streamed_text(connection: Connection, messages: list[dict[str, Any]]) -> None:
     """Adds the chunks of messages whose turn has not ended, and those that came after its end."""
-    texts = {message["id"]: message["content"] for message in messages if "text" in message["content"]}
+    texts = {
+        message["id"]: message["content"]
+        for message in messages
+        if isinstance(message["content"], dict) and isinstance(message["content"].get("text"), str)
+    }
     for number in range(0, len(texts), _KEYS_AT_ONCE):
         keys = list(texts)[number : number + _KEYS_AT_ONCE]
-        rows = connection.execute(_CHUNKS, {"keys": keys}).all()
-        for message_id, _, delta in sorted(rows):
-            texts[message_id]["text"] += from_json(delta)
+        for message_id, turn_id, sequence, delta in sorted(connection.execute(_CHUNKS, {"keys": keys}).all()):
+            try:
+                texts[message_id]["text"] += from_json(delta)
+            except (ValueError, TypeError):
+                row = {"turn_id": turn_id, "message_id": message_id, "sequence": sequence}
+                raise _damaged(_chunks, row) from None
 
 
 def _parse(table: Table, row: dict[str, Any], column: str) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from processes import PATIENCE
 from sqlalchemy import (
     JSON,
+    URL,
     Boolean,
     Column,
     Connection,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     delete,
+    event,
     insert,
     inspect,
     select,
@@ -84,21 +86,21 @@ class WordCount(Projection):
     tables: ClassVar[Sequence[Table]] = (words, writers)
 
     def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Iterator[Refusal]:
-        for sequence, event, _ in events:
-            match event:
+        for sequence, told, _ in events:
+            match told:
                 case ThreadCreated():
-                    ids = {"thread_id": str(event.thread_id), "project_id": str(event.project_id)}
+                    ids = {"thread_id": str(told.thread_id), "project_id": str(told.project_id)}
                     connection.execute(insert(writers).values(**ids, words=0))
                 case ThreadDeleted():
-                    connection.execute(delete(writers).filter_by(thread_id=str(event.thread_id)))
+                    connection.execute(delete(writers).filter_by(thread_id=str(told.thread_id)))
                 case ProjectDeleted():
-                    connection.execute(delete(writers).filter_by(project_id=str(event.project_id)))
+                    connection.execute(delete(writers).filter_by(project_id=str(told.project_id)))
                 case MessageAppended(content=TextContent(text=text)):
                     if "barnacles" in text:
                         yield Refusal(sequence, "bad language")
                     else:
                         for word in text.split():
-                            self.add(connection, str(event.thread_id), word, sequence)
+                            self.add(connection, str(told.thread_id), word, sequence)
 
     def add(self, connection: Connection, thread_id: str, word: str, sequence: int) -> None:
         connection.execute(update(writers).filter_by(thread_id=thread_id).values(words=writers.c.words + 1))
@@ -256,6 +258,16 @@ class TestAppend:
         assert database.projections.position() == len(SCENE)
         assert database.projections.verify() == []
 
+    def test_cannot_be_refused_for_an_event_that_is_not_in_it(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        database.events.append_all(SCENE)
+        with monkeypatch.context() as patched, pytest.raises(TypeError, match="word_count"):
+            patched.setattr(WordCount, "apply", lambda *_: [Refusal(3, "too late")])
+            database.events.append_all([said("high")])
+
+        assert database.events.last_sequence() == database.projections.position() == len(SCENE)
+
     def test_may_return_nothing_at_all(self, open_empty: Opener) -> None:
         class Silent(WordCount):
             def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> None:
@@ -287,9 +299,9 @@ class Gate(Projection):
         self.entered = threading.Event()
 
     def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> None:
-        for _, event, _ in events:
-            if isinstance(event, ProjectRenamed):
-                connection.execute(insert(names).values(name=event.name))
+        for _, told, _ in events:
+            if isinstance(told, ProjectRenamed):
+                connection.execute(insert(names).values(name=told.name))
         if not self.entered.is_set():
             self.entered.set()
             deadline = time.monotonic() + PATIENCE
@@ -453,32 +465,22 @@ class TestRebuildAndVerify:
 
             assert database.projections.verify(rebuild) == []
 
+    def test_verify_sees_one_state_of_each_while_others_append(self, open_lasting: Opener) -> None:
+        database = open_lasting(projections=[WordCount()])
+        database.events.append_all(SCENE)
+        begun = 0
+        with Database.open(url=database.engine.url, projections=[WordCount()]) as other:
 
-with_lengths = MetaData()
+            def append(_: Connection) -> None:
+                nonlocal begun
+                begun += 1
+                other.events.append_all([renamed(f"{begun}")])
 
+            event.listen(database.engine, "begin", append)
+            assert database.projections.verify() == []
+            event.remove(database.engine, "begin", append)
 
-class WordCountWithLengths(Projection):
-    """The next version: other columns, another key, one table less."""
-
-    name = "word_count"
-    version = 2
-    longest = Table(
-        "word_count_writers",
-        with_lengths,
-        Column("thread", Text, primary_key=True),
-        Column("longest", Integer, nullable=False),
-    )
-    tables: ClassVar[Sequence[Table]] = (longest,)
-
-    def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> None:
-        for _, event, _ in events:
-            match event:
-                case ThreadCreated():
-                    connection.execute(insert(self.longest).values(thread=str(event.thread_id), longest=0))
-                case MessageAppended(content=TextContent(text=text)):
-                    length = max(map(len, text.split()))
-                    change = update(self.longest).filter_by(thread=str(event.thread_id))
-                    connection.execute(change.where(self.longest.c.longest < length).values(longest=length))
+        assert begun > 1
 
 
 class WithAnotherColumn(WordCount):
@@ -494,10 +496,10 @@ class WithAnotherColumn(WordCount):
     def apply(  # type: ignore[override]
         self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]
     ) -> None:
-        for _, event, _ in events:
-            if isinstance(event, MessageAppended):
+        for _, told, _ in events:
+            if isinstance(told, MessageAppended):
                 connection.execute(delete(self.counted))
-                connection.execute(insert(self.counted).values(word="last", thread_id=str(event.thread_id)))
+                connection.execute(insert(self.counted).values(word="last", thread_id=str(told.thread_id)))
 
 
 class TestAnotherVersion:
@@ -539,13 +541,14 @@ shared = MetaData()
 UNFIT: dict[str, list[Projection]] = {
     "same name": [projection("a", table("a")), projection("a", table("b"))],
     "orchestration": [projection("orchestration", table("a"))],
-    "no tables": [projection("a")],
+    "tables": [projection("a")],
     "table of another: a": [projection("a", table("a")), projection("b", table("a"))],
     "table of another: events": [projection("a", table("events"))],
     "table of another: settings": [projection("a", table("settings"))],
     "refers to projection_threads.id": [
         projection("a", table("a", Column("id", ForeignKey(schema.projection_threads.c.id), primary_key=True)))
     ],
+    "refers to nowhere.id": [projection("a", table("a", Column("id", ForeignKey("nowhere.id"), primary_key=True)))],
     "refers to b.id": [
         projection(
             "a",
@@ -567,6 +570,14 @@ def test_what_could_not_be_kept_is_refused(open_empty_memory: Opener, message: s
         Database(engine, projections=UNFIT[message])
 
 
+@pytest.mark.parametrize("unfit", [WordCount, [WordCount], ["word_count"], "word_count", None])
+def test_what_is_no_projection_is_refused(open_empty_memory: Opener, unfit: Any) -> None:
+    engine = open_empty_memory(projections=False).engine
+
+    with pytest.raises(TypeError, match="projection"):
+        Database(engine, projections=unfit)
+
+
 @pytest.mark.parametrize(
     "fit",
     [
@@ -579,3 +590,53 @@ def test_what_can_be_kept_is_not(open_empty_memory: Opener, fit: Table) -> None:
     engine = open_empty_memory(projections=False).engine
 
     assert "a" in repr(Database(engine, projections=[projection("a", fit)]).projections)
+
+
+def applying(of_apply: Callable[[Connection, Sequence[StoredEvent[OrchestrationEvent]]], Any]) -> Projection:
+    class Some(WordCount):
+        name = "some"
+        tables = (table("some"),)
+
+        def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Any:
+            return of_apply(connection, events)
+
+    return Some()
+
+
+@pytest.mark.parametrize(
+    ("apply", "reason"),
+    [
+        (lambda connection, _: connection.rollback(), "ended the transaction"),
+        (lambda connection, _: connection.commit(), "ended the transaction"),
+        (lambda _, events: [Refusal(events[0].sequence - 1, "none of its events")], "was not given"),
+        (lambda _, events: [Refusal(events[-1].sequence + 1, "none of its events")], "was not given"),
+    ],
+)
+def test_what_a_projection_must_not_do_is_told(sqlite_url: URL, apply: Any, reason: str) -> None:
+    database = Database.open(url=sqlite_url, projections=[applying(apply)])
+    with database, pytest.raises(TypeError, match=reason):
+        database.events.append_all(SCENE)
+
+
+class NoNumber(WordCount):
+    version = "1"  # type: ignore[assignment]
+
+
+class NoTable(WordCount):
+    tables = ("words",)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("projections", "error", "reason"),
+    [
+        ([WordCount], TypeError, "give an instance"),
+        ([object()], TypeError, "give an instance"),
+        (WordCount(), TypeError, "a list of projections"),
+        (None, TypeError, "a list of projections"),
+        ([NoNumber()], ValueError, "NoNumber: its version is an integer"),
+        ([NoTable()], ValueError, "NoTable: its tables are a tuple of Table"),
+    ],
+)
+def test_what_is_no_projection_is_told(projections: Any, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        Database.open(url="sqlite://", projections=projections)

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import processes
 import projection_processes
 import pytest
-from sqlalchemy import Integer, Table, delete, event, insert, select, update
+from sqlalchemy import Connection, Integer, Table, delete, event, insert, select, update
 from story import NOWHERE, State, Story, batches, long_session, state_of
 
 from peon.orchestration import (
@@ -46,7 +46,7 @@ from peon.orchestration import (
     TurnInterrupted,
     TurnStarted,
 )
-from peon.persistence import Database, Difference, Problem, ProjectionError, ProjectionsOutOfDate, schema
+from peon.persistence import Database, Difference, Problem, ProjectionError, ProjectionsOutOfDate, paging, schema
 from peon.persistence.projections import OrchestrationProjection, Projections
 
 Opener = Callable[..., Database]
@@ -1044,6 +1044,30 @@ class TestRebuild:
         assert database.projections.position() == len(SCENE) + 6
         assert database.projections.verify() == []
         assert reported[-1] == (len(SCENE) + 6, len(SCENE) + 6)
+
+    def test_what_others_append_once_it_has_read_to_the_end_is_in_it(
+        self, open_lasting: Opener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        database = open_lasting()
+        database.events.append_all(SCENE)
+        waiting = [renamed("just in time")]
+        read_page = paging.LogPages.read_page
+
+        with another(database) as other:
+
+            def read_and_append(self: paging.LogPages, connection: Connection, after: int) -> list[paging.LogRow]:
+                page = read_page(self, connection, after)
+                if not page and waiting:
+                    other.events.append_all([waiting.pop()])
+                return page
+
+            monkeypatch.setattr(paging.LogPages, "read_page", read_and_append)
+            database.projections.rebuild()
+
+        assert waiting == []
+        assert database.read_model.project(PROJECT).name == "just in time"  # type: ignore[union-attr]
+        assert database.projections.position() == len(SCENE) + 1
+        assert database.projections.verify() == []
 
     def test_nothing_is_lost_of_what_a_thread_appends_all_the_while(self, open_lasting: Opener) -> None:
         database = open_lasting()

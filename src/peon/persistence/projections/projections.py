@@ -20,7 +20,7 @@ from peon.persistence.projections.positions import (
     set_position,
 )
 from peon.persistence.projections.projection import Projection
-from peon.persistence.projections.replay import Meter, Progress, Replay
+from peon.persistence.projections.replay import Meter, Progress, Replay, applied
 from peon.persistence.projections.shadow import shadowed
 from peon.persistence.projections.verification import Difference, compare, compare_position, compare_problems
 from peon.persistence.schema import projection_problems
@@ -60,14 +60,15 @@ class Projections:
         if not advance(connection, self._projections, first - 1, last):
             self._close_gaps(connection, first - 1, last)
         for projection in self._projections:
-            refusal = min(projection.apply(connection, stored) or (), default=None)
-            if refusal is not None:
-                index = refusal.sequence - first
-                raise ProjectionError(index, type(stored[index].event).__name__, refusal.reason)
+            refusals = applied(projection, connection, stored)
+            if refusals:
+                sequence = min(refusals)
+                index = sequence - first
+                raise ProjectionError(index, type(stored[index].event).__name__, refusals[sequence])
 
     def position(self) -> int:
         """Returns the sequence of the last event that all projections have applied, 0 before the first."""
-        with self._driver_errors, self._reads.connect() as connection:
+        with self._driver_errors, self._reads.begin() as connection:
             found = [position_of(connection, projection) for projection in self._projections]
             return min((0 if position is None else position.sequence for position in found), default=0)
 
@@ -190,6 +191,7 @@ class Projections:
             while last != before:
                 # One long transaction would keep SQLite from reusing its -wal file.
                 connection.commit()
+                connection.begin()  # the driver's statements do not begin it
                 before = last
                 last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
             connection.commit()
@@ -203,6 +205,8 @@ class Projections:
             connection.commit()
 
     def _differences(self, connection: Connection, projection: Projection, meter: Meter) -> list[Difference]:
+        if not connection.in_transaction():
+            connection.begin()  # the driver's statements do not begin it
         position = position_of(connection, projection)
         found_problems = problems_of(connection, projection)
         differences = list(compare_position(projection, end_of_log(connection), position))

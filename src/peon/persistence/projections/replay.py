@@ -18,6 +18,24 @@ Progress = Callable[[int, int], None]
 """Gets how many events are done, and how many there are to do in all."""
 
 
+def applied(
+    projection: Projection, connection: Connection, events: list[StoredEvent[OrchestrationEvent]]
+) -> dict[int, str]:
+    """Applies events, and returns the reasons of those that were refused, by sequence.
+
+    Raises:
+        TypeError: The projection refused an event that it was not given, or ended the transaction.
+    """
+    transaction = connection.get_transaction()
+    refusals = projection.apply(connection, events)
+    if transaction is not None and connection.get_transaction() is not transaction:
+        raise TypeError(f"projection {projection.name} ended the transaction of the events: its owner does that")
+    reasons = dict(refusals or ())
+    if reasons and not reasons.keys() <= {stored.sequence for stored in events}:
+        raise TypeError(f"projection {projection.name} refused an event that it was not given")
+    return reasons
+
+
 class Replay:
     """Reads the log of `engine`, through connections that are given to it."""
 
@@ -71,8 +89,7 @@ class Replay:
                 problems.append(Problem(projection.name, stored.sequence, undecodable.event_type, undecodable.reason))
             else:
                 events.append(stored)
-        refusals = projection.apply(connection, events) if events else None
-        reasons = {refusal.sequence: refusal.reason for refusal in refusals or ()}
+        reasons = applied(projection, connection, events) if events else {}
         if reasons:
             problems += [
                 Problem(projection.name, stored.sequence, stored.event.type, reasons[stored.sequence])

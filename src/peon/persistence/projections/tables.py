@@ -11,14 +11,17 @@ from peon.persistence.projections.shadow import Shadows
 
 
 def check(projections: Sequence[Projection]) -> None:
-    """Raises `ValueError` for projections that could not be kept, beside each other."""
+    """Raises `ValueError` for projections that could not be kept beside each other, `TypeError` for what is none."""
+    for projection in projections:
+        if not isinstance(projection, Projection):
+            raise TypeError(f"{projection!r} is no projection: give an instance of a subclass of Projection")
+        if problem := next(_problems(projection), None):
+            raise ValueError(f"projection {type(projection).__name__}: {problem}")
     names = [projection.name for projection in projections]
     if len(set(names)) < len(names):
         raise ValueError(f"two projections have the same name: {', '.join(names)}")
     taken = set(schema.metadata.tables)
     for projection in projections:
-        if problem := next(_problems(projection), None):
-            raise ValueError(f"projection {projection.name}: {problem}")
         own = _names_of_own(projection)
         if own & taken:
             raise ValueError(f"projection {projection.name} has a table of another: {', '.join(own & taken)}")
@@ -26,17 +29,24 @@ def check(projections: Sequence[Projection]) -> None:
 
 
 def _problems(projection: Projection) -> Iterator[str]:
-    if not projection.tables:
-        yield "it has no tables"
+    if not isinstance(getattr(projection, "name", None), str) or not projection.name:
+        yield "its name is a text"
+    if type(getattr(projection, "version", None)) is not int:
+        yield "its version is an integer"
+    tables = getattr(projection, "tables", ())
+    if not isinstance(tables, list | tuple) or not tables or not all(isinstance(table, Table) for table in tables):
+        yield "its tables are a tuple of Table, with at least one"
+        return
     if len({id(table.metadata) for table in projection.tables}) > 1:
         yield "its tables are of more than one MetaData"
     for table in projection.tables:
         if table.schema is not None:
             yield f"{table} has a schema, and would not be found where it is rebuilt"
         # The tables of others are emptied and filled at other times than these.
+        own = {table.name for table in projection.tables}
         for key in table.foreign_keys:
-            if key.column.table not in projection.tables:
-                yield f"{key.parent} refers to {key.column}, which is not in a table of its own"
+            if key.target_fullname.rpartition(".")[0] not in own:
+                yield f"{key.parent} refers to {key.target_fullname}, which is not in a table of its own"
         # Numbers that a database hands out depend on more than the events.
         if table.autoincrement_column is not None:
             yield f"{table.autoincrement_column} counts by itself: give it autoincrement=False, and a number"
