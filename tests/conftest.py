@@ -6,11 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import sqlalchemy
-from sqlalchemy import URL, make_url, text
+from postgresql_schemas import MigratedSchemas
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import OperationalError
 
 from peon.config import AppConfig
@@ -47,16 +47,32 @@ def postgresql_server() -> URL:
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: URL) -> Iterator[URL]:
+def postgresql_url(postgresql_server: URL, migrated_schemas: MigratedSchemas) -> Iterator[URL]:
     """An empty schema of its own, where the tables of other tests are not seen."""
-    schema = f"test_{uuid4().hex}"
-    engine = sqlalchemy.create_engine(postgresql_server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE SCHEMA {schema}"))
-    yield postgresql_server.update_query_dict({"options": f"-csearch_path={schema}"})
-    with engine.connect() as connection:
-        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-    engine.dispose()
+    schema = migrated_schemas.create()
+    yield in_schema(postgresql_server, schema)
+    migrated_schemas.drop(schema)
+
+
+@pytest.fixture
+def migrated_postgresql_url(
+    postgresql_server: URL, migrated_schemas: MigratedSchemas, statements_for_postgresql: str
+) -> Iterator[URL]:
+    """A schema of its own with all tables."""
+    schema = migrated_schemas.take(statements_for_postgresql)
+    yield in_schema(postgresql_server, schema)
+    migrated_schemas.give_back(schema)
+
+
+def in_schema(server: URL, schema: str) -> URL:
+    return server.update_query_dict({"options": f"-csearch_path={schema}"})
+
+
+@pytest.fixture(scope="session")
+def migrated_schemas(postgresql_server: URL) -> Iterator[MigratedSchemas]:
+    schemas = MigratedSchemas(postgresql_server)
+    yield schemas
+    schemas.close()
 
 
 @pytest.fixture
@@ -66,16 +82,37 @@ def sqlite_url(tmp_path: Path) -> URL:
 
 @pytest.fixture(params=["file", "memory", "postgresql"])
 def url(request: pytest.FixtureRequest) -> URL:
-    """An empty database of each kind: what is tested with it holds for all of them."""
+    """A database of each kind, empty or `migrated`: what is tested with it holds for all of them."""
     if request.param == "memory":
         return URL.create("sqlite", database=":memory:")
-    return request.getfixturevalue({"file": "sqlite_url", "postgresql": "postgresql_url"}[request.param])
+    prefix = "migrated_" if "migrated" in request.fixturenames else ""
+    return request.getfixturevalue(prefix + {"file": "sqlite_url", "postgresql": "postgresql_url"}[request.param])
 
 
 @pytest.fixture(params=["file", "postgresql"])
 def lasting_url(request: pytest.FixtureRequest) -> URL:
     """An empty database of each kind that outlives its connection."""
     return request.getfixturevalue({"file": "sqlite_url", "postgresql": "postgresql_url"}[request.param])
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def migrated_lasting_url(request: pytest.FixtureRequest) -> URL:
+    """The same, with all tables."""
+    urls = {"file": "migrated_sqlite_url", "postgresql": "migrated_postgresql_url"}
+    return request.getfixturevalue(urls[request.param])
+
+
+@pytest.fixture
+def migrated(url: URL) -> None:
+    """Has `url` lead to a database with all tables: a run of Alembic takes longer than most tests do."""
+
+
+@pytest.fixture
+def migrated_sqlite_url(sqlite_url: URL, migrated_file: Path) -> URL:
+    path = Path(str(sqlite_url.database))
+    path.parent.mkdir(mode=0o700)
+    shutil.copy(migrated_file, path)
+    return sqlite_url
 
 
 @pytest.fixture(scope="session")
@@ -92,21 +129,6 @@ def statements_for_postgresql() -> str:
     return subprocess.run(
         [sys.executable, "-m", "alembic", *command], capture_output=True, text=True, check=True
     ).stdout
-
-
-@pytest.fixture
-def migrated(url: URL, request: pytest.FixtureRequest) -> None:
-    """Spares most tests a run of Alembic, which takes longer than they do; those of migrations have theirs."""
-    if url.get_backend_name() == "postgresql":
-        statements = request.getfixturevalue("statements_for_postgresql")
-        engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.exec_driver_sql(statements)
-        engine.dispose()
-    elif url.database != ":memory:":
-        path = Path(str(url.database))
-        path.parent.mkdir(mode=0o700)
-        shutil.copy(request.getfixturevalue("migrated_file"), path)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier
 from threading import Event, Thread
 from typing import Any, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlalchemy import Engine, event
 
@@ -36,12 +36,17 @@ def run(function: Callable[..., ResultT], *args: object) -> ResultT:
 
 def exit_codes(function: Callable[..., object], arguments: list[tuple[Any, ...]]) -> list[int | None]:
     """Runs the function in as many processes at once as there are arguments; `None` for one that hangs."""
-    processes = [context.Process(target=function, args=args) for args in arguments]
+    return exit_codes_of([(function, args) for args in arguments], PATIENCE)
+
+
+def exit_codes_of(calls: list[tuple[Callable[..., object], tuple[Any, ...]]], patience: float) -> list[int | None]:
+    """Makes each call in a process of its own, all at once; `None` for one that hangs."""
+    processes = [context.Process(target=function, args=args) for function, args in calls]
     for process in processes:
         process.start()
     try:
         for process in processes:
-            process.join(PATIENCE)
+            process.join(patience)
         return [process.exitcode for process in processes]
     finally:
         for process in processes:
@@ -53,6 +58,29 @@ def open_and_append(barrier: Barrier, url: str) -> None:
     barrier.wait(PATIENCE)
     with Database.open(url=url, projections=False) as database:
         database.events.append_all([ProjectRenamed(project_id=uuid4(), name=str(os.getpid()))])
+
+
+def append_one_by_one(barrier: Barrier, url: str, writer: int, count: int) -> None:
+    with Database.open(url=url, projections=False) as database:
+        barrier.wait(PATIENCE)
+        for number in range(count):
+            (stored,) = database.events.append_all([ProjectRenamed(project_id=UUID(int=writer), name=str(number))])
+            assert stored.sequence > number
+
+
+def read_until(barrier: Barrier, url: str, writers: int, last: int) -> None:
+    """Reads whatever is there, again and again: each event once, in order, and in the order of its writer."""
+    expected = dict.fromkeys((UUID(int=writer) for writer in range(writers)), 0)
+    with Database.open(url=url, projections=False) as database:
+        barrier.wait(PATIENCE)
+        position = 0
+        while position < last:
+            for stored in database.events.stream(after=position):
+                assert stored.sequence == position + 1
+                assert isinstance(stored.event, ProjectRenamed)
+                assert int(stored.event.name) == expected[stored.event.project_id]
+                expected[stored.event.project_id] += 1
+                position = stored.sequence
 
 
 def die() -> None:

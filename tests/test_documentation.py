@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from strategies import EVENT_CLASSES
 
+RUN = ("guide", "events", "projections", "backends", "writers", "subscriptions", "async")
 ROOT = Path(__file__).parents[1]
-NAMES = ("README.md", "docs/guide.md", "docs/events.md", "docs/projections.md")
+NAMES = ("README.md", *(f"docs/{page}.md" for page in RUN))
 PAGES = [ROOT / name for name in NAMES if (ROOT / name).is_file()]
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="the documentation is not here: no checkout")

@@ -22,9 +22,9 @@ from peon.persistence import (
     StoreUnavailable,
     create_engine,
     paging,
-    sequencing,
     upgrade,
 )
+from peon.persistence.sequencing import LogEnd
 
 
 @pytest.fixture
@@ -128,14 +128,16 @@ class TestJoiningATransaction:
     def test_an_append_that_fails_after_writing_leaves_no_trace_in_it(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        written = LogEnd.add
+
         def write_then_fail(*arguments: Any) -> None:
-            sequencing.add_rows(*arguments)
+            written(*arguments)
             raise LookupError
 
         with database.engine.begin() as connection:
             database.events.append_all(renamed("a"), connection=connection)
             with monkeypatch.context() as patched, pytest.raises(LookupError):
-                patched.setattr("peon.persistence.event_store.add_rows", write_then_fail)
+                patched.setattr(LogEnd, "add", write_then_fail)
                 database.events.append_all(renamed("b"), connection=connection)
             (third,) = database.events.append_all(renamed("c"), connection=connection)
 

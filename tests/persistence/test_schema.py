@@ -99,12 +99,19 @@ COLUMNS = {
     "projection_positions": {"name": TEXT, "version": "INTEGER NOT NULL", "sequence": WIDE},
     "projection_problems": {"projection": TEXT, "sequence": WIDE, "event_type": TEXT, "reason": TEXT},
     "settings": {"key": TEXT, "value": TEXT},
+    "append_lock": {"number": "INTEGER NOT NULL"},
+    "tags": {"id": NUMBER, "name": TEXT, "value": TEXT},
+    "event_tags": {"tag_id": WIDE, "sequence": WIDE},
+    "tag_positions": {"name": TEXT, "sequence": WIDE},
+    "command_receipts": {"command_id": TEXT, "first_sequence": WIDE, "events": "INTEGER NOT NULL", "stored_at": TEXT},
+    "subscription_positions": {"name": TEXT, "sequence": WIDE, "saved_at": TEXT},
 }
 
 PRIMARY_KEYS = {
     "projection_message_chunks": ["turn_id", "message_id", "sequence"],
     "projection_branches": ["thread_id", "name"],
     "projection_problems": ["projection", "sequence"],
+    "event_tags": ["tag_id", "sequence"],
 }
 """Those that are not the first column alone."""
 
@@ -184,7 +191,7 @@ def inspector(database: Database) -> Inspector:
 
 
 def test_there_are_these_tables_and_alembics_own(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 14
+    assert len(COLUMNS) == 20
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 
@@ -199,7 +206,8 @@ def test_a_table_has_exactly_these_columns(inspector: Inspector, table: str) -> 
     assert [(column["name"], definition(column)) for column in columns] == [*expected.items()]
     keys = PRIMARY_KEYS.get(table, [next(iter(expected))])
     assert inspector.get_pk_constraint(table)["constrained_columns"] == keys
-    assert inspector.get_unique_constraints(table) == []
+    unique = {constraint["name"]: constraint["column_names"] for constraint in inspector.get_unique_constraints(table)}
+    assert unique == ({"uq_tags_name_value": ["name", "value"]} if table == "tags" else {})
     assert inspector.get_check_constraints(table) == []
 
 
@@ -214,6 +222,7 @@ def test_there_are_exactly_these_indexes(inspector: Inspector) -> None:
         index["name"]: (table, index["column_names"], bool(index["unique"]))
         for table in inspector.get_table_names()
         for index in inspector.get_indexes(table)
+        if not index.get("duplicates_constraint")
     }
 
     assert indexes == {name: (table, columns, False) for name, (table, columns) in INDEXES.items()}

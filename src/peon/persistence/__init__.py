@@ -1,9 +1,12 @@
 """The event log on SQLite or PostgreSQL, its projections, settings, and the migrations of their database."""
 
 from peon.persistence.codec import EventCodec, UndecodableEvent, Upcaster
+from peon.persistence.copying import copy_database
 from peon.persistence.database import Database
 from peon.persistence.engine import create_engine
 from peon.persistence.errors import (
+    CommandConflict,
+    ConcurrencyError,
     EventDecodeError,
     EventEncodeError,
     MigrationFailed,
@@ -15,22 +18,30 @@ from peon.persistence.errors import (
     SchemaTooNew,
     SettingError,
     StoreUnavailable,
+    SubscriptionConflict,
 )
+from peon.persistence.event_query import AppendCondition, EventQuery
 from peon.persistence.event_store import EventStore
 from peon.persistence.migrations import upgrade
 from peon.persistence.projections import Difference, Problem, Projection, Projections, Refusal
 from peon.persistence.read_model import ReadModel
 from peon.persistence.settings import SettingsStore
 from peon.persistence.stored_events import StoredEvent
+from peon.persistence.subscriptions import NamedSubscription, Subscription
 
 __all__ = [
+    "AppendCondition",
+    "CommandConflict",
+    "ConcurrencyError",
     "Database",
     "Difference",
     "EventCodec",
     "EventDecodeError",
     "EventEncodeError",
+    "EventQuery",
     "EventStore",
     "MigrationFailed",
+    "NamedSubscription",
     "PersistenceError",
     "Problem",
     "Projection",
@@ -46,8 +57,11 @@ __all__ = [
     "SettingsStore",
     "StoreUnavailable",
     "StoredEvent",
+    "Subscription",
+    "SubscriptionConflict",
     "UndecodableEvent",
     "Upcaster",
+    "copy_database",
     "create_engine",
     "upgrade",
 ]

@@ -48,6 +48,7 @@ class DriverErrors:
         self._database = database_name(engine)
         self._hint = hint
         dbapi: Any = engine.dialect.loaded_dbapi
+        self._driver_error: type[Exception] = dbapi.Error
         self._errors = (SQLAlchemyError, dbapi.Error, OSError, UnicodeDecodeError)
 
     def __enter__(self) -> None:
@@ -62,6 +63,13 @@ class DriverErrors:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
             raise StoreUnavailable(f"{self._database}: {explain(cause)}{hint}") from cause
+
+    def cause_of(self, error: BaseException) -> Exception | None:
+        """Returns the driver's own error that this one wraps, or was raised from, if any."""
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, self._driver_error):
+            found = found.orig if isinstance(found, DBAPIError) else found.__cause__
+        return found
 
 
 def explain(error: BaseException) -> str:
@@ -79,6 +87,11 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror}: name a file in a folder that this user may write"
     diagnosis = getattr(error, "diag", None)
+    if getattr(diagnosis, "table_name", None) == "events" and getattr(error, "sqlstate", None) == "23505":
+        return (
+            "others have appended since its transaction first read: repeat the transaction, or begin it with the "
+            "isolation level READ COMMITTED"
+        )
     message = getattr(diagnosis, "message_primary", None) or str(error).partition("\n")[0]
     return message or type(error).__name__
 

@@ -62,25 +62,43 @@ class EventCodec(Generic[EventT]):
         check: Raises an exception for an event that would not come back equal. By default each event is decoded
             again before it is stored, and compared: that finds whatever JSON cannot carry, for any models, and
             makes encoding about twice as dear.
+        tags: Fields by which `EventQuery` may ask for events: text, integers or UUIDs; not every member needs them.
 
     Attributes:
         decoders: What `decode` calls for a payload, by event type: to be called without explanation of failures.
+        tags: As given.
 
     Raises:
         TypeError: A member of the union is not an event.
-        ValueError: Two members, or two upcasters, claim the same.
+        ValueError: Two members, or two upcasters, claim the same; a tag is a field of no member, or one of floats or
+            booleans.
     """
 
     @overload
     def __init__(
-        self, union: type[EventT], *, upcasters: Iterable[Upcaster] = (), check: Callable[[EventT], None] | None = None
+        self,
+        union: type[EventT],
+        *,
+        upcasters: Iterable[Upcaster] = (),
+        check: Callable[[EventT], None] | None = None,
+        tags: Iterable[str] = (),
     ) -> None: ...
     @overload
     def __init__(
-        self, union: Any, *, upcasters: Iterable[Upcaster] = (), check: Callable[[EventT], None] | None = None
+        self,
+        union: Any,
+        *,
+        upcasters: Iterable[Upcaster] = (),
+        check: Callable[[EventT], None] | None = None,
+        tags: Iterable[str] = (),
     ) -> None: ...
     def __init__(
-        self, union: Any, *, upcasters: Iterable[Upcaster] = (), check: Callable[[EventT], None] | None = None
+        self,
+        union: Any,
+        *,
+        upcasters: Iterable[Upcaster] = (),
+        check: Callable[[EventT], None] | None = None,
+        tags: Iterable[str] = (),
     ) -> None:
         self._check = check
         self._types: dict[type[BaseModel], _EventType] = {}
@@ -92,6 +110,7 @@ class EventCodec(Generic[EventT]):
             self._types[model] = event_type
             self.decoders[event_type.name] = event_type.read
         self._current = {event_type.name: event_type for event_type in self._types.values()}
+        self.tags = _checked_tags(tags, self._types)
         self._names: set[object] = set()
         for model in self._types:
             collect_names(model, self._names)
@@ -218,6 +237,20 @@ class _Refused(Exception):  # noqa: N818
     """Carries a reason to the method that knows where the event stands."""
 
 
+def _checked_tags(tags: Iterable[str], models: Iterable[type[BaseModel]]) -> frozenset[str]:
+    if isinstance(tags, str):
+        raise TypeError(f"tags takes a list of names: [{tags!r}]")
+    fields = [(name, field.annotation) for model in models for name, field in model.model_fields.items()]
+    checked = frozenset(tags)
+    for tag in checked:
+        annotations = [annotation for name, annotation in fields if name == tag]
+        if not annotations or tag == "type":
+            raise ValueError(f"tag {tag!r} is a field of no member of the union")
+        if any(part in (float, bool) for annotation in annotations for part in (annotation, *get_args(annotation))):
+            raise ValueError(f"tag {tag!r} is a field of neither text nor integers nor UUIDs")
+    return checked
+
+
 def _members(union: Any) -> Iterator[type[BaseModel]]:
     if get_origin(union) is Annotated:
         union = get_args(union)[0]
@@ -248,5 +281,7 @@ def _step_of(fields: object) -> tuple[str, int]:
     return event_type, version
 
 
-orchestration_codec: EventCodec[OrchestrationEvent] = EventCodec(OrchestrationEvent, check=require_intact)
+orchestration_codec: EventCodec[OrchestrationEvent] = EventCodec(
+    OrchestrationEvent, check=require_intact, tags=["project_id", "thread_id", "turn_id"]
+)
 """The codec of the domain's own events."""

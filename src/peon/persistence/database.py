@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict
 
 from sqlalchemy import URL, Engine
 
@@ -10,7 +10,7 @@ from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import migrations
 from peon.persistence.availability import database_name
-from peon.persistence.engine import create_engine, database_url
+from peon.persistence.engine import Synchronous, create_engine, database_url
 from peon.persistence.event_store import EventStore
 from peon.persistence.projections import OrchestrationProjection, Progress, Projection, Projections
 from peon.persistence.read_model import ReadModel
@@ -30,10 +30,7 @@ class Database:
 
     def __init__(self, engine: Engine, *, projections: bool | Sequence[Projection] = True) -> None:
         self.engine = engine
-        if not isinstance(projections, bool | list | tuple):
-            raise TypeError("projections is True, False, or a list of projections of your own")
-        others = () if isinstance(projections, bool) else projections
-        self.projections = Projections(engine, [OrchestrationProjection(), *others])
+        self.projections = projections_in(engine, projections)
         on_append = None if projections is False else self.projections.apply
         self.events: EventStore[OrchestrationEvent] = EventStore(engine, on_append=on_append)
         self.read_model = ReadModel(engine)
@@ -70,19 +67,9 @@ class Database:
             StoreUnavailable: Locked, read-only, full, damaged, not a database, not reachable.
             PersistenceError: The URL cannot be used; its driver is not installed.
         """
-        if not isinstance(config, AppConfig | None):
-            raise TypeError("Database.open takes an AppConfig; an address is given as url=…")
-        config = config or AppConfig()
-        engine = create_engine(
-            database_url(config) if url is None else url,
-            synchronous=config.database.synchronous,
-            busy_timeout=config.database.busy_timeout,
-        )
+        engine = create_engine(**configured(config, url))
         try:
-            if migrate:
-                migrations.upgrade(engine)
-            else:
-                migrations.require_head(engine)
+            bring_to_head(engine, migrate=migrate)
             database = cls(engine, projections=projections)
             if projections is not False:
                 database.projections.catch_up(progress)
@@ -106,3 +93,39 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class EngineArguments(TypedDict):
+    """What `create_engine` takes."""
+
+    url: str | URL
+    synchronous: Synchronous
+    busy_timeout: float
+
+
+def configured(config: AppConfig | None, url: str | URL | None) -> EngineArguments:
+    """Returns the address and its options: those of the configuration, or another address."""
+    if not isinstance(config, AppConfig | None):
+        raise TypeError("a database is opened with an AppConfig; an address is given as url=…")
+    config = config or AppConfig()
+    return {
+        "url": database_url(config) if url is None else url,
+        "synchronous": config.database.synchronous,
+        "busy_timeout": config.database.busy_timeout,
+    }
+
+
+def bring_to_head(engine: Engine, *, migrate: bool) -> None:
+    """Brings the database to the newest revision, or refuses it."""
+    if migrate:
+        migrations.upgrade(engine)
+    else:
+        migrations.require_head(engine)
+
+
+def projections_in(engine: Engine, chosen: bool | Sequence[Projection]) -> Projections:
+    """Returns the domain's own projection, and those that were chosen beside it."""
+    if not isinstance(chosen, bool | list | tuple):
+        raise TypeError("projections is True, False, or a list of projections of your own")
+    others = () if isinstance(chosen, bool) else chosen
+    return Projections(engine, [OrchestrationProjection(), *others])

@@ -4,20 +4,24 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakSet
 
 import sqlalchemy
-from sqlalchemy import URL, Connection, Engine, QueuePool, event, make_url
+from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, Engine, Pool, QueuePool, event, make_url
 from sqlalchemy.dialects.sqlite import pysqlite  # noqa: F401 - otherwise imported by the first create_engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from peon.config import AppConfig
 from peon.persistence.errors import PersistenceError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -26,6 +30,9 @@ READ_ONLY = "peon_read_only"
 
 WAL_SIZE_LIMIT = 64 * 1024 * 1024
 """Bytes that the -wal file of SQLite is cut back to after a checkpoint, once a long transaction has swollen it."""
+
+MOMENT = 50
+"""Milliseconds that a read waits for a lock which it can do without."""
 
 DATABASE_FILE = "peon.db"
 
@@ -53,6 +60,8 @@ def _parse(url: str | URL) -> URL:
         raise _not_a_url()
     if backend not in ("sqlite", "postgresql"):
         raise PersistenceError(f"the database's URL is of {backend}; only sqlite and postgresql are supported")
+    if backend == "postgresql" and (driver := parsed.get_driver_name()) != "psycopg":
+        raise PersistenceError(f"the database's URL asks for {driver}; give postgresql+psycopg://…")
     return parsed
 
 
@@ -76,23 +85,69 @@ def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_tim
     Raises:
         PersistenceError: The URL is malformed, of another backend, or its driver is not installed.
     """
-    parsed = _with_absolute_path(_parse(url))
-    options: dict[str, Any] = {"hide_parameters": True}  # they are payloads, and would end up in logs
-    if parsed.get_backend_name() == "sqlite":
-        options |= _sqlite_options(parsed, busy_timeout)
-    try:
-        engine = sqlalchemy.create_engine(parsed, **options)
-    except (ImportError, NoSuchModuleError) as error:
-        raise PersistenceError(
-            f"the driver of {parsed.drivername} is not installed; for PostgreSQL, install peon with its extra "
-            "'postgres', or psycopg"
-        ) from error
-    except ArgumentError:
-        raise _not_a_url() from None
-    if parsed.get_backend_name() == "sqlite":
+    engine = _create(sqlalchemy.create_engine, blocking_url(_parse(url)), busy_timeout, QueuePool)
+    if engine.dialect.name == "sqlite":
         _listen_sqlite(engine, synchronous, busy_timeout)
     _engines.add(engine)
     return engine
+
+
+def create_async_engine(
+    url: str | URL, *, synchronous: Synchronous = "FULL", busy_timeout: float = 10.0
+) -> "AsyncEngine":
+    """Returns an engine like that of `create_engine`, for the tasks of one event loop.
+
+    Args:
+        url: Of SQLite (a file or `:memory:`) or PostgreSQL. The driver of SQLite is aiosqlite.
+        synchronous: As of `create_engine`.
+        busy_timeout: As of `create_engine`.
+
+    Raises:
+        PersistenceError: As of `create_engine`.
+    """
+    from sqlalchemy.ext import asyncio  # not needed by those who use threads
+
+    if find_spec("greenlet") is None:
+        raise PersistenceError("greenlet is not installed; for an event loop, install peon with its extra 'async'")
+    url = _parse(url)
+    if url.get_backend_name() == "sqlite":
+        url = url.set(drivername="sqlite+aiosqlite")
+    engine = _create(asyncio.create_async_engine, url, busy_timeout, AsyncAdaptedQueuePool)
+    if url.get_backend_name() == "sqlite":
+        _listen_sqlite(engine.sync_engine, synchronous, busy_timeout)
+    _engines.add(engine.sync_engine)
+    return engine
+
+
+EngineT = TypeVar("EngineT", "Engine", "AsyncEngine")
+
+
+def _create(create: Callable[..., EngineT], url: URL, busy_timeout: float, pool: type[Pool]) -> EngineT:
+    parsed = _with_absolute_path(url)
+    options: dict[str, Any] = {"hide_parameters": True}  # they are payloads, and would end up in logs
+    if parsed.get_backend_name() == "sqlite":
+        options |= _sqlite_options(parsed, busy_timeout, pool)
+    else:
+        # A server may have ended an idle connection, or been restarted.
+        options["pool_pre_ping"] = True
+        # Whatever the server's default is: who waited for a lock must see what its last holder did.
+        options["isolation_level"] = "READ COMMITTED"
+    try:
+        return create(parsed, **options)
+    except (ImportError, NoSuchModuleError) as error:
+        raise PersistenceError(
+            f"the driver of {parsed.drivername} is not installed; for PostgreSQL, install peon with its extra "
+            "'postgres', or psycopg; for an event loop, with its extra 'async'"
+        ) from error
+    except ArgumentError:
+        raise _not_a_url() from None
+
+
+def single_reads(engine: Engine) -> Engine:
+    """Returns the engine for reads of one statement each, which need no transaction."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(**{READ_ONLY: True})
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def consistent_reads(engine: Engine) -> Engine:
@@ -100,6 +155,16 @@ def consistent_reads(engine: Engine) -> Engine:
     if engine.dialect.name == "sqlite":
         return engine.execution_options(**{READ_ONLY: True})
     return engine.execution_options(isolation_level="REPEATABLE READ")
+
+
+def with_blocking_driver(engine: Engine) -> Engine:
+    """Returns an engine of the same database for threads: itself, unless it belongs to an event loop."""
+    return create_engine(blocking_url(engine.url)) if engine.dialect.is_async else engine
+
+
+def blocking_url(url: URL) -> URL:
+    """Returns the address with the driver for threads; psycopg is for both."""
+    return url.set(drivername="sqlite") if url.drivername == "sqlite+aiosqlite" else url
 
 
 def is_memory(url: URL) -> bool:
@@ -120,7 +185,7 @@ def _with_absolute_path(url: URL) -> URL:
         raise PersistenceError("the home folder in the database's URL is not known") from error
 
 
-def _sqlite_options(url: URL, busy_timeout: float) -> dict[str, Any]:
+def _sqlite_options(url: URL, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
     # The driver begins no transaction of its own accord; the listener below does.
     connect_args: dict[str, Any] = {"isolation_level": None}
     if sys.version_info >= (3, 12):
@@ -129,7 +194,7 @@ def _sqlite_options(url: URL, busy_timeout: float) -> dict[str, Any]:
         return {"connect_args": connect_args}
     # A database in memory is its connection: all threads take turns with the only one.
     connect_args["check_same_thread"] = False
-    only_one = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": busy_timeout}
+    only_one = {"poolclass": pool, "pool_size": 1, "max_overflow": 0, "pool_timeout": busy_timeout}
     return {"connect_args": connect_args, **only_one}
 
 
@@ -177,9 +242,29 @@ def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float
 
 
 def sqlite_connection(connection: Connection) -> sqlite3.Connection:
-    """Returns the driver's own connection, for what its API alone offers and where SQLAlchemy costs too much."""
+    """Returns the driver's own connection, for what its API alone offers and where SQLAlchemy costs too much.
+
+    In an event loop it is SQLAlchemy's adapter of one, which has `execute`, and little else.
+    """
     driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
     return driver
+
+
+def require_connection(connection: Connection, engine: Engine) -> None:
+    """Refuses a connection that cannot be one of the engine's database.
+
+    Raises:
+        TypeError: It is not a connection of SQLAlchemy for threads.
+        ValueError: It is one of another database.
+    """
+    if not isinstance(connection, Connection):
+        raise TypeError(f"connection is one of SQLAlchemy's engine, not {type(connection).__name__}")
+    of_connection = connection.engine
+    if of_connection.pool is not engine.pool and (
+        is_memory(engine.url)
+        or (of_connection.dialect.name, of_connection.url.database) != (engine.dialect.name, engine.url.database)
+    ):
+        raise ValueError("connection is one of another database than the store's")
 
 
 def begin_writing(connection: Connection) -> None:
@@ -190,8 +275,28 @@ def begin_writing(connection: Connection) -> None:
     """
     if not connection.in_transaction():
         connection.begin()
-    if connection.dialect.name == "sqlite" and not sqlite_connection(connection).in_transaction:
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite" and not driver.in_transaction:
         sqlite_connection(connection).execute("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def transaction_without_waiting(engine: Engine) -> Iterator[Connection]:
+    """Begins a transaction whose statements fail when they have to wait for others for longer than a moment."""
+    with engine.connect() as connection:
+        if connection.dialect.name != "sqlite":
+            with connection.begin():
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MOMENT}")
+                yield connection
+            return
+        driver = sqlite_connection(connection)
+        (before,) = driver.execute("PRAGMA busy_timeout").fetchone()
+        driver.execute(f"PRAGMA busy_timeout = {MOMENT}")
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            driver.execute(f"PRAGMA busy_timeout = {before}")
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What the package raises. Each error names what was wrong, where, and what to do; none carries a payload."""
 
+from uuid import UUID
+
 
 class PersistenceError(Exception):
     """Base of all errors of `peon.persistence`."""
@@ -38,6 +40,59 @@ class EventDecodeError(PersistenceError):
         self.sequence = sequence
         self.event_type = event_type
         self.reason = reason
+
+
+class ConcurrencyError(PersistenceError):
+    """An append was refused: what its condition rules out has happened. Nothing of its batch was stored.
+
+    Attributes:
+        sequence: The first event that conflicts.
+        after: The sequence up to which the decision to append was informed.
+    """
+
+    def __init__(self, sequence: int, after: int) -> None:
+        super().__init__(
+            f"event {sequence} matches the condition of the append, which knows the log up to {after}: read what is "
+            "new, decide again, and append with the new position"
+        )
+        self.sequence = sequence
+        self.after = after
+
+
+class CommandConflict(PersistenceError):  # noqa: N818 - as below
+    """A command was given the identifier of another one, which has stored other events. Nothing was stored.
+
+    Attributes:
+        command_id: The identifier.
+        reason: What is different.
+    """
+
+    def __init__(self, command_id: UUID, reason: str) -> None:
+        super().__init__(f"command {command_id} was carried out before, as another one: {reason}")
+        self.command_id = command_id
+        self.reason = reason
+
+
+class SubscriptionConflict(PersistenceError):  # noqa: N818 - as below
+    """The saved position of a named subscription is not where its consumer left it. Nothing was saved.
+
+    Undo the transaction, and begin the subscription anew: what it yields then was not dealt with yet.
+
+    Attributes:
+        name: Of the subscription.
+        expected: The sequence at which the consumer had left it.
+        found: The sequence that is saved; `None` where the subscription was removed.
+    """
+
+    def __init__(self, name: str, expected: int, found: int | None) -> None:
+        super().__init__(
+            f"subscription {name!r} is not at {expected} any more, but at {found}: another consumer of this name has "
+            "moved it, or the transaction of an earlier event was undone; undo this one, and begin the subscription "
+            "anew"
+        )
+        self.name = name
+        self.expected = expected
+        self.found = found
 
 
 class ProjectionError(PersistenceError):
@@ -108,5 +163,6 @@ class MigrationFailed(SchemaError):  # noqa: N818
 class StoreUnavailable(PersistenceError):  # noqa: N818
     """The database cannot be used now: locked, read-only, disk full, damaged, not a database, not reachable.
 
-    Nothing was stored by the call that raised it, and the next one may work.
+    Nothing was stored by the call that raised it, and the next one may work. Only where the connection to a server
+    was lost while it committed, nobody knows; the message says so.
     """

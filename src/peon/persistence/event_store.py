@@ -1,31 +1,26 @@
 """The log: events in, in one transaction a batch; events out, in order, every one of them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import chain, islice, repeat
-from typing import Any, Generic, Literal, overload
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Generic, Literal, TypeVar, overload
+from uuid import UUID
+from weakref import WeakSet
 
-from pydantic import BaseModel
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine
 
 from peon.orchestration import OrchestrationEvent
+from peon.persistence.appending import Appender, AppendHook, AppendRequest
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
-from peon.persistence.engine import READ_ONLY, begin_writing
+from peon.persistence.engine import require_connection
+from peon.persistence.event_query import AppendCondition, EventQuery
 from peon.persistence.garbage_collection import garbage_collection_paused
-from peon.persistence.paging import LogPages
-from peon.persistence.schema import events as log
-from peon.persistence.sequencing import add_rows
-from peon.persistence.stored_events import StoredEvent, decoded
-from peon.persistence.writer import Writer
+from peon.persistence.reading import LogReader, Selection, Undecodable, number
+from peon.persistence.stored_events import StoredEvent
+from peon.persistence.subscriptions import EndEvent, NamedSubscription, SavedPosition, Subscription, arrivals_of
+from peon.persistence.tag_index import IndexBehind
+from peon.persistence.writing import Writer, writer_for
 
-LAST_POSSIBLE_SEQUENCE = 2**63 - 1
-
-Undecodable = Literal["raise", "keep"]
-
-_Append = tuple[list[EventT], list[str], list[str]]
-"""A batch, and its columns `event_type` and `payload`."""
-
-AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
+SubscriptionT = TypeVar("SubscriptionT", bound=Subscription[Any])
 
 
 class EventStore(Generic[EventT]):
@@ -47,24 +42,35 @@ class EventStore(Generic[EventT]):
     def __init__(
         self, engine: Engine, codec: EventCodec[Any] = orchestration_codec, *, on_append: AppendHook | None = None
     ) -> None:
+        if not isinstance(engine, Engine):
+            raise TypeError(f"EventStore takes an Engine, not {type(engine).__name__}; AsyncEventStore an AsyncEngine")
         self._engine = engine
-        self._codec = codec
-        self._on_append = on_append
         self._driver_errors = DriverErrors(
             engine, hint=". Has the database been migrated? alembic upgrade head does that"
         )
-        self._writer: Writer[_Append[EventT], list[StoredEvent[EventT]]] = Writer(engine, self._driver_errors)
+        self._reader = LogReader(engine, codec, self._driver_errors)
+        self._appender = Appender(engine, codec, on_append, self._driver_errors)
+        self._arrivals = arrivals_of(engine)
+        self._subscriptions: WeakSet[Subscription[Any]] = WeakSet()
+        self._writer: Writer[AppendRequest[EventT], list[StoredEvent[EventT]]] = writer_for(engine, self._driver_errors)
 
     def __repr__(self) -> str:
         return f"<EventStore of {database_name(self._engine)}>"
 
     def append_all(
-        self, events: Iterable[EventT], *, connection: Connection | None = None
+        self,
+        events: Iterable[EventT],
+        *,
+        condition: AppendCondition | None = None,
+        command_id: UUID | str | None = None,
+        connection: Connection | None = None,
     ) -> list[StoredEvent[EventT]]:
         """Stores a batch of events in one transaction: all of them, or none.
 
         Args:
             events: In the order in which they are to be stored; none at all is allowed.
+            condition: Stores them only if no event that matches its query has a sequence above its `after`.
+            command_id: A UUID, or its text. Stores them once: a repeat returns what was stored then.
             connection: Stores them in the transaction that this connection is in, or begins; its owner commits
                 or rolls back. An append that fails leaves no trace in it.
 
@@ -74,41 +80,29 @@ class EventStore(Generic[EventT]):
 
         Raises:
             EventEncodeError: One of them would not come back as it is. Nothing was stored.
+            ConcurrencyError: The condition does not hold. Nothing was stored.
+            CommandConflict: The command has stored other events. Nothing was stored.
             ProjectionError: One of them contradicts what the projections hold, where the store has any. Nothing
                 was stored.
             StoreUnavailable: The database is locked, read-only, full, damaged. Nothing was stored.
-            TypeError: `events` is a single event.
+            TypeError: `events` is a single event; the condition is no `AppendCondition`; `connection` none of
+                SQLAlchemy's.
+            ValueError: The condition asks for a tag that the codec does not name; `command_id` is not a UUID;
+                `connection` is one of another database.
         """
-        if isinstance(events, BaseModel):
-            raise TypeError(f"append_all takes a list of events: [{type(events).__name__}(…)]")
-        batch = list(events)
-        columns = self._codec.encode(batch)
-        if not batch:
+        request = self._appender.request(events, condition, command_id)
+        if not request.batch and not request.depends:
             return []
-        if connection is None:
-            return self._writer.write((batch, *columns), self._add_together)
-        with self._driver_errors:
-            begin_writing(connection)
-            with connection.begin_nested():
-                return self._add(connection, batch, *columns)
-
-    def _add_together(self, connection: Connection, requests: list[_Append[EventT]]) -> list[list[StoredEvent[EventT]]]:
-        """Adds the batches of several threads as one, and returns to each its own."""
-        if len(requests) == 1:
-            return [self._add(connection, *requests[0])]
-        columns = [list(chain.from_iterable(column)) for column in zip(*requests, strict=True)]
-        stored = iter(self._add(connection, *columns))
-        return [list(islice(stored, len(batch))) for batch, _, _ in requests]
-
-    def _add(
-        self, connection: Connection, batch: list[EventT], event_types: list[str], payloads: list[str]
-    ) -> list[StoredEvent[EventT]]:
-        first, stored_at = add_rows(connection, event_types, payloads)
-        places = zip(range(first, first + len(batch)), batch, repeat(stored_at), strict=False)
-        # Two thirds of the time of calling StoredEvent: no Python code runs for an event.
-        stored = list(map(tuple.__new__, repeat(StoredEvent), places))
-        if self._on_append is not None:
-            self._on_append(connection, stored)
+        if connection is not None:
+            require_connection(connection, self._engine)
+            return self._appender.append_within(connection, request)
+        try:
+            stored = self._writer.write(request, self._appender.perform)
+        except IndexBehind:
+            # To index much under the writer's lock would hold up the others. What they append meanwhile is little.
+            self._appender.index.catch_up(request.condition.query)  # type: ignore[union-attr] # only a condition needs it
+            stored = self._writer.write(request._replace(insists=True), self._appender.perform)
+        self._arrivals.announce()
         return stored
 
     @overload
@@ -128,7 +122,7 @@ class EventStore(Generic[EventT]):
     def replay_from(self, sequence: int, *, undecodable: Undecodable = "raise") -> list[Any]:
         """Returns every event from `sequence` on, that one included; arguments and errors as of `stream`."""
         with garbage_collection_paused():
-            return list(self.stream(after=max(_number("sequence", sequence) - 1, 0), undecodable=undecodable))
+            return list(self.stream(after=max(number("sequence", sequence) - 1, 0), undecodable=undecodable))
 
     @overload
     def stream(
@@ -137,6 +131,7 @@ class EventStore(Generic[EventT]):
         after: int = 0,
         limit: int | None = None,
         event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
         undecodable: Literal["raise"] = "raise",
     ) -> Iterator[StoredEvent[EventT]]: ...
     @overload
@@ -146,6 +141,7 @@ class EventStore(Generic[EventT]):
         after: int = 0,
         limit: int | None = None,
         event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
         undecodable: Undecodable,
     ) -> Iterator[StoredEvent[EventT | UndecodableEvent]]: ...
     def stream(
@@ -154,6 +150,7 @@ class EventStore(Generic[EventT]):
         after: int = 0,
         limit: int | None = None,
         event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
         undecodable: Undecodable = "raise",
     ) -> Iterator[StoredEvent[Any]]:
         """Yields events by sequence, a page of them in memory at a time, however long the log is.
@@ -166,36 +163,129 @@ class EventStore(Generic[EventT]):
             limit: At most so many events.
             event_types: Only events that are stored under these names, see `event_type_name`. Where an upcaster
                 renames events, name the old one as well.
+            query: Only events that match; those of one thread, say, are found by an index.
             undecodable: What to do at an event that cannot be decoded: `raise`, or `keep` it in its place as
                 an `UndecodableEvent`.
 
         Raises:
             EventDecodeError: At such an event. All before it were yielded.
             StoreUnavailable: The database cannot be read.
-            ValueError: A number below 0, or an unknown word for `undecodable`.
+            ValueError: A number below 0, or an unknown word for `undecodable`; both `event_types` and `query`; a tag
+                that the codec does not name.
             TypeError: `event_types` is one text.
         """
-        position = _number("after", after)
-        remaining = None if limit is None else _number("limit", limit)
-        if isinstance(event_types, str) or not all(isinstance(name, str) for name in event_types or ()):
-            raise TypeError("event_types takes a list of names, as of event_type_name: ['ProjectCreated']")
-        if undecodable not in ("raise", "keep"):
-            raise ValueError(f"undecodable is 'raise' or 'keep', not {undecodable!r}")
-        pages = LogPages(self._engine, self._driver_errors, event_types)
-        return decoded(pages.read(position, remaining), self._codec, keep=undecodable == "keep")
+        return self._reader.stream(after, limit, Selection(event_types, query, undecodable))
+
+    @overload
+    def subscribe(
+        self,
+        *,
+        after: int = 0,
+        event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
+        undecodable: Literal["raise"] = "raise",
+        end: EndEvent | None = None,
+    ) -> Subscription[EventT]: ...
+    @overload
+    def subscribe(
+        self,
+        *,
+        after: int = 0,
+        event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
+        undecodable: Undecodable,
+        end: EndEvent | None = None,
+    ) -> Subscription[EventT | UndecodableEvent]: ...
+    def subscribe(
+        self,
+        *,
+        after: int = 0,
+        event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
+        undecodable: Undecodable = "raise",
+        end: EndEvent | None = None,
+    ) -> Subscription[Any]:
+        """Returns an iterator of what is stored, and then of what comes: in order, without a gap, each event once.
+
+        It is woken at once by appends of this process, soon by those of others: within 25 ms on an SQLite file, by a
+        notification of a PostgreSQL server. An append with `connection=` counts as one of others.
+
+        Args:
+            after: Only events with a higher sequence; 0 for all.
+            event_types: As of `stream`.
+            query: As of `stream`.
+            undecodable: As of `stream`.
+            end: Ends it when it is set: a `threading.Event`, say, that the whole application shares.
+
+        Raises:
+            ValueError: As of `stream`.
+            TypeError: As of `stream`.
+        """
+        tail = self._reader.tail(after, Selection(event_types, query, undecodable))
+        return self._subscribed(Subscription(self._engine, self._arrivals, tail, end))
+
+    @overload
+    def subscription(
+        self,
+        name: str,
+        *,
+        after: int = 0,
+        event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
+        undecodable: Literal["raise"] = "raise",
+        end: EndEvent | None = None,
+    ) -> NamedSubscription[EventT]: ...
+    @overload
+    def subscription(
+        self,
+        name: str,
+        *,
+        after: int = 0,
+        event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
+        undecodable: Undecodable,
+        end: EndEvent | None = None,
+    ) -> NamedSubscription[EventT | UndecodableEvent]: ...
+    def subscription(
+        self,
+        name: str,
+        *,
+        after: int = 0,
+        event_types: Collection[str] | None = None,
+        query: EventQuery | None = None,
+        undecodable: Undecodable = "raise",
+        end: EndEvent | None = None,
+    ) -> NamedSubscription[Any]:
+        """Returns a subscription that begins after the position saved under a name, see `NamedSubscription.commit`.
+
+        Args:
+            name: Of the consumer: one at a time deals with the events of a name.
+            after: Where it begins when the name is new; 0 with the first event, `last_sequence()` with the next.
+            event_types: As of `stream`.
+            query: As of `stream`.
+            undecodable: As of `stream`.
+            end: As of `subscribe`.
+
+        Raises:
+            StoreUnavailable: The database cannot be read; or not written, where the name is new.
+            ValueError: As of `stream`; the name is empty.
+            TypeError: As of `stream`; the name is not text.
+        """
+        tail = self._reader.tail(after, Selection(event_types, query, undecodable))
+        saved = SavedPosition(self._engine, self._driver_errors, name, tail.position)
+        tail.move(saved.sequence)
+        return self._subscribed(NamedSubscription(self._engine, self._arrivals, tail, end, saved))
+
+    def _subscribed(self, subscription: SubscriptionT) -> SubscriptionT:
+        self._subscriptions.add(subscription)
+        return subscription
 
     def close(self) -> None:
-        """Gives back the connection that appends keep; the store stays usable."""
+        """Ends the subscriptions, and gives back the connection that appends keep; the store stays usable."""
+        for subscription in [*self._subscriptions]:
+            subscription.close()
         self._writer.close()
 
     def last_sequence(self) -> int:
         """Returns the sequence of the newest event, 0 for an empty log; takes the same time for any log."""
-        reader = self._engine.execution_options(**{READ_ONLY: True})
-        with self._driver_errors, reader.connect() as connection:
-            return connection.scalar(select(func.max(log.c.sequence))) or 0
-
-
-def _number(name: str, value: int) -> int:
-    if value < 0:
-        raise ValueError(f"{name} is a number from 0 on, not {value}")
-    return min(value, LAST_POSSIBLE_SEQUENCE)
+        return self._reader.last_sequence()

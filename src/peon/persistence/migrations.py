@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from peon.persistence.availability import DriverErrors, database_name, explain
 from peon.persistence.engine import READ_ONLY, begin_writing, create_private_file, is_file, is_memory, sqlite_connection
 from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaOutOfDate, SchemaTooNew
+from peon.persistence.schema import append_lock
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,8 @@ def save_copy(engine: Engine, connection: Connection, revision: str | None) -> P
 
 
 def _is_populated(connection: Connection) -> bool:
-    tables = [name for name in inspect(connection).get_table_names() if name != "alembic_version"]
+    empty = {"alembic_version", append_lock.name}  # of data, that is: each has its one row from the beginning
+    tables = [name for name in inspect(connection).get_table_names() if name not in empty]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)
 
 

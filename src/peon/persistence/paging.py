@@ -1,14 +1,16 @@
 """Reads the rows of the log page by page."""
 
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select
 from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from peon.persistence.availability import DriverErrors
-from peon.persistence.engine import READ_ONLY, sqlite_connection
+from peon.persistence.engine import single_reads
 from peon.persistence.schema import events
 
 PAGE_EVENTS = 1_000
@@ -23,12 +25,10 @@ FETCHED_EVENTS = 20
 LogRow = tuple[int, str, str, str]
 """sequence, event_type, payload, stored_at; in a damaged file any of the last three may be bytes or `None`."""
 
-_PAGE = (
-    select(events.c.sequence, events.c.event_type, events.c.payload, events.c.stored_at)
-    .where(events.c.sequence > bindparam("after"))
-    .order_by(events.c.sequence)
-    .limit(bindparam("rows"))
-)
+Pages = Callable[[int, int | None], Iterator[list[LogRow]]]
+"""Yields the rows above a sequence, at most so many, as `LogPages.read` does."""
+
+_ROW = (events.c.sequence, events.c.event_type, events.c.payload, events.c.stored_at)
 
 
 class LogPages:
@@ -36,12 +36,21 @@ class LogPages:
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors, event_types: Collection[str] | None = None) -> None:
         self._driver_errors = driver_errors
-        self._engine = engine.execution_options(**{READ_ONLY: True})
-        self._query = _PAGE if event_types is None else _PAGE.where(events.c.event_type.in_(list(event_types)))
-        # SQLite's driver runs the text of the query: after a page of decoding SQLAlchemy's code is no longer in
-        # the processor's cache, and costs a twentieth of the whole replay.
-        self._compiled = self._query.compile(engine)
+        self._engine = single_reads(engine)
         self._in_sqlite = engine.dialect.name == "sqlite"
+        page = select(*_ROW).where(events.c.sequence > bindparam("after")).order_by(events.c.sequence)
+        if event_types is not None:
+            page = page.where(events.c.event_type.in_(list(event_types)))
+        page = page.limit(bindparam("rows"))
+        if not self._in_sqlite or engine.dialect.is_async:
+            page = _cut_to_size(
+                page, func.length if self._in_sqlite else func.octet_length
+            )  # the driver fetches all rows of a result at once
+        some = select(*_ROW).where(events.c.sequence.in_(bindparam("sequences", expanding=True)))
+        # The driver runs the text of the query: after a page of decoding SQLAlchemy's code is no longer in the
+        # processor's cache, and costs a twentieth of the whole replay.
+        self._page: SQLCompiler = page.compile(engine)
+        self._some: SQLCompiler = some.order_by(events.c.sequence).compile(engine)
 
     def read(self, after: int, limit: int | None) -> Iterator[list[LogRow]]:
         """Yields the rows above a sequence, at most `limit` of them, until there are no more.
@@ -51,8 +60,8 @@ class LogPages:
         remaining = limit
         while remaining is None or remaining > 0:
             rows = PAGE_EVENTS if remaining is None else min(PAGE_EVENTS, remaining)
-            with self._driver_errors:
-                page = self._read_page({"after": after, "rows": rows})
+            with self._driver_errors, self._engine.connect() as connection:
+                page = self._run(connection, self._page, {"after": after, "rows": rows})
             # Not at a short page: more may have been stored since, and must not be missed.
             if not page:
                 return
@@ -63,33 +72,45 @@ class LogPages:
 
     def read_page(self, connection: Connection, after: int) -> list[LogRow]:
         """Returns the page above a sequence as the transaction of `connection` sees it; an empty one at the end."""
-        parameters = {"after": after, "rows": PAGE_EVENTS}
-        if self._in_sqlite:
-            return self._read_from_sqlite(sqlite_connection(connection), parameters)
-        with connection.execute(self._query, parameters) as result:
-            return _fetch(result.cursor)
+        return self._run(connection, self._page, {"after": after, "rows": PAGE_EVENTS})
 
-    def _read_page(self, parameters: dict[str, int]) -> list[LogRow]:
-        if not self._in_sqlite:
-            with self._engine.connect() as connection, connection.execute(self._query, parameters) as result:
-                return _fetch(result.cursor)
-        with closing(self._engine.raw_connection()) as pooled:
-            driver: sqlite3.Connection = pooled.dbapi_connection  # type: ignore[assignment]
-            return self._read_from_sqlite(driver, parameters)
+    def read_range(self, connection: Connection, first: int, count: int) -> list[LogRow]:
+        """Returns so many rows from a sequence on; fewer where the log ends before."""
+        rows: list[LogRow] = []
+        while len(rows) < count and (page := self.read_page(connection, first - 1 + len(rows))):
+            rows += page[: count - len(rows)]
+        return rows
 
-    def _read_from_sqlite(self, driver: sqlite3.Connection, parameters: dict[str, int]) -> list[LogRow]:
-        query = self._compiled.construct_expanded_state(parameters)
+    def read_rows(self, connection: Connection, sequences: Sequence[int]) -> list[LogRow]:
+        """Returns the rows of some events, by sequence."""
+        return self._run(connection, self._some, {"sequences": sequences}) if sequences else []
+
+    def _run(self, connection: Connection, compiled: SQLCompiler, parameters: dict[str, Any]) -> list[LogRow]:
+        query = compiled.construct_expanded_state(parameters)
+        cursor = connection.connection.cursor()
         try:
-            return _fetch(driver.execute(query.statement, query.positional_parameters))
+            cursor.execute(query.statement, query.positional_parameters if compiled.positional else query.parameters)
+            return _fetch(cursor)
         except sqlite3.OperationalError as error:
             # Only errors of Python's module itself have no code: it met text that is not UTF-8.
             if hasattr(error, "sqlite_errorcode"):
                 raise
-        with _damaged_text_escaped(driver):
-            return _fetch(driver.execute(query.statement, query.positional_parameters))
+        with _damaged_text_escaped(connection), closing(connection.connection.cursor()) as again:
+            again.execute(query.statement, query.positional_parameters)
+            return _fetch(again)
 
 
-def _fetch(cursor: DBAPICursor | sqlite3.Cursor) -> list[LogRow]:
+def _cut_to_size(page: Select[Any], length: Callable[[ColumnElement[Any]], ColumnElement[int]]) -> Select[Any]:
+    """Ends a page at `PAGE_CHARACTERS`, in the database; its first row is always there."""
+    rows = page.subquery()
+    size = func.coalesce(length(rows.c.payload), 0)
+    before = func.sum(size).over(order_by=rows.c.sequence, rows=(None, -1))
+    sized = select(rows, func.coalesce(before, 0).label("before")).subquery()
+    columns = [sized.c[column.name] for column in _ROW]
+    return select(*columns).where(sized.c.before <= PAGE_CHARACTERS).order_by(sized.c.sequence)
+
+
+def _fetch(cursor: DBAPICursor) -> list[LogRow]:
     page: list[LogRow] = []
     characters = 0
     with closing(cursor):
@@ -102,10 +123,11 @@ def _fetch(cursor: DBAPICursor | sqlite3.Cursor) -> list[LogRow]:
 
 
 @contextmanager
-def _damaged_text_escaped(connection: sqlite3.Connection) -> Iterator[None]:
+def _damaged_text_escaped(connection: Connection) -> Iterator[None]:
     r"""Reads bytes that are not UTF-8 as \xNN, which no JSON contains: such a row fails alone, not its page."""
-    connection.text_factory = lambda raw: raw.decode(errors="backslashreplace")
+    driver: Any = connection.connection.driver_connection
+    driver.text_factory = lambda raw: raw.decode(errors="backslashreplace")
     try:
         yield
     finally:
-        connection.text_factory = str
+        driver.text_factory = str

@@ -15,6 +15,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 
@@ -39,6 +40,57 @@ events = Table(
     sqlite_autoincrement=True,
 )
 Index("idx_events_sequence", events.c.sequence)
+
+# PostgreSQL: whoever appends holds the one row, number 1, until the commit. SQLite has its own write lock.
+append_lock = Table(
+    "append_lock",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+)
+
+# Which events have a field, such as thread_id, with a value: derived from the log when a query first asks for the
+# field, and then on. The type of an event counts as a field.
+tags = Table(
+    "tags",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    UniqueConstraint("name", "value"),
+)
+event_tags = Table(
+    "event_tags",
+    metadata,
+    Column("tag_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+# How far each field is indexed.
+tag_positions = Table(
+    "tag_positions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+)
+
+# What a command has stored: so many events, from the first on.
+command_receipts = Table(
+    "command_receipts",
+    metadata,
+    Column("command_id", Text, primary_key=True),
+    Column("first_sequence", BigInteger, nullable=False),
+    Column("events", Integer, nullable=False),
+    Column("stored_at", Text, nullable=False),
+)
+
+# How far each named subscription has come.
+subscription_positions = Table(
+    "subscription_positions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("saved_at", Text, nullable=False),
+)
 
 # The projections: what the log says, in rows. `sequence` is the place of the event that created the row; lists
 # are in its order. Where it has a default, the table is older than the column.

@@ -1,64 +1,184 @@
-"""Adds rows at the end of the log so that the order of sequences is the order of commits, without gaps."""
+"""The end of the log, where rows are added so that the order of sequences is the order of commits, without gaps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
-from itertools import count, repeat
+from itertools import repeat
+from typing import Any, Self
 
-from sqlalchemy import Connection, func, insert, select, text
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import (
+    ClauseElement,
+    Connection,
+    Engine,
+    Text,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 
-from peon.persistence.engine import sqlite_connection
-from peon.persistence.schema import events
+from peon.persistence.engine import begin_writing
+from peon.persistence.schema import append_lock, events
 from peon.persistence.timestamps import format_timestamp
 
-_COLUMNS = ("event_type", "payload", "stored_at")
+_LAST = select(func.coalesce(func.max(events.c.sequence), literal_column("0")))
+_LOCK = select(append_lock.c.number).with_for_update()
 
 # Compiled once: SQLAlchemy's own way from the statement to the driver costs as much as SQLite's work for it.
-_SQLITE_INSERT = str(insert(events).compile(dialect=sqlite.dialect(), column_keys=_COLUMNS))
+_SQLITE_INSERT = str(
+    insert(events).compile(dialect=sqlite.dialect(), column_keys=("event_type", "payload", "stored_at"))
+)
 
-_LAST = select(func.coalesce(func.max(events.c.sequence), 0))
-
-
-def add_rows(connection: Connection, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
-    """Stores at least one event, of which two columns are given, in the transaction that `begin_writing` opened.
-
-    Returns:
-        The sequence of the first, the others following without a gap, and the moment they were stored.
-    """
-    if connection.dialect.name == "sqlite":
-        return _add_to_sqlite(connection, event_types, payloads)
-    return _add_to_postgresql(connection, event_types, payloads)
+MESSAGE_CHARACTERS = 50_000_000
+"""Text in one statement to PostgreSQL, which takes messages of up to 1 GB."""
 
 
-def lock_log(connection: Connection) -> None:
-    """Keeps all others from appending until the transaction that `begin_writing` opened ends; not from reading."""
-    # A sequence of PostgreSQL hands out numbers before commit and loses those of transactions that fail. So
-    # appenders take turns, and count on from what is committed. In SQLite they do so anyway.
-    if connection.dialect.name != "sqlite":
-        connection.execute(text("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE"))
+def _in_postgresql(statement: ClauseElement) -> str:
+    dialect = postgresql.dialect(paramstyle="format")  # type: ignore[no-untyped-call]
+    # psycopg sends a list as text unless told otherwise, which takes several times as long.
+    return str(statement.compile(dialect=dialect)).replace("%s", "%b")
 
 
-def _add_to_sqlite(connection: Connection, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
-    # The write lock is held, so nobody comes between these rows, and no number is lost when they are undone.
-    moment = datetime.now(UTC)
-    driver = sqlite_connection(connection)
-    driver.executemany(_SQLITE_INSERT, zip(event_types, payloads, repeat(format_timestamp(moment))))
-    (last,) = driver.execute("SELECT last_insert_rowid()").fetchone()
-    return last - len(payloads) + 1, moment
-
-
-def _add_to_postgresql(
-    connection: Connection, event_types: Sequence[str], payloads: Sequence[str]
-) -> tuple[int, datetime]:
-    lock_log(connection)
-    first: int = connection.scalars(_LAST).one() + 1
-    moment = datetime.now(UTC)
-    stored_at = format_timestamp(moment)
-    connection.execute(
-        insert(events),
-        [
-            {"sequence": sequence, "event_type": event_type, "payload": payload, "stored_at": stored_at}
-            for sequence, event_type, payload in zip(count(first), event_types, payloads, strict=False)
-        ],
+def _insert_arrays() -> ClauseElement:
+    """An INSERT of two arrays of columns, numbered on from the last row, that returns the first number."""
+    columns = [bindparam(name, type_=postgresql.ARRAY(Text)) for name in ("event_types", "payloads")]
+    added = (
+        func.unnest(*columns)
+        .table_valued("event_type", "payload", with_ordinality="place", name="added")
+        .render_derived()
     )
-    return first, moment
+    last = _LAST.scalar_subquery()
+    rows = select(bindparam("stored_at", type_=Text), last + added.c.place, added.c.event_type, added.c.payload)
+    inserted = insert(events).from_select(["stored_at", "sequence", "event_type", "payload"], rows)
+    stored = inserted.returning(events.c.sequence).cte("stored")
+    return select(func.min(stored.c.sequence))
+
+
+# Whatever the server's default is: otherwise the transaction could see the log as it was before it got the lock.
+_POSTGRESQL_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_POSTGRESQL_LOCK = _in_postgresql(_LOCK)
+_POSTGRESQL_LAST = _in_postgresql(_LAST)
+_POSTGRESQL_INSERT = _in_postgresql(_insert_arrays())
+
+
+def connect_to_append(engine: Engine) -> Connection:
+    """Returns a connection for `LogEnd.begin`."""
+    if engine.dialect.name == "sqlite":
+        return engine.connect()
+    # The driver then sends no BEGIN of its own, which is a round trip more.
+    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+
+class LogEnd:
+    """The end of the log in one transaction; nobody else can append until that ends.
+
+    A sequence of PostgreSQL hands out numbers before commit, and loses those of transactions that fail. So
+    appenders take turns by the lock of a row, and count on from what is committed. In SQLite they do so anyway.
+
+    Attributes:
+        connection: The one whose transaction it is.
+    """
+
+    def __init__(self, connection: Connection, opening: Sequence[str]) -> None:
+        self.connection = connection
+        self._opening = opening
+        self._last: int | None = None
+
+    @classmethod
+    def begin(cls, connection: Connection) -> Self:
+        """Begins the transaction on a connection of `connect_to_append`.
+
+        On a server, it waits for other appenders with the first thing that is done here: one round trip for all.
+        """
+        if connection.dialect.name == "sqlite":
+            begin_writing(connection)
+            return cls(connection, [])
+        connection.begin()
+        return cls(connection, [_POSTGRESQL_BEGIN, _POSTGRESQL_LOCK])
+
+    @classmethod
+    def join(cls, connection: Connection) -> Self:
+        """Waits for other appenders in the transaction that the connection is in, or begins."""
+        begin_writing(connection)
+        if connection.dialect.name == "sqlite":
+            return cls(connection, [])
+        end = cls(connection, [_POSTGRESQL_LOCK])
+        end.wait()
+        return end
+
+    def wait(self) -> None:
+        """Waits for other appenders, if that was not done: what they did can then be read."""
+        if self._opening:
+            self._last = self._run(_POSTGRESQL_LAST)
+
+    @property
+    def last(self) -> int:
+        """The sequence of the last event, 0 for an empty log."""
+        if self._last is None:
+            self.wait()
+        if self._last is None:
+            self._last = self.connection.scalars(_LAST).one()
+        return self._last
+
+    def add(self, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
+        """Stores at least one event, of which two columns are given.
+
+        Returns:
+            The sequence of the first, the others following without a gap, and the moment they were stored.
+        """
+        moment = datetime.now(UTC)
+        stored_at = format_timestamp(moment)
+        if self.connection.dialect.name == "sqlite":
+            # The write lock is held: nobody comes between these rows, and no number is lost when they are undone.
+            cursor = self.connection.connection.cursor()
+            if len(payloads) == 1:
+                cursor.execute(_SQLITE_INSERT, (event_types[0], payloads[0], stored_at))
+                last = cursor.lastrowid
+            else:
+                cursor.executemany(_SQLITE_INSERT, zip(event_types, payloads, repeat(stored_at), strict=False))  # type: ignore[arg-type] # any iterable does
+                cursor.execute("SELECT last_insert_rowid()")
+                last = cursor.fetchall()[0][0]
+            cursor.close()
+            self._last = last
+            return last - len(payloads) + 1, moment
+        firsts = [
+            self._run(_POSTGRESQL_INSERT, (stored_at, event_types[some], payloads[some])) for some in _slices(payloads)
+        ]
+        self._last = firsts[0] + len(payloads) - 1
+        return firsts[0], moment
+
+    def _run(self, statement: str, parameters: Sequence[object] = ()) -> int:
+        """Returns the only value of the statement; what opens the transaction goes before it."""
+        opening, self._opening = self._opening, []
+        with _in_one_round_trip(self.connection):
+            for earlier in opening:
+                with closing(self.connection.connection.cursor()) as cursor:
+                    cursor.execute(earlier)
+            cursor = self.connection.connection.cursor()
+            cursor.execute(statement, parameters)
+        with closing(cursor):
+            value: int = cursor.fetchall()[0][0]
+            return value
+
+
+def _in_one_round_trip(connection: Connection) -> AbstractContextManager[object]:
+    """The server still does one after the other, and a statement sees what the one before it had to wait for."""
+    from psycopg import Pipeline  # there with a connection to PostgreSQL
+
+    if connection.dialect.is_async or not Pipeline.is_supported():  # SQLAlchemy's adapter has none, nor an old libpq
+        return nullcontext()
+    driver: Any = connection.connection.dbapi_connection
+    pipeline: AbstractContextManager[object] = driver.pipeline()
+    return pipeline
+
+
+def _slices(payloads: Sequence[str]) -> Iterator[slice]:
+    start = characters = 0
+    for index, payload in enumerate(payloads):
+        if characters > MESSAGE_CHARACTERS:
+            yield slice(start, index)
+            start, characters = index, 0
+        characters += len(payload)
+    yield slice(start, len(payloads))

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from peon.orchestration.scalars import RuleError, exact_json
 from peon.persistence.availability import DriverErrors
-from peon.persistence.engine import begin_writing, consistent_reads
+from peon.persistence.engine import begin_writing, consistent_reads, require_connection
 from peon.persistence.errors import SettingError
 from peon.persistence.schema import settings
 from peon.persistence.validation import collect_names, describe
@@ -105,6 +105,7 @@ class SettingsStore:
             with self._engine.begin() as own:
                 yield own
         else:
+            require_connection(connection, self._engine)
             begin_writing(connection)
             yield connection
 

@@ -133,6 +133,11 @@ def rows_of_other_tables(
         "projection_selected_thread": [(1, titled)],
         "projection_positions": [("orchestration", 1, 17)],
         "projection_problems": [("orchestration", 9, "MessageChunkReceived", "there is no message")],
+        "tags": [(1, "type", "ProjectCreated"), (2, "thread_id", thread), (3, "größe", "ein\u2028Wert")],
+        "event_tags": [(1, 1), (2, 3), (2, 2**40)],
+        "tag_positions": [("type", 17), ("thread_id", 0)],
+        "command_receipts": [(str(uuid4()), 1, 5, MOMENT), (str(uuid4()), 0, 0, LATER)],
+        "subscription_positions": [("mailer", 17, MOMENT), ("größe ☃", 0, LATER)],
         "settings": [("theme", '"dark"'), ("größe ☃", '{"länge": "𝄞"}'), ("empty", "")],
     }
 

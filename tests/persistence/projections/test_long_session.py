@@ -273,6 +273,7 @@ def test_an_append_costs_the_same_however_long_thread_and_message_are(open_empty
     with counting_in_sqlite(database.engine, costs):
         small = costs.of(database, one_of_each())
         make_large(database)
+        database.events.close()  # to begin as above, with a connection from the pool
         large = costs.of(database, one_of_each())
         database.events.close()
 

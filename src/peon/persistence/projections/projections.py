@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine
 
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.codec import orchestration_codec
-from peon.persistence.engine import READ_ONLY, begin_writing, consistent_reads, large_cache
+from peon.persistence.engine import READ_ONLY, consistent_reads, large_cache
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
 from peon.persistence.projections import tables
 from peon.persistence.projections.positions import (
@@ -24,7 +24,7 @@ from peon.persistence.projections.replay import Meter, Progress, Replay, applied
 from peon.persistence.projections.shadow import shadowed
 from peon.persistence.projections.verification import Difference, compare, compare_position, compare_problems
 from peon.persistence.schema import projection_problems
-from peon.persistence.sequencing import lock_log
+from peon.persistence.sequencing import LogEnd
 from peon.persistence.stored_events import StoredEvent
 
 PAGES_A_COMMIT = 10
@@ -165,8 +165,7 @@ class Projections:
     def _catch_up(self, projection: Projection, meter: Meter) -> None:
         while True:
             with self._engine.connect() as connection, large_cache(connection), connection.begin():
-                begin_writing(connection)
-                lock_log(connection)
+                LogEnd.join(connection)
                 position = position_of(connection, projection)
                 if position is None:
                     tables.prepare(connection, projection)
@@ -196,8 +195,7 @@ class Projections:
                 last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
             connection.commit()
             connection.execution_options(**{READ_ONLY: False})
-            begin_writing(connection)
-            lock_log(connection)
+            LogEnd.join(connection)
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
             position = position_of(connection, projection)
             tables.replace(connection, projection, pair, version=position and position.version)

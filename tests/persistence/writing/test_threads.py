@@ -23,8 +23,8 @@ from peon.persistence import (
     PersistenceError,
     StoredEvent,
     StoreUnavailable,
-    sequencing,
 )
+from peon.persistence.sequencing import LogEnd
 
 
 @pytest.fixture
@@ -64,14 +64,14 @@ def refuse_encoding(database: Database) -> None:
 
 def fail_in_the_transaction(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the rows are written and before they are committed."""
-    written = sequencing.add_rows
+    written = LogEnd.add
 
-    def write_then_fail(*arguments: object) -> None:
-        written(*arguments)  # type: ignore[arg-type]
+    def write_then_fail(*arguments: Any) -> None:
+        written(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("peon.persistence.event_store.add_rows", write_then_fail)
+        patched.setattr(LogEnd, "add", write_then_fail)
         with pytest.raises(KeyboardInterrupt):
             database.events.append_all([renamed("x")])
 
@@ -193,7 +193,7 @@ def test_a_batch_that_fails_does_not_fail_those_that_share_its_commit(database: 
             if isinstance(renaming, ProjectRenamed) and renaming.name.startswith("bad"):
                 raise LookupError(index, renaming.name)
 
-    database.events._on_append = refuse
+    database.events._appender._on_append = refuse
     batches = [[renamed("good 0")], [renamed("good 1")], [renamed("ok"), renamed("bad 2")], [renamed("bad 3")]]
     batches += [[renamed("good 4")]]
 
@@ -225,7 +225,7 @@ def test_an_interrupted_leader_leaves_the_others_their_appends(database: Databas
             interrupted.set()
             raise KeyboardInterrupt
 
-    database.events._on_append = interrupt
+    database.events._appender._on_append = interrupt
 
     outcomes, _ = append_in_threads(database, [[renamed(str(number))] for number in range(6)])
 

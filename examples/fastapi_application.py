@@ -1,0 +1,122 @@
+"""Serves projects over HTTP, and the events of the log as they are stored.
+
+    uvicorn --factory --timeout-graceful-shutdown 1 fastapi_application:create_application
+
+It needs `pip install '.[async,examples]' uvicorn`, and runs in this folder. The database is the configured one.
+Without that timeout uvicorn does not shut down before the last browser has left `/events`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+from uuid import UUID, uuid5
+
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from peon.orchestration import Project, ProjectCreated, ProjectRenamed
+from peon.persistence import AppendCondition, EventQuery, errors
+from peon.persistence.asynchronous import AsyncDatabase
+
+KEEP_ALIVE = 15.0
+"""Seconds without an event after which a stream shows that it is there: proxies give a silent one up."""
+
+ANSWERS: dict[type[Exception], tuple[int, str]] = {
+    errors.CommandConflict: (409, "this Idempotency-Key belongs to another request"),
+    errors.ConcurrencyError: (412, "the project has changed: read it again"),
+    errors.ProjectionError: (404, "there is no such project"),
+    errors.EventEncodeError: (422, "the text is no Unicode that can be stored"),
+    errors.StoreUnavailable: (503, "the database cannot be used now: try again"),
+}
+
+logger = logging.getLogger(__name__)
+router = APIRouter()
+
+
+def database_of(request: Request) -> AsyncDatabase:
+    database: AsyncDatabase = request.app.state.database
+    return database
+
+
+Text = Annotated[str, Body(embed=True)]
+Database = Annotated[AsyncDatabase, Depends(database_of)]
+CommandIdentifier = Annotated[UUID, Header(alias="Idempotency-Key")]
+EntityTag = Annotated[str, Header(alias="If-Match", pattern=r'^"[0-9]{1,18}"$')]
+LastEvent = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63)]
+Sequence = Annotated[int, Query(ge=0, lt=2**63)]
+
+
+@router.post("/projects", status_code=201)
+async def create_project(name: Text, path: Text, key: CommandIdentifier, database: Database) -> dict[str, UUID]:
+    # A random identifier would make another command of each repetition.
+    project_id = uuid5(key, "project")
+    created = ProjectCreated(project_id=project_id, name=name, path=path)
+    await database.events.append_all([created], command_id=key)
+    return {"id": project_id}
+
+
+@router.get("/projects")
+async def list_projects(database: Database) -> list[Project]:
+    return await database.read_model.projects()
+
+
+@router.get("/projects/{project_id}")
+async def show_project(project_id: UUID, database: Database, response: Response) -> Project:
+    # Before the project is read: what is stored in between is then a conflict, and never overlooked.
+    response.headers["ETag"] = f'"{await database.events.last_sequence()}"'
+    project = await database.read_model.project(project_id)
+    if project is None:
+        raise HTTPException(404, "there is no such project")
+    return project
+
+
+@router.patch("/projects/{project_id}", status_code=204)
+async def rename_project(project_id: UUID, name: Text, tag: EntityTag, database: Database, response: Response) -> None:
+    condition = AppendCondition(EventQuery(project_id=project_id), after=int(tag.strip('"')))
+    renamed = ProjectRenamed(project_id=project_id, name=name)
+    [stored] = await database.events.append_all([renamed], condition=condition)
+    response.headers["ETag"] = f'"{stored.sequence}"'
+
+
+@router.get("/events")
+async def stream_events(database: Database, after: Sequence = 0, last: LastEvent = None) -> StreamingResponse:
+    messages = event_messages(database, after if last is None else last)
+    return StreamingResponse(messages, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def event_messages(database: AsyncDatabase, after: int) -> AsyncIterator[str]:
+    """Yields what is stored, and then what comes, until the client goes away or the database is closed."""
+    async with database.events.subscribe(after=after) as subscription:
+        while True:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE):
+                    sequence, event, _ = await anext(subscription)
+            except TimeoutError:
+                yield ":\n\n"
+            except (StopAsyncIteration, errors.StoreUnavailable):
+                return  # a browser connects again, and says what it has
+            else:
+                yield f"id: {sequence}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
+
+
+async def answer(_: Request, error: Exception) -> JSONResponse:
+    status, detail = ANSWERS[type(error)]
+    logger.log(logging.ERROR if status == 503 else logging.INFO, "%s", error)
+    return JSONResponse({"detail": detail}, status)
+
+
+def create_application(url: str | None = None) -> FastAPI:
+    """Returns the application; the address is the configured one where none is given."""
+
+    @asynccontextmanager
+    async def lifespan(application: FastAPI) -> AsyncIterator[None]:
+        async with await AsyncDatabase.open(url=url) as application.state.database:
+            yield
+
+    application = FastAPI(lifespan=lifespan)
+    application.include_router(router)
+    for error in ANSWERS:
+        application.add_exception_handler(error, answer)
+    return application

@@ -1,0 +1,162 @@
+"""Subscriptions of the tasks of an event loop."""
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Self
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from peon.persistence.asynchronous.calls import Calls
+from peon.persistence.asynchronous.chunks import Chunk, chunk_of
+from peon.persistence.stored_events import StoredEvent, StoredT
+from peon.persistence.subscriptions import Arrivals, EndEvent, SavedPosition, Tail
+from peon.persistence.subscriptions.subscription import END_POLL, require_end
+
+
+class AsyncSubscription(Generic[StoredT]):
+    """As `Subscription`, by `async for`; its end event may be an `asyncio.Event` too."""
+
+    def __init__(
+        self, engine: Engine, arrivals: Arrivals, tail: Tail[StoredT], end: EndEvent | None, calls: Calls
+    ) -> None:
+        require_end(end)
+        self._engine = engine
+        self._arrivals = arrivals
+        self._tail = tail
+        self._end = end
+        self._calls = calls
+        self._closed = False
+        self._news = asyncio.Event()
+        self._consumer: asyncio.Task[Any] | None = None
+        self._number: int | None = None
+        self._leave: Callable[[], object] | None = None
+        self._events: deque[StoredEvent[StoredT]] = deque()
+        self._reading: asyncio.Task[Chunk[StoredT]] | None = None
+        self.position = tail.position
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StoredEvent[StoredT]:
+        """Returns the next event.
+
+        Raises:
+            EventDecodeError: It cannot be decoded.
+            StoreUnavailable: The database cannot be read.
+            RuntimeError: Another task waits for the next event.
+        """
+        if self._consumer is not None:
+            raise RuntimeError("another task waits for the next event: a subscription is for one, so have two")
+        self._consumer = asyncio.current_task()
+        try:
+            return await self._next()
+        finally:
+            self._consumer = None
+
+    async def _next(self) -> StoredEvent[StoredT]:
+        while not self._is_over():
+            if self._events:
+                stored = self._events.popleft()
+                self.position = stored.sequence
+                return stored
+            self._news.clear()
+            if await self._read() or self._is_over():
+                continue
+            if not self._arrivals.is_listening(self._number):
+                self._listen()  # and look again, for what was stored before that
+                continue
+            await self._wait()
+        await self.close()
+        raise StopAsyncIteration
+
+    async def close(self) -> None:
+        """Ends the subscription."""
+        self._closed = True
+        self._news.set()
+        if self._leave is not None:
+            leave, self._leave = self._leave, None
+            await self._calls.run_in_thread(leave)  # whatever becomes of the task that closes it
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _is_over(self) -> bool:
+        return self._closed or (self._end is not None and self._end.is_set())
+
+    async def _read(self) -> bool:
+        # One that was cancelled goes on alone, and what it read must not be lost.
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._calls.run(chunk_of, self._tail.next))
+        chunk = await asyncio.shield(self._reading)
+        self._reading = None
+        self._events.extend(chunk.events)
+        if chunk.error is not None and not chunk.events:
+            raise chunk.error
+        return bool(chunk.events)
+
+    def _listen(self) -> None:
+        wake = partial(asyncio.get_running_loop().call_soon_threadsafe, self._news.set)
+        self._number = self._arrivals.listen(self._engine, wake)
+        # One that nobody uses any more leaves, too.
+        self._leave = weakref.finalize(self, self._arrivals.leave, self._number)
+
+    async def _wait(self) -> None:
+        if self._end is None:
+            await self._news.wait()
+            return
+        try:
+            async with asyncio.timeout(END_POLL):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
+
+class AsyncNamedSubscription(AsyncSubscription[StoredT]):
+    """As `NamedSubscription`.
+
+    Args:
+        saved: Reads the saved position.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        arrivals: Arrivals,
+        tail: Tail[StoredT],
+        end: EndEvent | None,
+        calls: Calls,
+        saved: Callable[[], SavedPosition],
+    ) -> None:
+        super().__init__(engine, arrivals, tail, end, calls)
+        self._read_saved = saved
+        self._saved: SavedPosition | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._begin()
+        return self
+
+    async def __anext__(self) -> StoredEvent[StoredT]:
+        await self._begin()
+        return await super().__anext__()
+
+    async def _begin(self) -> SavedPosition:
+        if self._saved is None:
+            self._saved = await self._calls.run(self._read_saved)
+            self._tail.move(self._saved.sequence)
+            self.position = self._saved.sequence
+        return self._saved
+
+    async def commit(self, *, connection: AsyncConnection | None = None) -> None:
+        """See `NamedSubscription.commit`."""
+        saved = await self._begin()
+        await self._calls.run_on(connection, lambda own: saved.save(self.position, own))

@@ -1,0 +1,236 @@
+"""Copies a database into an empty one, of the other backend perhaps: rows as they are stored, decoded by nobody."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, func, select, text
+
+from peon.persistence.availability import DriverErrors, database_name
+from peon.persistence.database import Database
+from peon.persistence.engine import consistent_reads, sqlite_connection
+from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.migrations import require_head
+from peon.persistence.paging import LogPages
+from peon.persistence.projections.replay import Meter, Progress
+from peon.persistence.schema import command_receipts, events, settings, subscription_positions
+from peon.persistence.sequencing import LogEnd
+from peon.persistence.statements import insert_into
+
+COPIED_TABLES = (events, settings, command_receipts, subscription_positions)
+"""All that is not derived from the log. The first column of each is its primary key."""
+
+PAGE_ROWS = 1_000
+"""Rows that are read at once, of the tables that are not the log."""
+
+Row = tuple[Any, ...]
+
+_INSERT = {table: insert_into(table) for table in COPIED_TABLES}
+
+# Also before what somebody has put in by hand below the first event.
+_BEFORE_ALL = -(2**63)
+
+# Of the log `LogEnd` takes care. Whoever has written to one of these has committed before this goes on.
+_LOCK_OTHERS = f"LOCK TABLE {', '.join(table.name for table in COPIED_TABLES[1:])} IN SHARE ROW EXCLUSIVE MODE"
+
+# The address does not tell: one server has many names, and the options choose the schema.
+_POSTGRESQL_IDENTITY = text(
+    "SELECT pg_postmaster_start_time(), CAST(CAST('events' AS regclass) AS oid), "
+    "(SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+def copy_database(source: Database, target: Database, progress: Progress | None = None) -> int:
+    """Copies log, settings, receipts of commands and positions of subscriptions into an empty database.
+
+    All of it is one transaction in the target, in which nobody else can write there. Before the commit each row is
+    read back and compared with the source. The source is read as it is at one moment; others may go on writing to it,
+    but what they write is not copied.
+
+    What is derived from the log is not copied: `target.projections.catch_up()` builds the projections.
+
+    Args:
+        progress: Called after each page: how many events are done, and how many there are to do in all. Each
+            event counts twice, as it is copied and then compared.
+
+    Returns:
+        The number of events that were copied.
+
+    Raises:
+        SchemaOutOfDate: One of the two is not at the newest revision.
+        StoreUnavailable: One of the two is locked, read-only, full, damaged, not reachable.
+        PersistenceError: The target is not empty, or is the source; a row of the source is damaged, or cannot be
+            stored in the target as it is. Whatever is raised, nothing was copied, unless it says that nobody knows.
+    """
+    for engine in (source.engine, target.engine):
+        require_head(engine)
+    if _identity(source.engine) == _identity(target.engine):
+        raise PersistenceError(
+            f"{database_name(source.engine)} and {database_name(target.engine)} are the same database: name another "
+            "as the target"
+        )
+    reads = consistent_reads(source.engine)
+    source_errors, target_errors = DriverErrors(source.engine), DriverErrors(target.engine)
+    with target_errors, target.engine.connect() as writing:
+        LogEnd.join(writing)
+        if writing.dialect.name == "postgresql":
+            writing.exec_driver_sql(_LOCK_OTHERS)
+        stored = _Rows(target.engine, writing, target_errors)
+        _require_empty(stored)
+        with source_errors, reads.connect() as reading, reading.begin(), _damaged_text_as_bytes(reading):
+            original = _Rows(source.engine, reading, source_errors)
+            count = original.count(events)
+            meter = Meter(progress, 2 * count)
+            for table in COPIED_TABLES:
+                _copy(table, original, stored, meter)
+            for table in COPIED_TABLES:
+                _compare(table, original, stored, meter)
+        _commit(writing, target_errors)
+    return count
+
+
+class _Rows:
+    """The rows of one database, in the transaction of a connection."""
+
+    def __init__(self, engine: Engine, connection: Connection, driver_errors: DriverErrors) -> None:
+        self.database = database_name(engine)
+        self.backend = engine.dialect.name
+        self._connection = connection
+        self._driver_errors = driver_errors
+        self._log = LogPages(engine, driver_errors)
+
+    def count(self, table: Table) -> int:
+        with self._driver_errors:
+            return self._connection.scalars(select(func.count()).select_from(table)).one()
+
+    def pages(self, table: Table) -> Iterator[Sequence[Row]]:
+        """Yields all rows, each page sorted by a key that the next begins after."""
+        last = None
+        while page := self._page(table, last):
+            yield page
+            last = page[-1][0]
+
+    def with_keys(self, table: Table, keys: Sequence[Any]) -> dict[Any, Row]:
+        """Returns those of the rows that are there, by key."""
+        query = select(table).where(table.columns[0].in_(keys))
+        with self._driver_errors:
+            return {row[0]: tuple(row) for row in self._connection.execute(query)}
+
+    def add(self, table: Table, rows: Sequence[Row]) -> None:
+        with self._driver_errors:
+            _INSERT[table].run(self._connection, rows)
+
+    def _page(self, table: Table, last: Any) -> Sequence[Row]:
+        with self._driver_errors:
+            if table is events:
+                return self._log.read_page(self._connection, _BEFORE_ALL if last is None else last)
+            key = table.columns[0]
+            query = select(table).order_by(key).limit(PAGE_ROWS)
+            if last is not None:
+                query = query.where(key > last)
+            return [tuple(row) for row in self._connection.execute(query)]
+
+
+def _copy(table: Table, source: _Rows, target: _Rows, meter: Meter) -> None:
+    kinds = [column.type.python_type for column in table.columns]
+    for page in source.pages(table):
+        for row in page:
+            if [*map(type, row)] != kinds:
+                _refuse_damaged(table, row, kinds, source)
+            if target.backend == "postgresql" and any("\0" in value for value in row if isinstance(value, str)):
+                raise PersistenceError(
+                    f"{source.database}: {_place(table, row)} holds a NUL character, which PostgreSQL cannot store in "
+                    "text; nothing was copied. Remove the row, or copy into an SQLite file"
+                )
+        target.add(table, page)
+        if table is events:
+            meter.add(len(page))
+
+
+def _refuse_damaged(table: Table, row: Row, kinds: Sequence[type], source: _Rows) -> None:
+    cells = zip(table.columns, row, kinds, strict=True)
+    damaged = ", ".join(column.name for column, value, kind in cells if type(value) is not kind)
+    raise PersistenceError(
+        f"{source.database}: {_place(table, row)} is damaged: what it has as {damaged} is not of the column's type, "
+        "or not valid text; nothing was copied. Mend or remove the row, and copy again"
+    )
+
+
+def _compare(table: Table, source: _Rows, target: _Rows, meter: Meter) -> None:
+    for page in source.pages(table):
+        found = target.with_keys(table, [row[0] for row in page])
+        for row in page:
+            if found.get(row[0]) != row:
+                state = "differs from the source" if row[0] in found else "is missing"
+                raise PersistenceError(
+                    f"{target.database}: {_place(table, row)} {state} after it was copied; the copy was undone. Does "
+                    "a trigger of the target change what is stored?"
+                )
+        if table is events:
+            meter.add(len(page))
+    counts = source.count(table), target.count(table)
+    if counts[0] != counts[1]:
+        raise PersistenceError(
+            f"{target.database}: {table.name} holds {counts[1]:,} rows after {counts[0]:,} were copied; the copy was "
+            "undone. Does a trigger of the target add rows?"
+        )
+
+
+def _place(table: Table, row: Row) -> str:
+    return f"row {row[0]!r} of {table.name}"
+
+
+def _require_empty(target: _Rows) -> None:
+    counts = {table.name: target.count(table) for table in COPIED_TABLES}
+    present = [f"{count:,} rows of {name}" for name, count in counts.items() if count]
+    if present:
+        raise PersistenceError(
+            f"{target.database} is not empty: it holds {', '.join(present)}. Nothing was copied; name a new database, "
+            "or one that was migrated and never used"
+        )
+
+
+def _commit(connection: Connection, driver_errors: DriverErrors) -> None:
+    try:
+        with driver_errors:
+            connection.commit()
+    except StoreUnavailable as error:
+        if connection.dialect.name == "sqlite":
+            raise
+        raise StoreUnavailable(
+            f"{error}. The commit may have taken place: copy again, which is refused where it has"
+        ) from error.__cause__
+
+
+def _identity(engine: Engine) -> object:
+    """Returns what is equal for the same database only, whatever its address is."""
+    with DriverErrors(engine), consistent_reads(engine).connect() as connection:
+        if connection.dialect.name == "postgresql":
+            return tuple(connection.execute(_POSTGRESQL_IDENTITY).one())
+        files = {database.name: database.file for database in connection.exec_driver_sql("PRAGMA database_list")}
+        if not files["main"]:
+            return id(engine.pool)
+        file = Path(files["main"]).stat()
+        return file.st_dev, file.st_ino
+
+
+@contextmanager
+def _damaged_text_as_bytes(connection: Connection) -> Iterator[None]:
+    """Reads SQLite's text that is not UTF-8 as bytes, so that its row can be named: the driver's error does not."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver = sqlite_connection(connection)
+    driver.text_factory = _decoded
+    try:
+        yield
+    finally:
+        driver.text_factory = str
+
+
+def _decoded(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

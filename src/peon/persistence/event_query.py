@@ -1,0 +1,145 @@
+"""Which events a reader asks for, and on which an append depends."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from hashlib import sha256
+from types import MappingProxyType
+from uuid import UUID
+
+from pydantic_core import from_json
+
+TYPE = "type"
+"""The tag that every event has: the name under which it is stored."""
+
+_IDENTIFIERS = ("turn_id", "thread_id", "project_id")
+
+LONGEST_KEY = 500
+"""Characters; an index of PostgreSQL takes a third of a page, which is 2,704 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventQuery:
+    """Matches the events that have all that is given; without anything, every event.
+
+    An event has the identifiers that are fields of its own: an event of a turn has `turn_id` and `thread_id`, and
+    only those of projects and `ThreadCreated` have `project_id`. What counts is what is stored: after an upcaster has
+    renamed a type or a field, ask for the old name as well.
+
+    Args:
+        event_types: Names as of `event_type_name`: the event is of one of them. Kept as a tuple.
+        project_id: A UUID, or its text.
+        thread_id: As of `project_id`.
+        turn_id: As of `project_id`.
+        tags: Values of further fields, by name: those that the codec names as tags. Text must be as the field's JSON
+            has it: the UUID object where the field is one, the member where it is an enumeration.
+
+    Raises:
+        TypeError: `event_types` is one text; a value is neither text nor an integer nor a UUID.
+        ValueError: An identifier is not a UUID; a tag is one of the identifiers that are given.
+    """
+
+    event_types: Iterable[str] | None = None
+    project_id: UUID | str | None = None
+    thread_id: UUID | str | None = None
+    turn_id: UUID | str | None = None
+    tags: Mapping[str, UUID | str | int] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        # Neither an iterator that is used up, nor a list that is changed later, may change what the query asks.
+        object.__setattr__(self, "event_types", checked_names(self.event_types))
+        if not isinstance(self.tags, Mapping):
+            raise TypeError(f"tags are given as a dictionary, not {type(self.tags).__name__}")
+        tags = {name: value.value if isinstance(value, Enum) else value for name, value in self.tags.items()}
+        for name, value in tags.items():
+            if type(value) is bool or not isinstance(value, UUID | str | int):
+                raise TypeError(f"the value of tag {name} is text, a number or a UUID, not {type(value).__name__}")
+            if getattr(self, name, None) is not None and name in _IDENTIFIERS:
+                raise ValueError(f"{name} was given twice: leave it out of the tags")
+        object.__setattr__(self, "tags", MappingProxyType(tags))
+        self.wanted()
+
+    def wanted(self) -> dict[str, list[str]]:
+        """Returns for each tag the keys of which an event must have one; the most selective first."""
+        wanted = {name: [key_of(str(value))] for name, value in self.tags.items()}
+        for name in _IDENTIFIERS:
+            identifier = getattr(self, name)
+            if identifier is not None:
+                wanted[name] = [str(canonical(name, identifier))]
+        if self.event_types is not None:
+            wanted[TYPE] = [key_of(name) for name in dict.fromkeys(self.event_types)]
+        return wanted
+
+
+@dataclass(frozen=True)
+class AppendCondition:
+    """Lets an append take place only if nothing has happened that it does not know of (dcb.events).
+
+    Attributes:
+        query: The events on which the decision to append was based.
+        after: The sequence up to which they were read: none that matches may be stored above it.
+    """
+
+    query: EventQuery
+    after: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.query, EventQuery):
+            raise TypeError(f"the query of a condition is an EventQuery, not {type(self.query).__name__}")
+        if type(self.after) is not int:
+            raise TypeError(f"after is a sequence, not {type(self.after).__name__}")
+        if self.after < 0:
+            raise ValueError(f"after is a number from 0 on, not {self.after}")
+
+
+def checked_names(event_types: Iterable[str] | None) -> tuple[str, ...] | None:
+    if event_types is None:
+        return None
+    if not isinstance(event_types, str) and isinstance(event_types, Iterable):
+        names = tuple(event_types)
+        if all(isinstance(name, str) for name in names):
+            return names
+    raise TypeError("event_types takes a list of names, as of event_type_name: ['ProjectCreated']")
+
+
+def keys_in(event_type: str, payload: str | bytes, names: Collection[str]) -> dict[str, str]:
+    """Returns the keys of those tags that a stored event has; a payload that is not JSON has its type alone."""
+    keys = {TYPE: key_of(event_type)} if TYPE in names and isinstance(event_type, str) else {}
+    if set(names) <= {TYPE}:
+        return keys
+    try:
+        fields = from_json(payload)
+    except (ValueError, TypeError):  # in a damaged file, the columns may hold anything
+        return keys
+    if isinstance(fields, dict):
+        for name in names:
+            value = fields.get(name)
+            if name != TYPE and isinstance(value, str | int) and not isinstance(value, bool):
+                keys[name] = key_of(str(value))
+    return keys
+
+
+def key_of(value: str) -> str:
+    """Returns what stands for a value in the index: itself, or a digest where no index or no database takes it."""
+    encoded = value.encode(errors="surrogatepass")
+    if len(value) <= LONGEST_KEY and b"\0" not in encoded and (value.isascii() or _is_valid(encoded)):
+        return value
+    return f"sha256:{sha256(encoded).hexdigest()}"
+
+
+def _is_valid(encoded: bytes) -> bool:
+    try:
+        encoded.decode()
+    except UnicodeDecodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def canonical(name: str, identifier: UUID | str) -> UUID:
+    """Returns the UUID of a text; raises `ValueError` where it is none."""
+    if isinstance(identifier, UUID):
+        return identifier
+    try:
+        return UUID(identifier)
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f"{name} is a UUID, not {type(identifier).__name__} {identifier!r:.50}") from None

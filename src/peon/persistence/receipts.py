@@ -1,0 +1,73 @@
+"""What commands have stored: a receipt each, written in the transaction of their events."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from sqlalchemy import Connection, bindparam, select
+
+from peon.persistence.schema import command_receipts
+from peon.persistence.statements import DriverQuery, insert_into
+
+_INSERT = insert_into(command_receipts)
+
+_FIND = DriverQuery(
+    select(command_receipts.c.first_sequence, command_receipts.c.events).where(
+        command_receipts.c.command_id == bindparam("of_command")
+    ),
+    ["of_command"],
+)
+
+
+class Receipt(NamedTuple):
+    """What a command has stored: `events` of them, from `first_sequence` on; 0 where there are none."""
+
+    first_sequence: int
+    events: int
+
+
+def receipt_of(connection: Connection, command_id: UUID) -> Receipt | None:
+    rows = _FIND.rows(connection, str(command_id))
+    return Receipt(*rows[0]) if rows else None
+
+
+def add_receipt(connection: Connection, command_id: UUID, receipt: Receipt, stored_at: str) -> None:
+    _INSERT.run(connection, [(str(command_id), *receipt, stored_at)])
+
+
+def difference(stored: Sequence[BaseModel], repeated: Sequence[BaseModel]) -> str | None:
+    """Returns what makes a repeat another command, `None` where it is the same.
+
+    A field that the repeat has left to a default factory that makes another value each time, such as the time of an
+    event, says nothing about the command, and is not compared.
+    """
+    if len(stored) != len(repeated):
+        return f"it has stored {len(stored)} events, and these are {len(repeated)}"
+    for index, (before, now) in enumerate(zip(stored, repeated, strict=True)):
+        if type(before) is not type(now):
+            return f"event {index} was {type(before).__name__}, and is {type(now).__name__}"
+        json_before, json_now = (event.model_dump(mode="json") for event in (before, now))
+        for name, field in type(now).model_fields.items():
+            if name not in now.model_fields_set and _is_made_anew(field, getattr(now, name)):
+                continue
+            # As JSON too: to Python, 1 and True are equal.
+            same = getattr(before, name) == getattr(now, name)
+            if not same or _text(json_before.get(name)) != _text(json_now.get(name)):
+                return f"event {index} ({type(now).__name__}) has another {name}"
+    return None
+
+
+def _is_made_anew(field: FieldInfo, value: object) -> bool:
+    if field.default_factory is None:
+        return False
+    try:
+        return bool(field.get_default(call_default_factory=True, validated_data={}) != value)
+    except Exception:  # a factory that takes the other fields into account
+        return True
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,240 @@
+"""The index of tags: which events have a field with a value.
+
+It is derived from the log, field by field, when a query first asks for a field; appends never write it. So it is
+behind, mostly, and what is above its position is read from the log itself.
+"""
+
+import heapq
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+
+from sqlalchemy import Connection, Engine, Insert, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from peon.persistence.availability import DriverErrors
+from peon.persistence.engine import begin_writing, consistent_reads, transaction_without_waiting
+from peon.persistence.errors import StoreUnavailable
+from peon.persistence.event_query import TYPE, EventQuery, key_of, keys_in
+from peon.persistence.paging import LogPages, LogRow
+from peon.persistence.schema import event_tags, events, tag_positions, tags
+from peon.persistence.statements import MAXIMUM_KEYS, insert_into
+
+TAIL = 1_000
+"""Events above the position of the index that are read from the log rather than indexed: in 2 ms, unless large."""
+
+PAGES_A_COMMIT = 10
+"""Pages of the log that are indexed in one transaction: appends wait for a tenth of a second."""
+
+PAGE_MATCHES = 250
+"""Events that are fetched at once by a query."""
+
+_INSERT_EVENT_TAG = insert_into(event_tags)
+
+
+_ADD_TAG: dict[str, Insert] = {
+    "sqlite": sqlite.insert(tags).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(tags).on_conflict_do_nothing(),
+}
+_ADD_POSITION: dict[str, Insert] = {
+    "sqlite": sqlite.insert(tag_positions).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(tag_positions).on_conflict_do_nothing(),
+}
+
+
+class TagIndex:
+    """The index of one database."""
+
+    def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
+        self._engine = engine
+        self._reads = consistent_reads(engine)
+        self._driver_errors = driver_errors
+        self._log = LogPages(engine, driver_errors)
+
+    def first_match(self, connection: Connection, query: EventQuery, after: int, last: int) -> int | None:
+        """Returns the lowest sequence above `after` of an event that matches, `None` where there is none.
+
+        Args:
+            last: The end of the log.
+
+        Raises:
+            IndexBehind: Too much of the log is not indexed yet.
+        """
+        wanted = query.wanted()
+        if after >= last or not all(wanted.values()):
+            return None
+        if last - after > TAIL and wanted:
+            indexed = self._position(connection, wanted)
+            if last - max(indexed, after) > TAIL:
+                raise IndexBehind
+            if after < indexed:
+                for sequence in self._indexed(connection, wanted, after, indexed, 1):
+                    return sequence
+                after = indexed
+        while page := self._log.read_page(connection, after):
+            for row in page:
+                if _matches(row, wanted):
+                    return row[0]
+            after = page[-1][0]
+        return None
+
+    def pages(self, query: EventQuery, after: int, limit: int | None) -> Iterator[list[LogRow]]:
+        """Yields the rows that match, as `LogPages.read` does; brings the index up first, where that is far behind."""
+        wanted = query.wanted()
+        remaining = limit
+        if not all(wanted.values()):
+            return
+        with suppress(StoreUnavailable):  # one that cannot be written now, or ever, can be read without
+            self.catch_up(query, after, wait=False)
+        while remaining is None or remaining > 0:
+            with self._driver_errors, self._reads.connect() as connection:
+                indexed = self._position(connection, wanted)
+                if after < indexed:
+                    sequences = self._indexed(connection, wanted, after, indexed, PAGE_MATCHES)
+                    page = self._log.read_rows(connection, sequences)
+                    if len(page) < len(sequences):  # large events end a page early
+                        after = page[-1][0]
+                    else:
+                        after = sequences[-1] if len(sequences) == PAGE_MATCHES else indexed
+                else:
+                    read = self._log.read_page(connection, after)
+                    if not read:
+                        return
+                    page = [row for row in read if _matches(row, wanted)]
+                    after = read[-1][0]
+            page = page[:remaining]
+            if remaining is not None:
+                remaining -= len(page)
+            if page:
+                yield page
+
+    def catch_up(self, query: EventQuery, after: int = 0, *, wait: bool = True) -> None:
+        """Indexes the tags of the query to the present end of the log, in transactions of its own, if that is far off.
+
+        Args:
+            after: The part of the log up to this sequence is not asked for.
+            wait: For the locks of others; otherwise it raises `StoreUnavailable` where they are held.
+        """
+        names = query.wanted()
+        if not names:
+            return
+        with self._driver_errors:
+            with self._reads.connect() as connection:
+                end: int = connection.scalars(select(func.coalesce(func.max(events.c.sequence), 0))).one()
+                position = self._position(connection, names)
+            if end - after <= TAIL:
+                return
+            while end - position > TAIL:
+                transaction = self._engine.begin() if wait else transaction_without_waiting(self._engine)
+                with transaction as connection:
+                    self.extend(connection, names, PAGES_A_COMMIT)
+                    position = self._position(connection, names)
+
+    def extend(self, connection: Connection, names: Collection[str], pages: int | None = None) -> None:
+        """Indexes tags in the transaction of the connection, so many pages of the log, or all."""
+        begin_writing(connection)
+        connection.execute(
+            _ADD_POSITION[connection.dialect.name], [{"name": name, "sequence": 0} for name in sorted(names)]
+        )
+        while True:
+            rows = connection.execute(
+                select(tag_positions.c.name, tag_positions.c.sequence)
+                .where(tag_positions.c.name.in_(list(names)))
+                .order_by(tag_positions.c.name)
+                .with_for_update()  # two that do the same take turns
+            ).all()
+            positions: dict[str, int] = {row.name: row.sequence for row in rows}
+            start = min(positions.values())
+            lagging = [name for name, position in positions.items() if position == start]
+            until = min((position for position in positions.values() if position > start), default=None)
+            end = self._index_pages(connection, lagging, start, until, pages)
+            if end > start:
+                connection.execute(update(tag_positions).where(tag_positions.c.name.in_(lagging)).values(sequence=end))
+            if pages is not None or (end == start and until is None):
+                return
+
+    def _index_pages(
+        self, connection: Connection, names: Sequence[str], start: int, until: int | None, pages: int | None
+    ) -> int:
+        after = start
+        done = 0
+        while (pages is None or done < pages) and (page := self._log.read_page(connection, after)):
+            if until is not None:
+                page = [row for row in page if row[0] <= until]
+                if not page:
+                    return until
+            self._index(connection, names, page)
+            after = page[-1][0]
+            done += 1
+        return after
+
+    def _index(self, connection: Connection, names: Sequence[str], page: list[LogRow]) -> None:
+        found = [(key, row[0]) for row in page for key in keys_in(row[1], row[2], names).items()]
+        keys = sorted({key for key, _ in found})
+        if not keys:
+            return
+        rows = [{"name": name, "value": value} for name, value in keys]
+        connection.execute(_ADD_TAG[connection.dialect.name], rows)
+        identifiers = {
+            (name, value): identifier
+            for name in names
+            for value, identifier in self._identifiers(connection, name, [v for n, v in keys if n == name])
+        }
+        _INSERT_EVENT_TAG.run(connection, sorted((identifiers[key], sequence) for key, sequence in found))
+
+    def _identifiers(self, connection: Connection, name: str, values: Sequence[str]) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        for start in range(0, len(values), MAXIMUM_KEYS):
+            query = select(tags.c.value, tags.c.id).where(
+                tags.c.name == name, tags.c.value.in_(values[start : start + MAXIMUM_KEYS])
+            )
+            found += [(value, identifier) for value, identifier in connection.execute(query)]
+        return found
+
+    def _position(self, connection: Connection, names: Collection[str]) -> int:
+        """Returns up to which sequence all the tags are indexed."""
+        query = select(tag_positions.c.sequence).where(tag_positions.c.name.in_(list(names)))
+        found = connection.scalars(query).all()
+        return min(found) if len(found) == len(names) and found else 0
+
+    def _indexed(
+        self, connection: Connection, wanted: dict[str, list[str]], after: int, until: int, limit: int
+    ) -> list[int]:
+        """Returns the first sequences of the range that the index has for what is wanted."""
+        identifiers = [
+            [identifier for _, identifier in self._identifiers(connection, name, keys)] for name, keys in wanted.items()
+        ]
+        if not all(identifiers):
+            return []
+        leading, *others = identifiers
+        query = (
+            select(event_tags.c.sequence)
+            .where(event_tags.c.sequence > after, event_tags.c.sequence <= until)
+            .order_by(event_tags.c.sequence)
+            .limit(limit)
+        )
+        for each in others:
+            other = event_tags.alias()
+            query = query.where(
+                select(other.c.tag_id)
+                .where(other.c.tag_id.in_(each), other.c.sequence == event_tags.c.sequence)
+                .correlate(event_tags)
+                .exists()
+            )
+        # One query each, so that each is a range of the primary key, already in order.
+        ranges = [connection.scalars(query.where(event_tags.c.tag_id == tag)).all() for tag in leading]
+        return list(islice(heapq.merge(*ranges), limit))
+
+
+class IndexBehind(Exception):  # noqa: N818
+    """The tags of a query must be indexed first."""
+
+
+def _matches(row: LogRow, wanted: dict[str, list[str]]) -> bool:
+    _, event_type, payload, _ = row
+    if not wanted:
+        return True
+    if TYPE in wanted and event_type not in wanted[TYPE] and key_of(str(event_type)) not in wanted[TYPE]:
+        return False  # most are, and need not be parsed
+    keys = keys_in(event_type, payload, wanted)
+    return all(keys.get(name) in values for name, values in wanted.items())

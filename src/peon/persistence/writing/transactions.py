@@ -1,0 +1,184 @@
+"""Transactions at the end of the log, on a connection that is kept, and repeated where that is safe."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from copy import copy
+from itertools import count
+from typing import Any, Generic, Literal, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from peon.persistence.availability import DriverErrors, database_name
+from peon.persistence.engine import is_memory
+from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.sequencing import LogEnd, connect_to_append
+
+RequestT = TypeVar("RequestT")
+ResultT = TypeVar("ResultT")
+
+Perform = Callable[[LogEnd, list[RequestT]], Sequence[ResultT | Exception]]
+"""Performs requests in a transaction, and returns for each its result, or the error of it alone."""
+
+ATTEMPTS = 5
+"""How often a transaction is tried that a server undoes in favour of another."""
+
+PAUSE = 0.01
+"""Seconds before the second attempt, at most; twice as long before each further one."""
+
+UNDONE = frozenset({"40001", "40P01"})
+"""SQLSTATE of a serialisation failure and of a deadlock: the server has undone the transaction, even at its commit."""
+
+LOST = ("08", "57P0")
+"""SQLSTATE of connection exceptions, and of a server that shuts down or ends the connection."""
+
+_IN_ERROR = 3
+"""libpq's PQTRANS_INERROR."""
+
+
+class Ticket(Generic[RequestT, ResultT]):
+    """A request, and what came of it."""
+
+    __slots__ = ("error", "request", "result", "served")
+
+    def __init__(self, request: RequestT) -> None:
+        self.request = request
+        self.served = False
+        self.result: ResultT | None = None
+        self.error: Exception | None = None
+
+    def settle(self, outcome: ResultT | Exception) -> None:
+        if isinstance(outcome, Exception):
+            self.error = outcome
+        else:
+            self.result = outcome
+        self.served = True
+
+
+class AppendTransactions(Generic[RequestT, ResultT]):
+    """Performs requests, any number in one transaction, one transaction at a time.
+
+    The connection is kept from one transaction to the next: to take it from the pool and to give it back costs a
+    fifth of an append of one event to an SQLite file, fsync included (see docs/decisions.md). After any error it is
+    given back, and the next transaction takes another. A database in memory has only this connection, and readers
+    need it too.
+
+    Args:
+        pause: Waits for so many seconds.
+
+    Attributes:
+        stage: How far the transaction has come.
+        connection: The one that is kept.
+    """
+
+    def __init__(
+        self, engine: Engine, driver_errors: DriverErrors, pause: Callable[[float], object] = time.sleep
+    ) -> None:
+        self._engine = engine
+        self._driver_errors = driver_errors
+        self._pause = pause
+        self._keep = not is_memory(engine.url)
+        self.stage: Literal["beginning", "performing", "committing"] = "beginning"
+        self.connection: Connection | None = None
+
+    def serve(self, tickets: Sequence[Ticket[RequestT, ResultT]], perform: Perform[RequestT, ResultT]) -> None:
+        """Performs the requests in one transaction, or, where one of them makes that fail, each in its own."""
+        try:
+            outcomes = self.transact([ticket.request for ticket in tickets], perform)
+        except Exception as error:
+            if len(tickets) > 1 and self.stage == "performing":
+                for ticket in tickets:
+                    self.serve([ticket], perform)
+                return
+            # No request's fault, and to wait for a lock once more for each would take long.
+            outcomes = [_copied(error) if len(tickets) > 1 else error for _ in tickets]
+        for ticket, outcome in zip(tickets, outcomes, strict=True):
+            ticket.settle(outcome)
+        self.stage = "beginning"
+
+    def transact(self, requests: list[RequestT], perform: Perform[RequestT, ResultT]) -> Sequence[ResultT | Exception]:
+        """Performs the requests in one transaction; what that raises undoes it."""
+        for attempt in count(1):
+            self.stage = "beginning"
+            committed = repeatable = False
+            try:
+                with self._driver_errors:
+                    try:
+                        outcomes = self._perform(requests, perform)
+                        committed = True
+                    except Exception as error:
+                        repeatable = self._is_safe_to_repeat(error)
+                        raise
+                return outcomes
+            except Exception:
+                if attempt == ATTEMPTS or not repeatable:
+                    raise
+            finally:
+                if not (committed and self._keep):
+                    self.give_back()
+            self._pause(random.uniform(0, PAUSE * 2**attempt))  # noqa: S311 - so that two do not meet again
+        raise AssertionError
+
+    def _perform(self, requests: list[RequestT], perform: Perform[RequestT, ResultT]) -> Sequence[ResultT | Exception]:
+        if self.connection is None:
+            self.connection = connect_to_append(self._engine)
+        end = LogEnd.begin(self.connection)
+        self.stage = "performing"
+        outcomes = perform(end, requests)
+        _refuse_to_commit_nothing(self.connection)
+        self.stage = "committing"
+        self.connection.commit()
+        return outcomes
+
+    def _is_safe_to_repeat(self, error: Exception) -> bool:
+        cause = self._driver_errors.cause_of(error)
+        state = str(getattr(cause, "sqlstate", None))
+        if state in UNDONE:
+            return True
+        connection = self.connection
+        if cause is None or connection is None:
+            return False
+        # SQLAlchemy has invalidated it where the loss met a statement of its own. What a server says has an SQLSTATE;
+        # an operational error without one is of the connection itself.
+        dbapi: Any = self._engine.dialect.loaded_dbapi
+        of_connection = getattr(cause, "sqlstate", "none") is None and isinstance(cause, dbapi.OperationalError)
+        lost = connection.invalidated or state.startswith(LOST) or of_connection
+        lost = lost or self._engine.dialect.is_disconnect(cause, connection.connection.dbapi_connection, None)  # type: ignore[arg-type]
+        if lost and self.stage == "committing":
+            raise StoreUnavailable(
+                f"{database_name(self._engine)}: the connection was lost during the commit, which may have taken "
+                "place: read the log, or repeat the call with the same command_id, which stores nothing twice"
+            ) from cause
+        return lost
+
+    def give_back(self) -> None:
+        """Gives the connection back to the pool; the next transaction takes one again."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return
+        try:
+            # SQLAlchemy takes a transaction whose commit failed to be over; SQLite may have it open still.
+            self._engine.dialect.do_rollback(connection.connection)
+        except Exception:
+            connection.invalidate()
+        finally:
+            connection.close()
+
+
+def _refuse_to_commit_nothing(connection: Connection) -> None:
+    """PostgreSQL answers a COMMIT after an error that somebody swallowed with a rollback, and no error."""
+    if connection.dialect.name == "sqlite":
+        return
+    driver: Any = connection.connection.dbapi_connection
+    if driver.info.transaction_status == _IN_ERROR:
+        raise PersistenceError(
+            "a statement failed in the transaction of an append, and its error was swallowed, by on_append or a "
+            "projection: the server undid the whole. Use a savepoint (connection.begin_nested()) there"
+        )
+
+
+def _copied(error: Exception) -> Exception:
+    """An exception that several threads raise would collect the tracebacks of all."""
+    copied = copy(error)
+    copied.__cause__ = error.__cause__
+    return copied

@@ -1,0 +1,235 @@
+"""Subscriptions of tasks: as those of threads."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+from processes import context
+from sqlalchemy import URL
+from subscription_processes import append_names
+
+from peon.orchestration import ProjectRenamed, ThreadSelected
+from peon.persistence import EventDecodeError, EventQuery, SubscriptionConflict
+from peon.persistence.asynchronous import AsyncDatabase, AsyncSubscription
+from peon.persistence.stored_events import StoredEvent
+
+PATIENCE = 30
+
+
+def renamed(name: str = "x") -> ProjectRenamed:
+    return ProjectRenamed(project_id=UUID(int=1), name=name)
+
+
+@asynccontextmanager
+async def opened(url: URL) -> AsyncIterator[AsyncDatabase]:
+    async with asyncio.timeout(PATIENCE), await AsyncDatabase.open(url=url, projections=False) as database:
+        yield database
+    assert not any(thread.name == "peon-watcher" for thread in threading.enumerate())
+
+
+async def take(subscription: AsyncSubscription[Any], count: int) -> list[StoredEvent[Any]]:
+    return [await anext(subscription) for _ in range(count)]
+
+
+async def until_waiting(database: AsyncDatabase, count: int = 1) -> None:
+    while len(database.events._arrivals._wakes) < count:
+        await asyncio.sleep(0.001)
+
+
+def test_yields_what_is_stored_and_then_what_comes(url: URL, migrated: None) -> None:
+    async def story() -> None:
+        async with opened(url) as database:
+            stored = await database.events.append_all([renamed("a"), renamed("b")])
+            async with database.events.subscribe() as subscription:
+                assert await take(subscription, 2) == stored
+                coming = asyncio.create_task(take(subscription, 30))
+                await until_waiting(database)
+                appended = await asyncio.gather(*(database.events.append_all([renamed(str(n))]) for n in range(30)))
+                assert await coming == sorted(event for batch in appended for event in batch)
+                assert subscription.position == 32
+
+    asyncio.run(story())
+
+
+def test_is_woken_by_another_process(migrated_lasting_url: URL) -> None:
+    async def story() -> None:
+        async with opened(migrated_lasting_url) as database, database.events.subscribe() as subscription:
+            coming = asyncio.create_task(take(subscription, 10))
+            await until_waiting(database)
+            address = migrated_lasting_url.render_as_string(hide_password=False)
+            context.Process(target=append_names, args=(address, [str(n) for n in range(10)])).start()
+            assert [stored.event.name for stored in await coming] == [str(n) for n in range(10)]
+
+    asyncio.run(story())
+
+
+def test_yields_only_what_is_asked_for(url: URL, migrated: None) -> None:
+    async def story() -> None:
+        async with opened(url) as database:
+            query = EventQuery(thread_id=UUID(int=7))
+            async with database.events.subscribe(query=query, after=1) as subscription:
+                await database.events.append_all([ThreadSelected(thread_id=UUID(int=7)), renamed()])
+                await database.events.append_all([ThreadSelected(thread_id=UUID(int=7))])
+                assert (await anext(subscription)).sequence == 3
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("end", [asyncio.Event, threading.Event])
+def test_ends_by_its_event(url: URL, migrated: None, end: type[Any]) -> None:
+    async def story() -> None:
+        async with opened(url) as database:
+            ending = end()
+            consuming = asyncio.create_task(take(database.events.subscribe(end=ending), 1))
+            await until_waiting(database)
+            ending.set()
+            with pytest.raises(StopAsyncIteration):
+                await consuming
+
+    asyncio.run(story())
+
+
+def test_ends_when_it_is_closed(url: URL, migrated: None) -> None:
+    async def consume(subscription: AsyncSubscription[Any]) -> list[int]:
+        return [stored.sequence async for stored in subscription]
+
+    async def story() -> None:
+        async with opened(url) as database:
+            await database.events.append_all([renamed()])
+            first, second = database.events.subscribe(), database.events.subscribe()
+            consuming = [asyncio.create_task(consume(subscription)) for subscription in (first, second)]
+            await until_waiting(database, 2)
+            await first.close()
+            assert await consuming[0] == [1]
+        assert await consuming[1] == [1]  # with the database
+
+    asyncio.run(story())
+
+
+def test_one_that_nobody_uses_any_more_ends(migrated_lasting_url: URL) -> None:
+    async def story() -> None:
+        async with opened(migrated_lasting_url) as database:
+
+            async def consume_one() -> None:
+                async for _ in database.events.subscribe():
+                    return
+
+            consuming = asyncio.create_task(consume_one())
+            await until_waiting(database)
+            await database.events.append_all([renamed()])
+            await consuming
+            gc.collect()
+            assert not database.events._arrivals._wakes
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("cancellations", [1, 2, 3])
+def test_ends_however_often_its_task_is_cancelled(migrated_lasting_url: URL, cancellations: int) -> None:
+    async def story() -> None:
+        async with opened(migrated_lasting_url) as database:
+            subscription = database.events.subscribe()
+
+            async def follow() -> None:
+                async with subscription:
+                    await take(subscription, 1)
+
+            following = asyncio.create_task(follow())
+            await until_waiting(database)
+            for _ in range(cancellations):
+                following.cancel()
+                await asyncio.sleep(0)
+            await asyncio.wait([following])
+            await database.events.close()
+            assert not database.events._arrivals._wakes
+
+    asyncio.run(story())
+
+
+def test_a_cancelled_wait_loses_nothing(url: URL, migrated: None) -> None:
+    async def story() -> None:
+        async with opened(url) as database, database.events.subscribe() as subscription:
+            received: list[int] = []
+
+            async def produce() -> None:
+                for _ in range(60):
+                    await database.events.append_all([renamed()])
+
+            producing = asyncio.create_task(produce())
+            turn = 0
+            while len(received) < 60:
+                waiting = asyncio.create_task(anext(subscription))
+                for _ in range(turn % 7):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                turn += 1
+                (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+                if not isinstance(outcome, BaseException):
+                    received.append(outcome.sequence)
+            await producing
+            assert received == [*range(1, 61)]
+
+    asyncio.run(story())
+
+
+def test_a_named_one_goes_on_where_the_last_one_was(url: URL, migrated: None) -> None:
+    async def story() -> None:
+        async with opened(url) as database:
+            await database.events.append_all([renamed()] * 5)
+            async with database.events.subscription("mailer") as subscription:
+                await take(subscription, 2)
+                async with database.engine.begin() as connection:
+                    await database.settings.set("sent", 2, connection=connection)
+                    await subscription.commit(connection=connection)
+                await take(subscription, 2)
+                async with database.engine.connect() as connection:
+                    await subscription.commit(connection=connection)
+                    await connection.rollback()
+            other = database.events.subscription("mailer")
+            assert (await anext(other)).sequence == 3
+            await other.commit()
+            async with database.events.subscription("mailer", after=4) as again:
+                assert again.position == 3
+                await take(again, 1)
+                await again.commit()
+            await take(other, 1)
+            with pytest.raises(SubscriptionConflict):
+                await other.commit()
+
+    asyncio.run(story())
+
+
+def test_an_event_that_cannot_be_decoded_comes_in_its_place(sqlite_url: URL) -> None:
+    async def story() -> None:
+        async with opened(sqlite_url) as database:
+            await database.events.append_all([renamed()] * 2)
+            async with database.engine.begin() as connection:
+                await connection.exec_driver_sql(
+                    "INSERT INTO events VALUES (3, 'Unheard', '{}', '2026-01-01T00:00:00.000000Z')"
+                )
+            async with database.events.subscribe() as subscription:
+                assert [stored.sequence for stored in await take(subscription, 2)] == [1, 2]
+                for _ in range(2):
+                    with pytest.raises(EventDecodeError):
+                        await anext(subscription)
+                assert subscription.position == 2
+
+    asyncio.run(story())
+
+
+def test_two_tasks_do_not_share_one(url: URL, migrated: None) -> None:
+    async def story() -> None:
+        async with opened(url) as database, database.events.subscribe() as subscription:
+            waiting = asyncio.create_task(take(subscription, 1))
+            await until_waiting(database)
+            with pytest.raises(RuntimeError, match="for one"):
+                await anext(subscription)
+            await database.events.append_all([renamed()])
+            assert len(await waiting) == 1
+
+    asyncio.run(story())

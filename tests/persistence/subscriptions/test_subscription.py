@@ -1,0 +1,403 @@
+"""Subscriptions: nothing is missed or repeated, whoever appends; they wake, end, and survive lost connections."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+import pytest
+from processes import context
+from sqlalchemy import URL, insert, text
+from subscription_processes import append_names
+
+from peon.orchestration import OrchestrationEvent, ProjectRenamed, ThreadSelected
+from peon.persistence import (
+    Database,
+    EventDecodeError,
+    EventQuery,
+    StoredEvent,
+    StoreUnavailable,
+    Subscription,
+    create_engine,
+    paging,
+)
+from peon.persistence.availability import DriverErrors
+from peon.persistence.codec import orchestration_codec
+from peon.persistence.paging import LogPages
+from peon.persistence.schema import events as log
+from peon.persistence.subscriptions import Tail, arrivals, watcher
+
+PATIENCE = 30
+
+
+def address(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+def renamed(name: str = "x", project: int = 1) -> ProjectRenamed:
+    return ProjectRenamed(project_id=UUID(int=project), name=name)
+
+
+def take(subscription: Subscription[Any], count: int) -> list[StoredEvent[Any]]:
+    return [next(subscription) for _ in range(count)]
+
+
+def watchers() -> int:
+    return sum(thread.name == "peon-watcher" for thread in threading.enumerate())
+
+
+@pytest.fixture(autouse=True)
+def no_watcher_is_left() -> Iterator[None]:
+    yield
+    assert watchers() == 0
+
+
+@pytest.fixture
+def consumers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+@pytest.fixture
+def lasting(migrated_lasting_url: URL) -> Iterator[Database]:
+    with Database.open(url=migrated_lasting_url, projections=False) as database:
+        yield database
+
+
+def until_waiting(database: Database) -> None:
+    """Returns when a subscription of the database has found nothing new, and waits."""
+    deadline = time.monotonic() + PATIENCE
+    while not database.events._arrivals._wakes:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class TestSeam:
+    def test_yields_what_is_stored_and_then_what_comes(
+        self, log_alone: Database, consumers: ThreadPoolExecutor
+    ) -> None:
+        stored = log_alone.events.append_all([renamed("a"), renamed("b")])
+        with log_alone.events.subscribe() as subscription:
+            assert take(subscription, 2) == stored
+            coming = consumers.submit(next, subscription)
+            until_waiting(log_alone)
+            stored += log_alone.events.append_all([renamed("c")])
+
+            assert coming.result(PATIENCE) == stored[2]
+            assert subscription.position == 3
+
+    def test_begins_after_a_sequence(self, log_alone: Database) -> None:
+        stored = log_alone.events.append_all([renamed("a"), renamed("b")])
+        with log_alone.events.subscribe(after=1) as subscription:
+            assert subscription.position == 1
+            assert next(subscription) == stored[1]
+
+    def test_nothing_is_missed_or_repeated_while_others_append(
+        self, log_alone: Database, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(paging, "PAGE_EVENTS", 3)
+        events = log_alone.events
+
+        def consume(after: int) -> list[int]:
+            with events.subscribe(after=after) as subscription:
+                return [stored.sequence for stored in take(subscription, 120 - after)]
+
+        def produce(number: int) -> None:
+            for _ in range(20):
+                events.append_all([renamed(str(number))] * (1 + number))
+
+        consumed = [consumers.submit(consume, after) for after in (0, 0, 17, 60)]
+        produced = [consumers.submit(produce, number) for number in range(3)]
+        for future in produced:
+            future.result(PATIENCE)
+        assert [future.result(PATIENCE) for future in consumed] == [
+            [*range(after + 1, 121)] for after in (0, 0, 17, 60)
+        ]
+
+    @pytest.mark.parametrize(
+        "filters", [{"event_types": ["ThreadSelected"]}, {"query": EventQuery(thread_id=UUID(int=7))}]
+    )
+    def test_yields_only_what_is_asked_for(
+        self, log_alone: Database, consumers: ThreadPoolExecutor, filters: dict[str, Any]
+    ) -> None:
+        wanted = ThreadSelected(thread_id=UUID(int=7))
+        batch: list[OrchestrationEvent] = [renamed(), wanted, renamed()]
+        log_alone.events.append_all(batch)
+        with log_alone.events.subscribe(**filters) as subscription:
+            assert next(subscription).sequence == 2
+            coming = consumers.submit(next, subscription)
+            until_waiting(log_alone)
+            log_alone.events.append_all([renamed()])
+            log_alone.events.append_all(batch)
+            assert coming.result(PATIENCE).sequence == 6
+            assert subscription.position == 6
+
+    def test_what_is_passed_over_is_not_read_again(self, log_alone: Database) -> None:
+        log_alone.events.append_all([renamed()] * 5)
+        pages = LogPages(log_alone.engine, DriverErrors(log_alone.engine), ["ThreadSelected"])
+        asked: list[int] = []
+
+        def read(after: int, limit: int | None) -> Iterator[list[Any]]:
+            asked.append(after)
+            return pages.read(after, limit)
+
+        tail: Tail[Any] = Tail(read, log_alone.events.last_sequence, orchestration_codec, 0, keep=False)
+        assert tail.next() is None
+        log_alone.events.append_all([ThreadSelected(thread_id=UUID(int=7))])
+        assert tail.next() is not None
+        assert tail.next() is None
+        assert tail.next() is None
+        assert asked == [0, 5, 6, 6]
+
+
+class TestWaking:
+    def test_at_once_in_the_same_process(
+        self, log_alone: Database, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Blind:
+            def __init__(self, *_: object) -> None: ...
+            def stop(self) -> None: ...
+
+        monkeypatch.setattr(arrivals, "Watcher", Blind)
+        with log_alone.events.subscribe() as subscription:
+            for sequence in range(1, 20):
+                coming = consumers.submit(next, subscription)
+                until_waiting(log_alone)
+                log_alone.events.append_all([renamed()])
+                assert coming.result(PATIENCE).sequence == sequence
+
+    def test_by_another_database_object(
+        self,
+        lasting: Database,
+        migrated_lasting_url: URL,
+        consumers: ThreadPoolExecutor,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(watcher, "POLL", PATIENCE * 2)
+        with (
+            Database.open(url=migrated_lasting_url, projections=False) as other,
+            lasting.events.subscribe() as subscription,
+        ):
+            coming = consumers.submit(next, subscription)
+            until_waiting(lasting)
+            other.events.append_all([renamed()])
+            assert coming.result(PATIENCE).sequence == 1
+
+    def test_by_an_append_in_a_transaction_of_the_callers_own(
+        self, log_alone: Database, consumers: ThreadPoolExecutor
+    ) -> None:
+        with log_alone.events.subscribe() as subscription:
+            coming = consumers.submit(next, subscription)
+            until_waiting(log_alone)
+            with log_alone.engine.begin() as connection:
+                log_alone.events.append_all([renamed()], connection=connection)
+            assert coming.result(PATIENCE).sequence == 1
+
+    def test_by_another_process(
+        self, lasting: Database, migrated_lasting_url: URL, consumers: ThreadPoolExecutor
+    ) -> None:
+        names = [str(number) for number in range(50)]
+        with lasting.events.subscribe() as subscription:
+            coming = consumers.submit(take, subscription, len(names))
+            until_waiting(lasting)
+            process = context.Process(target=append_names, args=(address(migrated_lasting_url), names))
+            process.start()
+            assert [stored.event.name for stored in coming.result(PATIENCE)] == names
+            process.join()
+
+    def test_a_fork_has_subscriptions_of_its_own(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+        with lasting.events.subscribe() as subscription:
+            lasting.events.append_all([renamed()])
+            take(subscription, 1)
+            coming = consumers.submit(next, subscription)
+            until_waiting(lasting)
+            lasting.events.append_all([renamed()])
+            assert coming.result(PATIENCE).sequence == 2
+            child = os.fork()
+            if not child:
+                failed = True
+                try:
+                    thread = threading.Thread(target=lambda: lasting.events.append_all([renamed()] * 2))
+                    thread.start()
+                    failed = [stored.sequence for stored in take(subscription, 2)] != [3, 4]
+                    thread.join()
+                finally:
+                    os._exit(failed)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert [stored.sequence for stored in take(subscription, 2)] == [3, 4]
+
+
+class TestEnding:
+    def ended(self, consuming: Future[list[Any]]) -> None:
+        assert consuming.result(PATIENCE) == []
+
+    def test_closed_by_another_thread(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
+        subscription = log_alone.events.subscribe()
+        consuming = consumers.submit(list, subscription)
+        until_waiting(log_alone)
+        subscription.close()
+        self.ended(consuming)
+        assert next(subscription, None) is None
+
+    def test_by_its_event(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
+        end = threading.Event()
+        consuming = consumers.submit(list, log_alone.events.subscribe(end=end))
+        until_waiting(log_alone)
+        end.set()
+        self.ended(consuming)
+
+    def test_with_events_left(self, log_alone: Database) -> None:
+        log_alone.events.append_all([renamed()] * 3)
+        with log_alone.events.subscribe() as subscription:
+            for stored in subscription:
+                if stored.sequence == 2:
+                    subscription.close()
+        assert subscription.position == 2
+
+    def test_with_the_database(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
+        consuming = [consumers.submit(list, log_alone.events.subscribe()) for _ in range(3)]
+        until_waiting(log_alone)
+        log_alone.close()
+        for future in consuming:
+            self.ended(future)
+
+    def test_one_that_nobody_uses_any_more(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+        lasting.events.append_all([renamed()])
+
+        def consume_one() -> None:
+            for _ in lasting.events.subscribe(after=1):
+                break
+
+        consuming = consumers.submit(consume_one)
+        until_waiting(lasting)
+        assert watchers() == 1
+        lasting.events.append_all([renamed()])
+        consuming.result(PATIENCE)
+        assert watchers() == 0
+
+    def test_while_a_forked_child_lives(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+        consuming = consumers.submit(list, lasting.events.subscribe())
+        until_waiting(lasting)
+        receiver, sender = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(sender)
+            os.read(receiver, 1)
+            os._exit(0)
+        closing = consumers.submit(lasting.close)
+        try:
+            closing.result(PATIENCE)
+        finally:
+            os.close(sender)
+            os.waitpid(child, 0)
+            os.close(receiver)
+        self.ended(consuming)
+
+    def test_the_last_one_ends_the_watching(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+        first, second = lasting.events.subscribe(), lasting.events.subscribe()
+        consuming = [consumers.submit(list, subscription) for subscription in (first, second)]
+        while len(lasting.events._arrivals._wakes) < 2:
+            time.sleep(0.001)
+        first.close()
+        assert watchers() == 1
+        second.close()
+        assert watchers() == 0
+        for future in consuming:
+            self.ended(future)
+
+
+class TestConsumers:
+    def test_a_slow_one_holds_nothing(self, log_alone: Database) -> None:
+        log_alone.events.append_all([renamed()] * 3)
+        log_alone.events.close()
+        with log_alone.events.subscribe() as subscription:
+            next(subscription)
+            assert log_alone.engine.pool.checkedout() == 0
+            log_alone.events.append_all([renamed()])
+            assert [stored.sequence for stored in take(subscription, 3)] == [2, 3, 4]
+
+    def test_may_append_themselves(self, log_alone: Database) -> None:
+        log_alone.events.append_all([renamed("0")])
+        with log_alone.events.subscribe() as subscription:
+            for stored in subscription:
+                if stored.sequence == 10:
+                    break
+                log_alone.events.append_all([renamed(str(stored.sequence))])
+        assert [stored.event.name for stored in log_alone.events.stream()] == [str(n) for n in range(10)]
+
+
+class TestErrors:
+    def test_an_event_that_cannot_be_decoded(self, log_alone: Database) -> None:
+        log_alone.events.append_all([renamed()])
+        with log_alone.engine.begin() as connection:
+            row = {"sequence": 2, "event_type": "Unheard", "payload": "{}", "stored_at": "2026-01-01T00:00:00.000000Z"}
+            connection.execute(insert(log).values(row))
+        log_alone.events.append_all([renamed()])
+
+        with log_alone.events.subscribe() as subscription:
+            assert next(subscription).sequence == 1
+            for _ in range(2):  # it does not pass over it
+                with pytest.raises(EventDecodeError, match="event 2"):
+                    next(subscription)
+            assert subscription.position == 1
+        with log_alone.events.subscribe(undecodable="keep") as keeping:
+            assert [stored.sequence for stored in take(keeping, 3)] == [1, 2, 3]
+
+    def test_goes_on_after_an_error(self, log_alone: Database) -> None:
+        log_alone.events.append_all([renamed()])
+        with log_alone.events.subscribe() as subscription:
+            next(subscription)
+            log_alone.events.append_all([renamed()])
+            with log_alone.engine.begin() as connection:
+                connection.execute(text("ALTER TABLE events RENAME TO elsewhere"))
+            with pytest.raises(StoreUnavailable):
+                next(subscription)
+            with log_alone.engine.begin() as connection:
+                connection.execute(text("ALTER TABLE elsewhere RENAME TO events"))
+            assert next(subscription).sequence == 2
+
+    def test_a_lost_watcher_is_replaced(
+        self, migrated_postgresql_url: URL, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watcher, "RETRY", 0.01)
+        name = str(migrated_postgresql_url.query["options"])[-40:]
+        url = migrated_postgresql_url.update_query_dict({"application_name": name})
+        with Database.open(url=url, projections=False) as database, database.events.subscribe() as subscription:
+            coming = consumers.submit(next, subscription)
+            until_waiting(database)
+            engine = create_engine(migrated_postgresql_url)
+            ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = :name"
+            with engine.connect() as connection:
+                connection.execute(text(ended), {"name": name})
+            engine.dispose()
+            append_names(address(migrated_postgresql_url), ["a"])
+            assert coming.result(PATIENCE).sequence == 1
+            # Not by the announcement in this process, either.
+            coming = consumers.submit(next, subscription)
+            context.Process(target=append_names, args=(address(migrated_postgresql_url), ["b"])).start()
+            assert coming.result(PATIENCE).sequence == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"after": -1}, ValueError, "after is a number from 0 on"),
+            ({"undecodable": "skip"}, ValueError, "undecodable is"),
+            ({"event_types": "ProjectRenamed"}, TypeError, "event_types takes a list"),
+            ({"event_types": [], "query": EventQuery()}, ValueError, "name the types in the query"),
+            ({"query": EventQuery(tags={"colour": "red"})}, ValueError, "colour is not a tag"),
+            ({"end": 5}, TypeError, "end is an event that is set"),
+            ({"after": "1"}, TypeError, "after is a number"),
+        ],
+    )
+    @pytest.mark.parametrize("name", [None, "mailer"])
+    def test_bad_arguments(
+        self, log_alone: Database, name: str | None, arguments: dict[str, Any], error: type[Exception], message: str
+    ) -> None:
+        ask: Callable[..., object] = log_alone.events.subscribe
+        if name is not None:
+            ask = lambda **arguments: log_alone.events.subscription(name, **arguments)  # noqa: E731
+        with pytest.raises(error, match=message):
+            ask(**arguments)

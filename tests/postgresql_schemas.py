@@ -1,0 +1,105 @@
+"""Schemas with all tables that tests use one after the other: to make one takes longer than most tests do."""
+
+from uuid import uuid4
+
+import sqlalchemy
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
+
+SMALL = 1_000
+"""Events up to which it is quicker to delete the rows than to make the tables again."""
+
+# Whatever a test might leave changed: then its schema is not used again.
+_STRUCTURE = text("""
+    SELECT string_agg(part, ',' ORDER BY part) FROM (
+        SELECT concat_ws(' ', relname, relkind, relnatts, relchecks) AS part
+            FROM pg_class WHERE relnamespace = CAST(:schema AS regnamespace)
+        UNION ALL SELECT concat(conname) FROM pg_constraint WHERE connamespace = CAST(:schema AS regnamespace)
+        UNION ALL SELECT concat(proname) FROM pg_proc WHERE pronamespace = CAST(:schema AS regnamespace)
+        UNION ALL SELECT concat(tgname, tgenabled) FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+            WHERE relnamespace = CAST(:schema AS regnamespace) AND NOT tgisinternal
+    ) AS parts
+""")
+
+
+class MigratedSchemas:
+    """Those of one process of pytest, on one server."""
+
+    def __init__(self, server: URL) -> None:
+        self._engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
+        self._clean: list[str] = []
+        self._structure: str | None = None
+        self._tables: list[str] = []
+        self._sequences: list[str] = []
+        self._revision = ""
+
+    def create(self) -> str:
+        """Returns a new schema without tables."""
+        schema = f"test_{uuid4().hex}"
+        with self._engine.connect() as connection:
+            connection.execute(text(f"CREATE SCHEMA {schema}"))
+        return schema
+
+    def take(self, statements: str) -> str:
+        """Returns a schema with all tables, and no rows but those of the migrations.
+
+        Args:
+            statements: The migrations.
+        """
+        if self._clean:
+            return self._clean.pop()
+        schema = self.create()
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql(f"SET search_path = {schema}")
+            connection.exec_driver_sql(statements)
+            if self._structure is None:
+                self._structure = connection.scalar(_STRUCTURE, {"schema": schema})
+                inspector = sqlalchemy.inspect(connection)
+                self._tables = inspector.get_table_names()
+                self._sequences = inspector.get_sequence_names()
+                self._revision = connection.scalars(text("SELECT version_num FROM alembic_version")).one()
+            connection.exec_driver_sql("RESET ALL")
+        return schema
+
+    def give_back(self, schema: str) -> None:
+        """Deletes the rows, so that the schema can be taken again; drops it where it is not as it was."""
+        try:
+            self._clean_up(schema)
+        except (DBAPIError, _ChangedError):
+            self.drop(schema)
+        else:
+            self._clean.append(schema)
+
+    def _clean_up(self, schema: str) -> None:
+        with self._engine.connect() as connection:
+            if connection.scalar(_STRUCTURE, {"schema": schema}) != self._structure:
+                raise _ChangedError
+            last = connection.scalar(text(f"SELECT max(sequence) FROM {schema}.events"))
+            if last is not None and not 0 < last < SMALL:
+                raise _ChangedError
+            statements = [
+                f"SET search_path = {schema}",
+                "SET lock_timeout = 2000",
+                "SET session_replication_role = replica",  # past the triggers and foreign keys
+                *(f"DELETE FROM {table}" for table in self._tables),
+                "INSERT INTO append_lock VALUES (1)",
+                f"INSERT INTO alembic_version VALUES ('{self._revision}')",
+                *(f"ALTER SEQUENCE {sequence} RESTART" for sequence in self._sequences),
+            ]
+            try:
+                connection.exec_driver_sql("; ".join(statements))
+            finally:
+                connection.exec_driver_sql("RESET ALL")
+
+    def drop(self, schema: str) -> None:
+        with self._engine.connect() as connection:
+            connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+
+    def close(self) -> None:
+        for schema in self._clean:
+            self.drop(schema)
+        self._engine.dispose()
+
+
+class _ChangedError(Exception):
+    """The schema is not as it was, or large."""
