@@ -6,6 +6,10 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-for requirement in [*project["dependencies"], *extras["postgres"], *extras["examples"], *extras["test"]]:
+wanted = [
+    *project["dependencies"],
+    *(line for extra in ("postgres", "async", "examples", "test") for line in extras[extra]),
+]
+for requirement in wanted:
     if match := re.fullmatch(r"([\w-]+)(\[\w+\])?>=([\d.]+)", requirement):
         print(f"{match[1]}=={match[3]}")
