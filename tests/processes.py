@@ -6,8 +6,10 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.synchronize import Barrier
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -40,13 +42,21 @@ def exit_codes(function: Callable[..., object], arguments: list[tuple[Any, ...]]
 
 
 def exit_codes_of(calls: list[tuple[Callable[..., object], tuple[Any, ...]]], patience: float) -> list[int | None]:
-    """Makes each call in a process of its own, all at once; `None` for one that hangs."""
+    """Makes each call in a process of its own, all at once.
+
+    Returns:
+        `None` for one that was still running after so many seconds, or when another had failed.
+    """
     processes = [context.Process(target=function, args=args) for function, args in calls]
     for process in processes:
         process.start()
+    deadline = time.monotonic() + patience
+    running = {process.sentinel for process in processes}
     try:
-        for process in processes:
-            process.join(patience)
+        while running and not any(process.exitcode for process in processes):
+            if not (ended := wait(running, deadline - time.monotonic())):
+                break
+            running.difference_update(ended)
         return [process.exitcode for process in processes]
     finally:
         for process in processes:

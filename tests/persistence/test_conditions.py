@@ -431,9 +431,6 @@ def test_a_read_does_not_wait_for_the_lock_that_its_index_needs(
             database.settings.set("held", True, connection=connection)  # the lock of SQLite, and the index
             database.events._reader._index.extend(connection, ["thread_id"])
             assert [stored.sequence for stored in database.events.stream(query=query)] == [11]
-        with database.engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
-                assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
 
 
 class Colour(str, Enum):  # noqa: UP042 - its str() is not its value

@@ -24,7 +24,7 @@ def test_writers_and_readers(
     codes = exit_codes_of(
         [(append_one_by_one, (barrier, url, writer, appends)) for writer in range(writers)]
         + [(read_until, (barrier, url, writers, last)) for _ in range(readers)],
-        patience=300,
+        patience=600,
     )
     assert set(codes) == {0}
     with Database.open(url=url) as opened:

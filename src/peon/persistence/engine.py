@@ -19,6 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from peon.config import AppConfig
 from peon.persistence.errors import PersistenceError
+from peon.persistence.turns import WriteTurn
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -36,7 +37,11 @@ MOMENT = 50
 
 DATABASE_FILE = "peon.db"
 
+_PATIENCE = "peon_patience"
+"""Execution option of a connection: seconds that its transactions wait for SQLite's write lock."""
+
 _ROLLBACK_JOURNAL = "peon_rollback_journal"
+_WRITE_TURN = "peon_write_turn"
 
 
 def database_url(config: AppConfig) -> URL:
@@ -105,7 +110,10 @@ def create_async_engine(
     Raises:
         PersistenceError: As of `create_engine`.
     """
-    from sqlalchemy.ext import asyncio  # not needed by those who use threads
+    from asyncio import sleep  # none of this is needed by those who use threads
+
+    from sqlalchemy.ext import asyncio
+    from sqlalchemy.util import await_only
 
     if find_spec("greenlet") is None:
         raise PersistenceError("greenlet is not installed; for an event loop, install peon with its extra 'async'")
@@ -114,7 +122,7 @@ def create_async_engine(
         url = url.set(drivername="sqlite+aiosqlite")
     engine = _create(asyncio.create_async_engine, url, busy_timeout, AsyncAdaptedQueuePool)
     if url.get_backend_name() == "sqlite":
-        _listen_sqlite(engine.sync_engine, synchronous, busy_timeout)
+        _listen_sqlite(engine.sync_engine, synchronous, busy_timeout, pause=lambda seconds: await_only(sleep(seconds)))
     _engines.add(engine.sync_engine)
     return engine
 
@@ -198,11 +206,14 @@ def _sqlite_options(url: URL, busy_timeout: float, pool: type[Pool]) -> dict[str
     return {"connect_args": connect_args, **only_one}
 
 
-def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float) -> None:
+def _listen_sqlite(
+    engine: Engine, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object] = time.sleep
+) -> None:
     in_memory = is_memory(engine.url)
+    milliseconds = round(busy_timeout * 1000)
+    path = Path(str(engine.url.database)) if is_file(engine.url) else None
 
-    if is_file(engine.url):
-        path = Path(str(engine.url.database))
+    if path is not None:
 
         @event.listens_for(engine, "do_connect")
         def create_file(*_: object) -> None:
@@ -211,7 +222,8 @@ def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
         # First, because the statements below may have to wait for another connection.
-        connection.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
+        connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+        record.info[_WRITE_TURN] = WriteTurn(path and path.parent, milliseconds, pause)
         if not in_memory:
             record.info[_ROLLBACK_JOURNAL] = connection.execute("PRAGMA journal_mode").fetchone() != ("wal",)
             # Without a limit the -wal file keeps the size that the largest transaction gave it.
@@ -228,17 +240,28 @@ def _listen_sqlite(engine: Engine, synchronous: Synchronous, busy_timeout: float
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        reading = connection.get_execution_options().get(READ_ONLY)
-        mode = "BEGIN" if reading else "BEGIN IMMEDIATE"
+        options = connection.get_execution_options()
+        info = connection.info
+        # Past SQLAlchemy: through it, the statement takes a tenth of an append of one event.
+        driver = sqlite_connection(connection)
         try:
+            if options.get(READ_ONLY):
+                driver.execute("BEGIN")
+                return
+            patience = options.get(_PATIENCE, busy_timeout)
             # Not at once, since it changes the file, which may turn out to be another application's.
-            if not reading and connection.info.get(_ROLLBACK_JOURNAL):
-                _use_write_ahead_log(sqlite_connection(connection), time.monotonic() + busy_timeout)
-                connection.info[_ROLLBACK_JOURNAL] = False
-            # Past SQLAlchemy: through it, the statement takes a tenth of an append of one event.
-            sqlite_connection(connection).execute(mode)
+            if info.get(_ROLLBACK_JOURNAL):
+                info[_ROLLBACK_JOURNAL] = not _use_write_ahead_log(driver, time.monotonic() + patience, pause)
+            info[_WRITE_TURN].take(driver, patience)
+            if info.get(_ROLLBACK_JOURNAL):
+                info[_WRITE_TURN].give_back(driver)  # a commit waits for readers then
         except sqlite3.OperationalError as error:
-            raise OperationalError(mode, None, error) from error
+            raise OperationalError("BEGIN", None, error) from error
+
+    @event.listens_for(engine, "reset")
+    def give_back(connection: sqlite3.Connection, record: ConnectionPoolEntry | None, _: object) -> None:
+        if record is not None:  # as it is for a detached connection, which is closed
+            record.info[_WRITE_TURN].give_back(connection)
 
 
 def sqlite_connection(connection: Connection) -> sqlite3.Connection:
@@ -284,19 +307,12 @@ def begin_writing(connection: Connection) -> None:
 def transaction_without_waiting(engine: Engine) -> Iterator[Connection]:
     """Begins a transaction whose statements fail when they have to wait for others for longer than a moment."""
     with engine.connect() as connection:
-        if connection.dialect.name != "sqlite":
-            with connection.begin():
+        if connection.dialect.name == "sqlite":
+            connection = connection.execution_options(**{_PATIENCE: MOMENT / 1000})
+        with connection.begin():
+            if connection.dialect.name != "sqlite":
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MOMENT}")
-                yield connection
-            return
-        driver = sqlite_connection(connection)
-        (before,) = driver.execute("PRAGMA busy_timeout").fetchone()
-        driver.execute(f"PRAGMA busy_timeout = {MOMENT}")
-        try:
-            with connection.begin():
-                yield connection
-        finally:
-            driver.execute(f"PRAGMA busy_timeout = {before}")
+            yield connection
 
 
 @contextmanager
@@ -324,19 +340,24 @@ def create_private_file(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
-def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float) -> None:
+def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float, pause: Callable[[float], object]) -> bool:
     """With it, readers and the writer do not wait for one another, and a commit is a single write.
 
     The mode is a lasting property of the file. SQLite does not wait for the lock that the change needs.
+
+    Returns:
+        Whether it is used: not every virtual file system of SQLite can.
     """
     while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            return
+            break
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(0.005)
+            pause(0.005)
+    mode: tuple[str] = connection.execute("PRAGMA journal_mode").fetchone()
+    return mode == ("wal",)
 
 
 _engines: WeakSet[Engine] = WeakSet()
