@@ -22,6 +22,7 @@ from turn_processes import fork_while_another_thread_waits, somebody_waits, take
 
 from peon.persistence import create_engine
 from peon.persistence.asynchronous import create_async_engine
+from peon.persistence.engine import READ_ONLY
 
 
 @pytest.fixture
@@ -191,8 +192,11 @@ def test_a_connection_of_the_pool_waits_as_the_engine_says(url: str) -> None:
     with closing(engine.raw_connection()) as connection:
         assert busy_timeout(connection) == 2500
     for _ in range(2):
-        with engine.begin() as writing:
-            used = writing.connection.dbapi_connection
+        with engine.connect() as writing:
+            with writing.begin():
+                used = writing.connection.dbapi_connection
+            with writing.execution_options(**{READ_ONLY: True}).begin():
+                assert busy_timeout(writing.connection) == 2500
         with closing(engine.raw_connection()) as connection:
             assert connection.dbapi_connection is used
             assert busy_timeout(connection) == 2500

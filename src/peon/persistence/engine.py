@@ -242,26 +242,28 @@ def _listen_sqlite(
     def begin(connection: Connection) -> None:
         options = connection.get_execution_options()
         info = connection.info
+        turn = info[_WRITE_TURN]
         # Past SQLAlchemy: through it, the statement takes a tenth of an append of one event.
         driver = sqlite_connection(connection)
         try:
             if options.get(READ_ONLY):
+                turn.let_sqlite_wait(driver)
                 driver.execute("BEGIN")
                 return
             patience = options.get(_PATIENCE, busy_timeout)
             # Not at once, since it changes the file, which may turn out to be another application's.
             if info.get(_ROLLBACK_JOURNAL):
                 info[_ROLLBACK_JOURNAL] = not _use_write_ahead_log(driver, time.monotonic() + patience, pause)
-            info[_WRITE_TURN].take(driver, patience)
+            turn.take(driver, patience)
             if info.get(_ROLLBACK_JOURNAL):
-                info[_WRITE_TURN].give_back(driver)  # a commit waits for readers then
+                turn.let_sqlite_wait(driver)  # at the commit, for readers
         except sqlite3.OperationalError as error:
             raise OperationalError("BEGIN", None, error) from error
 
     @event.listens_for(engine, "reset")
-    def give_back(connection: sqlite3.Connection, record: ConnectionPoolEntry | None, _: object) -> None:
+    def let_sqlite_wait(connection: sqlite3.Connection, record: ConnectionPoolEntry | None, _: object) -> None:
         if record is not None:  # as it is for a detached connection, which is closed
-            record.info[_WRITE_TURN].give_back(connection)
+            record.info[_WRITE_TURN].let_sqlite_wait(connection)
 
 
 def sqlite_connection(connection: Connection) -> sqlite3.Connection:

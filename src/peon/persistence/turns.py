@@ -57,8 +57,8 @@ class WriteTurn:
             self._wait(connection, came, came + patience)
         self._last = time.monotonic()
 
-    def give_back(self, connection: sqlite3.Connection) -> None:
-        """Lets SQLite wait again, as in any connection."""
+    def let_sqlite_wait(self, connection: sqlite3.Connection) -> None:
+        """So that what follows, and is no turn to write, waits as it does on any connection."""
         if not self._sqlite_waits:
             connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout}")
             self._sqlite_waits = True
