@@ -181,6 +181,14 @@ def test_a_store_alone_works_on_an_engine_made_elsewhere(lasting_url: URL) -> No
 
 
 @pytest.mark.usefixtures("small_pages")
+@pytest.mark.parametrize("size", [1, 2, 16, 17, 18, 33, 40, 1_000])
+def test_a_batch_of_any_size_is_stored_in_its_order(database: Database, size: int) -> None:
+    log = [s for start in (0, size) for s in database.events.append_all(renamed(*map(str, range(start, start + size))))]
+
+    assert [(s.sequence, s.event.name) for s in log] == [(n + 1, str(n)) for n in range(2 * size)]  # type: ignore[union-attr]
+    assert database.events.replay_all() == log
+
+
 class TestStream:
     @pytest.mark.parametrize("count", [1, 9, 10, 11, 20, 37])
     def test_yields_all_across_pages(self, database: Database, count: int) -> None:

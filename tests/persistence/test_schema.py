@@ -386,14 +386,15 @@ def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -
         assert database.events.replay_all() == stored
 
 
-def test_a_sequence_is_never_used_again(sqlite_url: URL) -> None:
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_sequence_is_never_used_again(sqlite_url: URL, count: int) -> None:
     with Database.open(url=sqlite_url, projections=False) as database:
-        database.events.append_all(some_events(3))
+        database.events.append_all(some_events(count))
     with closing(sqlite3.connect(str(sqlite_url.database))) as connection:
         connection.executescript("DROP TRIGGER events_refuse_delete; DELETE FROM events;")
 
     with Database.open(url=sqlite_url, projections=False) as database:
-        assert [s.sequence for s in database.events.append_all(some_events(2))] == [4, 5]
+        assert [s.sequence for s in database.events.append_all(some_events(2))] == [count + 1, count + 2]
 
 
 def test_a_file_of_the_newest_schema_is_all_there_is(sqlite_url: URL) -> None:

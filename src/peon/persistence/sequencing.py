@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
-from itertools import repeat
+from itertools import chain, count, repeat
 from typing import Any, Self
 
 from sqlalchemy import (
@@ -21,6 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from peon.persistence.engine import begin_writing
 from peon.persistence.schema import append_lock, events
+from peon.persistence.statements import DriverStatement, insert_into
 from peon.persistence.timestamps import format_timestamp
 
 _LAST = select(func.coalesce(func.max(events.c.sequence), literal_column("0")))
@@ -29,6 +30,19 @@ _LOCK = select(append_lock.c.number).with_for_update()
 # Compiled once: SQLAlchemy's own way from the statement to the driver costs as much as SQLite's work for it.
 _SQLITE_INSERT = str(
     insert(events).compile(dialect=sqlite.dialect(), column_keys=("event_type", "payload", "stored_at"))
+)
+
+ROWS_TOGETHER = 16
+"""Rows in one INSERT of SQLite: for each statement the driver works as long as SQLite for a row."""
+
+# The first row of a batch gets its number from AUTOINCREMENT, the others are given theirs: which row of a statement
+# comes first, SQLite does not promise.
+_SQLITE_INSERT_NUMBERED = insert_into(events)
+_SQLITE_INSERT_TOGETHER = DriverStatement(
+    insert(events).values(
+        [{name: bindparam(f"{name}_{row}") for name in events.columns} for row in range(ROWS_TOGETHER)]
+    ),
+    [f"{name}_{row}" for row in range(ROWS_TOGETHER) for name in events.columns],
 )
 
 MESSAGE_CHARACTERS = 50_000_000
@@ -133,21 +147,25 @@ class LogEnd:
         if self.connection.dialect.name == "sqlite":
             # The write lock is held: nobody comes between these rows, and no number is lost when they are undone.
             cursor = self.connection.connection.cursor()
-            if len(payloads) == 1:
-                cursor.execute(_SQLITE_INSERT, (event_types[0], payloads[0], stored_at))
-                last = cursor.lastrowid
-            else:
-                cursor.executemany(_SQLITE_INSERT, zip(event_types, payloads, repeat(stored_at), strict=False))  # type: ignore[arg-type] # any iterable does
-                cursor.execute("SELECT last_insert_rowid()")
-                last = cursor.fetchall()[0][0]
+            cursor.execute(_SQLITE_INSERT, (event_types[0], payloads[0], stored_at))
+            first: int = cursor.lastrowid
             cursor.close()
-            self._last = last
-            return last - len(payloads) + 1, moment
+            if len(payloads) > 1:
+                self._add_others(first + 1, event_types[1:], payloads[1:], stored_at)
+            self._last = first + len(payloads) - 1
+            return first, moment
         firsts = [
             self._run(_POSTGRESQL_INSERT, (stored_at, event_types[some], payloads[some])) for some in _slices(payloads)
         ]
         self._last = firsts[0] + len(payloads) - 1
         return firsts[0], moment
+
+    def _add_others(self, first: int, event_types: Sequence[str], payloads: Sequence[str], stored_at: str) -> None:
+        rows = [*zip(count(first), event_types, payloads, repeat(stored_at))]
+        together = len(rows) - len(rows) % ROWS_TOGETHER
+        groups = [[*chain.from_iterable(rows[at : at + ROWS_TOGETHER])] for at in range(0, together, ROWS_TOGETHER)]
+        _SQLITE_INSERT_TOGETHER.run(self.connection, groups)
+        _SQLITE_INSERT_NUMBERED.run(self.connection, rows[together:])
 
     def _run(self, statement: str, parameters: Sequence[object] = ()) -> int:
         """Returns the only value of the statement; what opens the transaction goes before it."""

@@ -25,6 +25,7 @@ from peon.persistence import (
     StoreUnavailable,
 )
 from peon.persistence.sequencing import LogEnd
+from peon.persistence.writing import threads
 
 
 @pytest.fixture
@@ -155,9 +156,7 @@ class HeldCommit:
         self.commits += 1
         if self.commits == 1:
             self.held.set()
-            deadline = time.monotonic() + 20
-            while len(self._database.events._writer._waiting) < self._others and time.monotonic() < deadline:
-                os.sched_yield()
+            wait_for(lambda: len(self._database.events._writer._waiting) >= self._others)
 
     def close(self) -> None:
         event.remove(self._database.engine, "commit", self._hold)
@@ -185,6 +184,41 @@ def test_appends_that_wait_share_a_commit(database: Database) -> None:
         assert [s.event for s in stored] == batch
         assert [s.sequence for s in stored] == list(range(stored[0].sequence, stored[0].sequence + len(batch)))
     assert sorted(s for stored in outcomes for s in stored) == database.events.replay_all()
+
+
+def test_who_shared_a_commit_is_waited_for(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without that, the first that comes back has a commit for itself, and the others the next."""
+    monkeypatch.setattr(threads, "COMPANY", 0.1)  # whatever else the machine does
+    count, appends = 8, 30
+    commits: list[object] = []
+    event.listen(database.engine, "commit", lambda connection: commits.append(connection))
+    together = threading.Barrier(count)
+
+    def work(number: int) -> None:
+        together.wait()
+        for turn in range(appends):
+            database.events.append_all([renamed(f"{number}-{turn}")])
+
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(work, number) for number in range(count)]:
+            future.result()
+
+    assert database.events.last_sequence() == count * appends
+    assert len(commits) < 1.6 * appends  # twice as many as `appends`, where nobody is waited for
+
+
+def test_nobody_is_waited_for_in_vain_twice(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    append_in_threads(database, [[renamed(str(number))] for number in range(6)])
+    monkeypatch.setattr(threads, "COMPANY", 0.3)
+
+    durations = []
+    for number in range(3):
+        begun = time.monotonic()
+        database.events.append_all([renamed(f"alone {number}")])
+        durations.append(time.monotonic() - begun)
+
+    assert durations[0] >= 0.3
+    assert max(durations[1:]) < 0.3
 
 
 def test_a_batch_that_fails_does_not_fail_those_that_share_its_commit(database: Database) -> None:
@@ -256,6 +290,56 @@ def test_a_thread_that_is_interrupted_while_it_waits_stores_nothing(lasting_url:
 
         assert [s.event.name for s in database.events.append_all([renamed("after")])] == ["after"]  # type: ignore[union-attr]
         assert [s.event.name for s in database.events.replay_all()] == ["leader", "after"]  # type: ignore[union-attr]
+
+
+def test_a_thread_that_is_interrupted_in_a_shared_commit_keeps_nobody_asleep(lasting_url: URL) -> None:
+    """Each thread wakes the next: one that waits no more is passed over."""
+    main = threading.get_ident()
+    left = threading.Event()
+    outcomes: list[str] = []
+
+    with Database.open(url=lasting_url, projections=False) as database:
+        writer: Any = database.events._writer
+
+        def append(name: str, after: int) -> None:
+            wait_for(lambda: len(writer._waiting) == after)
+            (stored,) = database.events.append_all([renamed(name)])
+            outcomes.append(stored.event.name)  # type: ignore[union-attr]
+
+        def interrupt(*_: object) -> None:
+            raise InterruptedError
+
+        def interrupt_in_second_commit(_: object) -> None:
+            if held.commits == 2:
+                signal.pthread_kill(main, signal.SIGUSR1)
+                assert left.wait(20)
+
+        held = HeldCommit(database, others=5)
+        event.listen(database.engine, "commit", interrupt_in_second_commit)
+        first = threading.Thread(target=append, args=("first", 0), daemon=True)
+        first.start()
+        assert held.held.wait(20)
+        others = [threading.Thread(target=append, args=(str(n), n), daemon=True) for n in (0, 1, 3, 4)]
+        for thread in others:
+            thread.start()
+        before = signal.signal(signal.SIGUSR1, interrupt)
+        with pytest.raises(InterruptedError):
+            append("interrupted", 2)
+        left.set()
+        signal.signal(signal.SIGUSR1, before)
+        for thread in (first, *others):
+            thread.join(20)
+        held.close()
+        event.remove(database.engine, "commit", interrupt_in_second_commit)
+
+        assert sorted(outcomes) == ["0", "1", "3", "4", "first"]
+        assert [s.event.name for s in database.events.replay_all()] == ["first", "0", "1", "interrupted", "3", "4"]  # type: ignore[union-attr]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        os.sched_yield()
 
 
 def test_closing_gives_the_connection_back_and_leaves_the_store_usable(lasting_url: URL) -> None:
