@@ -15,6 +15,7 @@ from peon.persistence.engine import begin_writing
 from peon.persistence.errors import CommandConflict, ConcurrencyError, EventDecodeError, PersistenceError
 from peon.persistence.event_query import TYPE, AppendCondition, EventQuery, canonical
 from peon.persistence.paging import LogPages
+from peon.persistence.pauses import with_pauses
 from peon.persistence.receipts import Receipt, add_receipt, difference, receipt_of
 from peon.persistence.sequencing import LogEnd
 from peon.persistence.stored_events import StoredEvent, decoded
@@ -56,6 +57,7 @@ class Appender(Generic[EventT]):
     def __init__(
         self, engine: Engine, codec: EventCodec[EventT], on_append: AppendHook | None, driver_errors: DriverErrors
     ) -> None:
+        self._dialect = engine.dialect
         self._codec = codec
         self._on_append = on_append
         self._driver_errors = driver_errors
@@ -68,14 +70,15 @@ class Appender(Generic[EventT]):
         if isinstance(events, BaseModel):
             raise TypeError(f"append_all takes a list of events: [{type(events).__name__}(…)]")
         batch = list(events)
+        columns = self._codec.encode(with_pauses(batch, self._dialect))
         if condition is None and command_id is None:
-            return AppendRequest(batch, *self._codec.encode(batch))
+            return AppendRequest(batch, *columns)
         if condition is not None:
             if not isinstance(condition, AppendCondition):
                 raise TypeError(f"condition is an AppendCondition, not {type(condition).__name__}")
             require_tags(condition.query, self._codec)
         command = None if command_id is None else canonical("command_id", command_id)
-        return AppendRequest(batch, *self._codec.encode(batch), condition, command)
+        return AppendRequest(batch, *columns, condition, command)
 
     def append_within(self, connection: Connection, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
         with self._driver_errors:

@@ -1,7 +1,7 @@
 """Events to rows and back: the `event_type` and `payload` columns of the log."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
@@ -132,7 +132,7 @@ class EventCodec(Generic[EventT]):
         for name in versioned:
             self.decoders[name] = partial(self._lift_and_decode, name)
 
-    def encode(self, events: Sequence[EventT]) -> tuple[list[str], list[str]]:
+    def encode(self, events: Iterable[EventT]) -> tuple[list[str], list[str]]:
         """Returns the columns `event_type` and `payload`.
 
         Raises:

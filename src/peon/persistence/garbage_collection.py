@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """For a long list of live objects the collector searches in vain, again and again: 3.6 times as long in all."""
+    """For a long list of live objects the collector searches in vain, again and again.
+
+    It made a replay 3.6 times as long, and a snapshot 1.6 times.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

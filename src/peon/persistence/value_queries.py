@@ -11,6 +11,8 @@ from peon.orchestration import Approval, Branch, Checkpoint, Commit, Message, Pr
 from peon.orchestration.model import Value
 from peon.persistence import schema
 from peon.persistence.errors import PersistenceError
+from peon.persistence.garbage_collection import garbage_collection_paused
+from peon.persistence.pauses import with_pauses
 
 ValueT = TypeVar("ValueT", bound=Value)
 
@@ -54,13 +56,15 @@ def read_values(
     query = select(*[table.c[name] for name in model.model_fields]).where(*conditions).order_by(order)
     if limit is not None:
         query = query.limit(min(limit, MAXIMUM_LIMIT))
-    rows = [dict(row) for row in connection.execute(query).mappings()]
-    for column in _JSON & rows[0].keys() if rows else ():
-        for row in rows:
-            row[column] = _parse(table, row, column)
-    if model is Message:
-        _add_streamed_text(connection, rows)
-    return [_to_value(model, row) for row in rows]
+    with garbage_collection_paused():
+        found = connection.execute(query).mappings()
+        rows = [dict(row) for row in with_pauses(found, connection.dialect)]
+        for column in _JSON & rows[0].keys() if rows else ():
+            for row in with_pauses(rows, connection.dialect):
+                row[column] = _parse(table, row, column)
+        if model is Message:
+            _add_streamed_text(connection, rows)
+        return [_to_value(model, row) for row in with_pauses(rows, connection.dialect)]
 
 
 def place_of(connection: Connection, model: type[Value], *conditions: ColumnElement[bool]) -> int:

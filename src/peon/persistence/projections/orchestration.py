@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from peon.orchestration import OrchestrationEvent, ProjectDeleted, ThreadDeleted
 from peon.orchestration.events import Event
 from peon.persistence import schema
+from peon.persistence.pauses import with_pauses
 from peon.persistence.projections.batch import Batch
 from peon.persistence.projections.effects import EFFECTS
 from peon.persistence.projections.known_rows import Contradiction
@@ -39,11 +40,11 @@ class OrchestrationProjection(Projection):
         for part in _parts(events):
             batch = Batch()
             wanted = batch.wanted()
-            for _, event, _ in part:
+            for _, event, _ in with_pauses(part, connection.dialect):
                 for table, field in EFFECTS[type(event)].looks_at:
                     wanted[table].add(getattr(event, field))
             batch.load(connection)
-            for sequence, event, _ in part:
+            for sequence, event, _ in with_pauses(part, connection.dialect):
                 try:
                     if without_nul:
                         _refuse_nul(event)

@@ -10,6 +10,7 @@ from peon.persistence.availability import DriverErrors
 from peon.persistence.codec import EventCodec, UndecodableEvent
 from peon.persistence.garbage_collection import garbage_collection_paused
 from peon.persistence.paging import LogPages, LogRow
+from peon.persistence.pauses import with_pauses
 from peon.persistence.projections.positions import Problem, add_problems
 from peon.persistence.projections.projection import Projection
 from peon.persistence.stored_events import StoredEvent, decoded
@@ -83,7 +84,7 @@ class Replay:
         last = page[-1][0]
         events: list[StoredEvent[OrchestrationEvent]] = []
         problems: list[Problem] = []
-        for stored in decoded([page], self._codec, keep=True):
+        for stored in with_pauses(decoded([page], self._codec, keep=True), connection.dialect):
             if isinstance(stored.event, UndecodableEvent):
                 undecodable = stored.event
                 problems.append(Problem(projection.name, stored.sequence, undecodable.event_type, undecodable.reason))
