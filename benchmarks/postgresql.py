@@ -9,13 +9,16 @@ the sequences, in several ways.
 
 import argparse
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -42,6 +45,9 @@ PARTS = 4
 LOCKING_COMMITS = 50
 """Commits in a round of each way to keep the order of sequences."""
 
+WRITERS = 8
+"""Connections that append at the same time, in a second measurement of each way."""
+
 FETCHED = 1_000
 """Rows that plain psycopg fetches at once where it streams."""
 
@@ -58,6 +64,7 @@ SELECT = "SELECT sequence, event_type, payload, stored_at FROM events ORDER BY s
 
 APPEND_LOCK = "CREATE TABLE append_lock (number BIGINT NOT NULL); INSERT INTO append_lock VALUES (1)"
 HEAD = "CREATE TABLE head (sequence BIGINT NOT NULL); INSERT INTO head VALUES (0)"
+TRANSACTIONS = "ALTER TABLE events ADD COLUMN transaction XID8 NOT NULL DEFAULT pg_current_xact_id()"
 INSERT_AFTER_HEAD = """
 WITH moved AS (UPDATE head SET sequence = sequence + 1 RETURNING sequence)
 INSERT INTO events (sequence, event_type, payload, stored_at) SELECT sequence, %s, %s, %s FROM moved RETURNING sequence
@@ -150,6 +157,7 @@ class Way:
         round_trips: How often the client waits for the server; a single statement is its own transaction.
         ordered: Whether a sequence is visible only when all below it are.
         gapless: Whether a transaction that fails leaves no number out.
+        prepare: Changes the tables for it.
     """
 
     name: str
@@ -157,6 +165,7 @@ class Way:
     ordered: bool
     gapless: bool
     append: Callable[["psycopg.Connection[tuple[int]]", Row], object]
+    prepare: LiteralString = ""
 
 
 def inserted(connection: "psycopg.Connection[tuple[int]]", row: Row, begin: str, insert: str) -> None:
@@ -186,6 +195,7 @@ WAYS = [
     Way(NOTHING, 3, False, False, partial(inserted, begin="BEGIN", insert=RETURNING)),
     Way("LOCK TABLE", 3, True, False, partial(inserted, begin=TABLE_LOCK, insert=RETURNING)),
     Way("advisory lock", 3, True, False, partial(inserted, begin=ADVISORY_LOCK, insert=RETURNING)),
+    Way("snapshot horizon", 3, False, False, partial(inserted, begin="BEGIN", insert=RETURNING), TRANSACTIONS),
     Way("head row updated", 3, True, True, partial(inserted, begin="BEGIN", insert=INSERT_AFTER_HEAD)),
     Way("row FOR UPDATE, max", 3, True, True, inserted_numbered),
     Way("nothing, autocommit", 1, False, False, partial(inserted_alone, insert=RETURNING)),
@@ -246,29 +256,37 @@ def measure_log(server: URL, events: list[OrchestrationEvent], rounds: int, cons
 def measure_ways(server: URL, events: list[OrchestrationEvent], rounds: int, console: Console) -> Table:
     rows = rows_of(events, datetime.now(UTC))
     ways = WAYS.copy()
-    best: dict[str, float] = {}
+    best: dict[tuple[str, int], float] = {}
     with ExitStack() as stack:
-        connections = {}
+        pool = stack.enter_context(ThreadPoolExecutor(WRITERS))
+        connections: dict[str, list[psycopg.Connection[tuple[int]]]] = {}
         for way in WAYS:
-            url = stack.enter_context(new_schema(server))
-            connection = stack.enter_context(psycopg.connect(driver_url(url), autocommit=True))
-            for statements in (EVENTS, APPEND_LOCK, HEAD):
-                connection.execute(statements)
-            connections[way.name] = connection
+            url = driver_url(stack.enter_context(new_schema(server)))
+            connections[way.name] = [stack.enter_context(psycopg.connect(url, autocommit=True)) for _ in range(WRITERS)]
+            for statements in filter(None, (EVENTS, APPEND_LOCK, HEAD, way.prepare)):
+                connections[way.name][0].execute(statements)
+
+        def append(way: Way, connection: "psycopg.Connection[tuple[int]]") -> None:
+            for row in rows:
+                way.append(connection, row)
+
+        def append_at_once(way: Way, connections: "list[psycopg.Connection[tuple[int]]]") -> None:
+            deque(pool.map(partial(append, way), connections), maxlen=0)
+
         for _ in track(range(rounds), "Measuring the ways to keep order", console=console, transient=True):
             random.shuffle(ways)  # what precedes a round makes a tenth
-            for way in ways:
-                append = partial(way.append, connections[way.name])
-                duration = seconds(lambda append=append: [append(row) for row in rows]) / len(rows)  # type: ignore[misc]
-                best[way.name] = min(best.get(way.name, duration), duration)
-    table = Table("", "round trips", "ordered", "gapless", "a second", "µs each", "ratio")
+            for way, writers in product(ways, (1, WRITERS)):
+                work = partial(append_at_once, way, connections[way.name][:writers])
+                duration = seconds(work) / (writers * len(rows))
+                best[way.name, writers] = min(best.get((way.name, writers), duration), duration)
+    table = Table("", "round trips", "ordered", "gapless", "a second", "ratio", f"{WRITERS} writers: a second", "ratio")
     for way in WAYS:
-        duration = best[way.name]
         promises = ("yes" if promise else "no" for promise in (way.ordered, way.gapless))
-        ratio = f"{best[NOTHING] / duration:.2f}"
-        table.add_row(
-            way.name, f"{way.round_trips}", *promises, f"{1 / duration:,.0f}", f"{duration * 1e6:,.0f}", ratio
-        )
+        figures = []
+        for writers in (1, WRITERS):
+            duration = best[way.name, writers]
+            figures += [f"{1 / duration:,.0f}", f"{best[NOTHING, writers] / duration:.2f}"]
+        table.add_row(way.name, f"{way.round_trips}", *promises, *figures)
     return table
 
 

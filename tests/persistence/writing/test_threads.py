@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import signal
 import threading
 import time
@@ -334,6 +335,58 @@ def test_a_thread_that_is_interrupted_in_a_shared_commit_keeps_nobody_asleep(las
 
         assert sorted(outcomes) == ["0", "1", "3", "4", "first"]
         assert [s.event.name for s in database.events.replay_all()] == ["first", "0", "1", "interrupted", "3", "4"]  # type: ignore[union-attr]
+
+
+# An interrupt in a finalizer, or where a driver clears up, is only told.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_interrupts_at_any_moment_neither_hang_nor_tear_anything(
+    lasting_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "VIGIL", 0.05)
+    chance = random.Random(1)
+    over = threading.Event()
+    acknowledged: list[list[int]] = []
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    def append(database: Database, name: str) -> None:
+        acknowledged.append([s.sequence for s in database.events.append_all([renamed(name)] * 3)])
+
+    def go_on(database: Database) -> None:
+        while not over.is_set():
+            with suppress(StoreUnavailable):  # it shared the commit of the one that is interrupted
+                append(database, "other")
+
+    with Database.open(url=lasting_url, projections=False) as database:
+        others = [threading.Thread(target=go_on, args=(database,), daemon=True) for _ in range(2)]
+        for thread in others:
+            thread.start()
+        before = signal.signal(signal.SIGALRM, interrupt)
+        for _ in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 5e-3))
+                for _ in range(20):
+                    append(database, "interrupted")
+            except (Interrupt, PersistenceError, AssertionError):
+                pass  # pydantic and SQLAlchemy take it for an error of theirs, at times
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        over.set()
+        for thread in others:
+            thread.join(20)
+            assert not thread.is_alive()
+
+        log = [s.sequence for s in database.events.replay_all()]
+        assert log == [*range(1, len(log) + 1)]
+        assert len(log) % 3 == 0
+        stored = [sequence for batch in acknowledged for sequence in batch]
+        assert len(set(stored)) == len(stored)
+        assert set(stored) <= set(log)
+        append(database, "after")
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -1,9 +1,11 @@
 """The one transaction at a time in which a store writes, and which threads share."""
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from threading import Lock, get_ident
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
@@ -18,6 +20,11 @@ MAXIMUM_SHARED = 64
 COMPANY = 0.00025
 """Seconds without a newcomer after which nobody else is expected; several times what a thread takes to come back."""
 
+VIGIL = 1.0
+"""Seconds that a thread waits before it looks whether anybody leads."""
+
+OutcomeT = TypeVar("OutcomeT")
+
 _writers: WeakSet["ThreadWriter[Any, Any]"] = WeakSet()
 _inherited: list[object] = []
 
@@ -30,6 +37,9 @@ class ThreadWriter(Generic[RequestT, ResultT]):
     those that came meanwhile. It waits for as many as shared the last transaction, while they keep coming: otherwise
     the first that is back would have a commit for itself. Where a shared transaction fails, each request gets one of
     its own: nobody fails for another's sake.
+
+    A signal can interrupt the main thread between any two steps. So nothing depends on the thread that is to lead, or
+    to wake another: who has waited for `VIGIL` looks, and leads where nobody does. Two that lead at once take turns.
     """
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
@@ -58,45 +68,30 @@ class ThreadWriter(Generic[RequestT, ResultT]):
                 "append_all was called from inside an append of the same store, by a logging handler perhaps: "
                 "call it later, or from another thread"
             )
+        alone = False
         ticket: _ThreadTicket[RequestT, ResultT] | None = None
-        with self._queue:
-            if self._led or self._expected > 1:
-                ticket = _ThreadTicket(request)
-                self._waiting.append(ticket)
-                if not self._led:
-                    self._promote_the_first()
-                elif self._complete is not None and len(self._waiting) >= self._expected:
-                    self._complete.release()
-                    self._complete = None
-            self._led = True
-        if ticket is not None:
-            return self._wait(ticket, perform)
         try:
-            with self._lock:
-                self._owner = get_ident()
-                try:
-                    (outcome,) = self._transactions.transact([request], perform)
-                finally:
-                    self._owner = None
-        finally:
             with self._queue:
-                self._promote_the_first()
+                alone = not self._led and self._expected == 1
+                if not alone:
+                    ticket = _ThreadTicket(request)
+                    self._queue_up(ticket)
+                self._led = True
+            if ticket is not None:
+                return self._wait(ticket, perform)
+            with self._lock:
+                (outcome,) = self._owned(self._transactions.transact, [request], perform)
+        except BaseException:
+            if ticket is not None:
+                self._leave(ticket)
+            raise
+        finally:
+            if alone:
+                with self._queue:
+                    self._promote_the_first()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
-
-    def _wait(self, ticket: "_ThreadTicket[RequestT, ResultT]", perform: Perform[RequestT, ResultT]) -> ResultT:
-        try:
-            ticket.turn.acquire()
-            ticket.wake_the_next()
-            if ticket.leads:
-                self._lead(perform)
-        except BaseException:
-            self._leave(ticket)
-            raise
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket.result  # type: ignore[return-value]
 
     def close(self) -> None:
         with self._lock:
@@ -107,22 +102,27 @@ class ThreadWriter(Generic[RequestT, ResultT]):
         """The connection that is kept."""
         return self._transactions.connection
 
-    def _lead(self, perform: Perform[RequestT, ResultT]) -> None:
-        self._wait_for_company()
-        tickets: list[_ThreadTicket[RequestT, ResultT]] = []
-        try:
-            with self._queue:
-                self._transactions.stage = "beginning"
-                tickets, self._waiting = self._waiting[:MAXIMUM_SHARED], self._waiting[MAXIMUM_SHARED:]
-                self._expected = len(tickets)
-            with self._lock:
-                self._owner = get_ident()
-                try:
-                    self._transactions.serve(tickets, perform)
-                finally:
-                    self._owner = None
-        finally:
-            self._hand_over(tickets)
+    def _queue_up(self, ticket: "_ThreadTicket[RequestT, ResultT]") -> None:
+        self._waiting.append(ticket)
+        if not self._led:
+            self._promote_the_first()
+        elif self._complete is not None and len(self._waiting) >= self._expected:
+            complete, self._complete = self._complete, None
+            complete.release()
+
+    def _wait(self, ticket: "_ThreadTicket[RequestT, ResultT]", perform: Perform[RequestT, ResultT]) -> ResultT:
+        while not ticket.served:
+            if ticket.turn.acquire(timeout=VIGIL):
+                ticket.wake_the_next()
+            if ticket.leads:
+                self._wait_for_company()
+            elif self._lock.locked():
+                continue
+            if not ticket.served:
+                self._lead(ticket, perform)
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.result  # type: ignore[return-value]
 
     def _wait_for_company(self) -> None:
         complete = Lock()
@@ -141,20 +141,41 @@ class ThreadWriter(Generic[RequestT, ResultT]):
             with self._queue:
                 self._complete = None
 
-    def _hand_over(self, tickets: list["_ThreadTicket[RequestT, ResultT]"]) -> None:
-        in_doubt = self._transactions.stage == "committing"
+    def _lead(self, mine: "_ThreadTicket[RequestT, ResultT]", perform: Perform[RequestT, ResultT]) -> None:
+        tickets: list[_ThreadTicket[RequestT, ResultT]] = []
+        with self._lock:
+            try:
+                with self._queue:
+                    self._transactions.stage = "beginning"
+                    tickets, self._waiting = self._waiting[:MAXIMUM_SHARED], self._waiting[MAXIMUM_SHARED:]
+                    self._expected = max(len(tickets), 1)
+                if tickets:
+                    self._owned(self._transactions.serve, tickets, perform)
+                if mine not in tickets and mine not in self._waiting and not mine.served:
+                    _settle_in_doubt([mine])  # its leader was interrupted, and interrupted again while it cleared up
+            finally:
+                self._clear_up(mine, tickets)
+        self._wake([ticket for ticket in tickets if ticket is not mine and ticket.served])
+
+    def _owned(self, work: Callable[..., OutcomeT], *arguments: Any) -> OutcomeT:
+        self._owner = get_ident()
+        try:
+            return work(*arguments)
+        finally:
+            self._owner = None
+
+    def _clear_up(
+        self, mine: "_ThreadTicket[RequestT, ResultT]", tickets: list["_ThreadTicket[RequestT, ResultT]"]
+    ) -> None:
+        """Hands over; and puts those back in line that are left over where this thread was interrupted."""
         with self._queue:
-            # They are left over where this thread was interrupted, which the others were not.
-            unserved = [ticket for ticket in tickets[1:] if not ticket.served and not ticket.left]
-            if not in_doubt:
-                self._waiting[:0] = unserved
+            left_over = [t for t in tickets if not t.served and t is not mine and not t.left]
+            if self._transactions.stage == "committing":
+                _settle_in_doubt(left_over)
+            else:
+                self._waiting[:0] = left_over
+            mine.leads = False
             self._promote_the_first()
-        for ticket in unserved if in_doubt else ():
-            ticket.error = StoreUnavailable(
-                "the thread that shared its commit was interrupted: read the log to see whether it was stored"
-            )
-            ticket.served = True
-        self._wake([ticket for ticket in tickets[1:] if ticket.served])
 
     def _wake(self, tickets: list["_ThreadTicket[RequestT, ResultT]"]) -> None:
         """Has each thread wake the next.
@@ -166,14 +187,14 @@ class ThreadWriter(Generic[RequestT, ResultT]):
             for ticket, following in pairwise(tickets):
                 ticket.following = following
         if tickets:
-            tickets[0].turn.release()
+            tickets[0].wake()
 
     def _promote_the_first(self) -> None:
         if not self._waiting:
             self._led = False
         else:
             self._waiting[0].leads = True
-            self._waiting[0].turn.release()
+            self._waiting[0].wake()
 
     def _leave(self, ticket: "_ThreadTicket[RequestT, ResultT]") -> None:
         """Takes back the request of a thread that was interrupted while it waited."""
@@ -206,10 +227,23 @@ class _ThreadTicket(Ticket[RequestT, ResultT]):
         self.following: _ThreadTicket[RequestT, ResultT] | None = None
         self.left = False
 
+    def wake(self) -> None:
+        with suppress(RuntimeError):  # it was woken before, and has not noticed yet
+            self.turn.release()
+
     def wake_the_next(self) -> None:
         following, self.following = self.following, None
         if following is not None:
-            following.turn.release()
+            following.wake()
+
+
+def _settle_in_doubt(tickets: "list[_ThreadTicket[Any, Any]]") -> None:
+    for ticket in tickets:
+        ticket.settle(
+            StoreUnavailable(
+                "the thread that shared its commit was interrupted: read the log to see whether it was stored"
+            )
+        )
 
 
 def _start_anew() -> None:

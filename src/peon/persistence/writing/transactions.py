@@ -91,10 +91,24 @@ class AppendTransactions(Generic[RequestT, ResultT]):
                     self.serve([ticket], perform)
                 return
             # No request's fault, and to wait for a lock once more for each would take long.
-            outcomes = [_copied(error) if len(tickets) > 1 else error for _ in tickets]
+            outcomes = [error, *(self._for_another(error) for _ in tickets[1:])]
         for ticket, outcome in zip(tickets, outcomes, strict=True):
             ticket.settle(outcome)
         self.stage = "beginning"
+
+    def _for_another(self, error: Exception) -> Exception:
+        """An exception that several threads raise would collect the tracebacks of all."""
+        if isinstance(error, PersistenceError):
+            copied = copy(error)
+            copied.__cause__ = error.__cause__
+            return copied
+        # Of a listener of the application's, or of SQLAlchemy where the thread was interrupted.
+        other = StoreUnavailable(
+            f"{database_name(self._engine)}: the commit that it shared ended with {type(error).__name__}: read the log "
+            "to see whether it was stored"
+        )
+        other.__cause__ = error
+        return other
 
     def transact(self, requests: list[RequestT], perform: Perform[RequestT, ResultT]) -> Sequence[ResultT | Exception]:
         """Performs the requests in one transaction; what that raises undoes it."""
@@ -175,10 +189,3 @@ def _refuse_to_commit_nothing(connection: Connection) -> None:
             "a statement failed in the transaction of an append, and its error was swallowed, by on_append or a "
             "projection: the server undid the whole. Use a savepoint (connection.begin_nested()) there"
         )
-
-
-def _copied(error: Exception) -> Exception:
-    """An exception that several threads raise would collect the tracebacks of all."""
-    copied = copy(error)
-    copied.__cause__ = error.__cause__
-    return copied
