@@ -1,6 +1,7 @@
 """The log: events in, in one transaction a batch; events out, in order, every one of them."""
 
 from collections.abc import Collection, Iterable, Iterator
+from threading import RLock
 from typing import Any, Generic, Literal, TypeVar, overload
 from uuid import UUID
 from weakref import WeakSet
@@ -51,6 +52,7 @@ class EventStore(Generic[EventT]):
         self._reader = LogReader(engine, codec, self._driver_errors)
         self._appender = Appender(engine, codec, on_append, self._driver_errors)
         self._arrivals = arrivals_of(engine)
+        self._subscribing = RLock()
         self._subscriptions: WeakSet[Subscription[Any]] = WeakSet()
         self._writer: Writer[AppendRequest[EventT], list[StoredEvent[EventT]]] = writer_for(engine, self._driver_errors)
 
@@ -277,12 +279,15 @@ class EventStore(Generic[EventT]):
         return self._subscribed(NamedSubscription(self._engine, self._arrivals, tail, end, saved))
 
     def _subscribed(self, subscription: SubscriptionT) -> SubscriptionT:
-        self._subscriptions.add(subscription)
+        with self._subscribing:
+            self._subscriptions.add(subscription)
         return subscription
 
     def close(self) -> None:
         """Ends the subscriptions, and gives back the connection that appends keep; the store stays usable."""
-        for subscription in [*self._subscriptions]:
+        with self._subscribing:
+            subscriptions = [*self._subscriptions]
+        for subscription in subscriptions:
             subscription.close()
         self._writer.close()
 

@@ -513,16 +513,46 @@ def test_close_does_not_wait_for_what_comes_later(migrated_lasting_url: URL) -> 
             while True:
                 await database.events.append_all([renamed()])
 
-        going_on = asyncio.create_task(go_on())
+        going_on = [asyncio.create_task(go_on()) for _ in range(3)]
         await asyncio.sleep(0.01)
         async with asyncio.timeout(PATIENCE):
             await database.close()
-        going_on.cancel()
-        await asyncio.gather(going_on, return_exceptions=True)
+        for task in going_on:
+            task.cancel()
+        await asyncio.gather(*going_on, return_exceptions=True)
         await database.close()
 
     asyncio.run(story())
     gc.collect()
+
+
+def test_close_tears_no_append_that_comes_meanwhile(migrated_lasting_url: URL) -> None:
+    async def story(database: AsyncDatabase) -> None:
+        async def turns(count: int) -> None:
+            for _ in range(count):
+                await asyncio.sleep(0)
+
+        async def append(name: str) -> int:
+            return len(await database.events.append_all([renamed(name)] * 10))
+
+        for attempt in range(60):
+            first = asyncio.create_task(append(f"{attempt} first"))
+            await turns(5)
+            closing = asyncio.create_task(database.events.close())
+            await turns(1)
+            second = asyncio.create_task(append(f"{attempt} second"))
+            settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            writer: Any = database.events._store._writer
+            await first
+            await turns(1)
+            writer._serving.add_done_callback(settled.set_result)  # the moment in which the last one ends
+            await settled
+            third = asyncio.create_task(append(f"{attempt} third"))
+            assert await asyncio.gather(second, third, closing) == [10, 10, None]
+        found = [name for name, _ in groupby(await database.events.replay_all(), key=lambda s: s.event.name)]  # type: ignore[union-attr]
+        assert len(found) == len(set(found)) == 180
+
+    run(migrated_lasting_url, story, projections=False)
 
 
 def test_a_database_in_memory_that_is_gone_says_so() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,7 +30,10 @@ def renamed(name: str = "x") -> ProjectRenamed:
 async def opened(url: URL) -> AsyncIterator[AsyncDatabase]:
     async with asyncio.timeout(PATIENCE), await AsyncDatabase.open(url=url, projections=False) as database:
         yield database
-    assert not any(thread.name == "peon-watcher" for thread in threading.enumerate())
+    deadline = time.monotonic() + PATIENCE
+    while any(thread.name == "peon-watcher" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 async def take(subscription: AsyncSubscription[Any], count: int) -> list[StoredEvent[Any]]:
@@ -173,6 +177,42 @@ def test_a_cancelled_wait_loses_nothing(url: URL, migrated: None) -> None:
                     received.append(outcome.sequence)
             await producing
             assert received == [*range(1, 61)]
+
+    asyncio.run(story())
+
+
+def test_a_wait_that_was_cancelled_while_it_read_hides_no_news(url: URL, migrated: None) -> None:
+    async def story() -> None:
+        async with opened(url) as database, database.events.subscribe() as subscription:
+            for turns in range(1, 40):
+                waiting = asyncio.create_task(anext(subscription))
+                await until_waiting(database)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+                (stored,) = await database.events.append_all([renamed(str(turns))])
+                assert await anext(subscription) == stored
+
+    asyncio.run(story())
+
+
+def test_all_tasks_are_cancelled_while_it_reads(migrated_lasting_url: URL) -> None:
+    async def story() -> None:
+        async with opened(migrated_lasting_url) as database, database.events.subscribe() as subscription:
+            stored = await database.events.append_all([renamed(str(number)) for number in range(300)])
+            me = asyncio.current_task()
+            for turns in range(0, 30, 3):
+                waiting = asyncio.create_task(anext(subscription))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                for task in asyncio.all_tasks() - {me}:
+                    task.cancel()
+                (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+                if isinstance(outcome, StoredEvent):
+                    assert outcome == stored[outcome.sequence - 1]
+            rest = await take(subscription, 300 - subscription.position)
+            assert rest == stored[300 - len(rest) :]
 
     asyncio.run(story())
 

@@ -29,13 +29,22 @@ class Calls:
         self, function: Callable[ParametersT, ResultT], *args: ParametersT.args, **kwargs: ParametersT.kwargs
     ) -> ResultT:
         """Returns what the function returns; where the caller is cancelled, the function still runs to its end."""
-        return await asyncio.shield(self._begin(greenlet_spawn(partial(function, *args, **kwargs))))
+        return await asyncio.shield(self.begin(function, *args, **kwargs))
+
+    def begin(
+        self, function: Callable[ParametersT, ResultT], *args: ParametersT.args, **kwargs: ParametersT.kwargs
+    ) -> "asyncio.Task[ResultT]":
+        """Returns the task in which the function runs."""
+        task = asyncio.create_task(greenlet_spawn(partial(function, *args, **kwargs)))
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+        return task
 
     async def run_on(
         self, connection: AsyncConnection | None, function: Callable[[Connection | None], ResultT]
     ) -> ResultT:
         """The same with a connection of the caller, who is held until the function does not need it any more."""
-        task = self._begin(greenlet_spawn(partial(function, _blocking(connection))))
+        task = self.begin(function, _blocking(connection))
         try:
             return await asyncio.shield(task)
         finally:
@@ -43,16 +52,6 @@ class Calls:
             while connection is not None and not task.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([task])
-
-    async def run_in_thread(self, function: Callable[[], ResultT]) -> ResultT:
-        """The same for what waits for threads, and not for the database."""
-        return await asyncio.shield(self._begin(asyncio.to_thread(function)))
-
-    def _begin(self, coroutine: Coroutine[Any, Any, ResultT]) -> "asyncio.Task[ResultT]":
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._end)
-        return task
 
     def _end(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)

@@ -15,7 +15,7 @@ from peon.persistence.asynchronous.calls import Calls
 from peon.persistence.asynchronous.event_store import AsyncEventStore
 from peon.persistence.asynchronous.facades import AsyncProjections, AsyncReadModel, AsyncSettingsStore
 from peon.persistence.availability import database_name
-from peon.persistence.database import bring_to_head, configured, projections_in
+from peon.persistence.database import EngineArguments, bring_to_head, configured, projections_in
 from peon.persistence.engine import create_async_engine, create_engine, is_memory, sqlite_connection
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.projections import Progress, Projection
@@ -64,15 +64,10 @@ class AsyncDatabase:
     ) -> Self:
         """See `Database.open`; migrations run in a thread."""
         address = configured(config, url)
-        blocking = create_engine(**address)
-        try:
-            await asyncio.to_thread(bring_to_head, blocking, migrate=migrate)
-            engine = create_async_engine(**address)
-            if is_memory(engine.url):
-                # Another connection is another database: it gets what the migrations have made.
-                _create_tables(engine, await asyncio.to_thread(_statements, blocking))
-        finally:
-            await asyncio.to_thread(blocking.dispose)
+        statements = await asyncio.to_thread(_migrated, address, migrate=migrate)
+        engine = create_async_engine(**address)
+        if statements is not None:
+            _create_tables(engine, statements)
         try:
             database = cls(engine, projections=projections)
         except BaseException:
@@ -99,6 +94,16 @@ class AsyncDatabase:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _migrated(address: EngineArguments, *, migrate: bool) -> str | None:
+    """Returns what makes the tables of a database in memory: another connection is another database."""
+    engine = create_engine(**address)
+    try:
+        bring_to_head(engine, migrate=migrate)
+        return _statements(engine) if is_memory(engine.url) else None
+    finally:
+        engine.dispose()  # also where nobody waits for this thread any more
 
 
 def _statements(engine: Engine) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self
@@ -16,6 +17,7 @@ from peon.persistence.asynchronous.chunks import Chunk, chunk_of
 from peon.persistence.stored_events import StoredEvent, StoredT
 from peon.persistence.subscriptions import Arrivals, EndEvent, SavedPosition, Tail
 from peon.persistence.subscriptions.subscription import END_POLL, require_end
+from peon.persistence.subscriptions.watcher import Watcher
 
 
 class AsyncSubscription(Generic[StoredT]):
@@ -34,7 +36,7 @@ class AsyncSubscription(Generic[StoredT]):
         self._news = asyncio.Event()
         self._consumer: asyncio.Task[Any] | None = None
         self._number: int | None = None
-        self._leave: Callable[[], object] | None = None
+        self._leave: Callable[[], Watcher | None] | None = None
         self._events: deque[StoredEvent[StoredT]] = deque()
         self._reading: asyncio.Task[Chunk[StoredT]] | None = None
         self.position = tail.position
@@ -78,9 +80,9 @@ class AsyncSubscription(Generic[StoredT]):
         """Ends the subscription."""
         self._closed = True
         self._news.set()
-        if self._leave is not None:
-            leave, self._leave = self._leave, None
-            await self._calls.run_in_thread(leave)  # whatever becomes of the task that closes it
+        watcher = self._leave() if self._leave is not None else None
+        if watcher is not None:
+            await watcher.ended()
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,15 +96,21 @@ class AsyncSubscription(Generic[StoredT]):
         return self._closed or (self._end is not None and self._end.is_set())
 
     async def _read(self) -> bool:
-        # One that was cancelled goes on alone, and what it read must not be lost.
+        """Returns whether there may be more."""
+        if self._reading is not None and self._reading.cancelled():  # with all tasks of the event loop
+            self._reading = None
+            self._tail.move(self._events[-1].sequence if self._events else self.position)
+        # One whose caller was cancelled goes on alone, and what it reads must not be lost. It does not know of the last
+        # news.
+        begun_before = self._reading is not None
         if self._reading is None:
-            self._reading = asyncio.create_task(self._calls.run(chunk_of, self._tail.next))
+            self._reading = self._calls.begin(chunk_of, self._tail.next)
         chunk = await asyncio.shield(self._reading)
         self._reading = None
         self._events.extend(chunk.events)
         if chunk.error is not None and not chunk.events:
             raise chunk.error
-        return bool(chunk.events)
+        return begun_before or bool(chunk.events)
 
     def _listen(self) -> None:
         wake = partial(asyncio.get_running_loop().call_soon_threadsafe, self._news.set)
@@ -111,14 +119,10 @@ class AsyncSubscription(Generic[StoredT]):
         self._leave = weakref.finalize(self, self._arrivals.leave, self._number)
 
     async def _wait(self) -> None:
-        if self._end is None:
-            await self._news.wait()
-            return
-        try:
-            async with asyncio.timeout(END_POLL):
-                await self._news.wait()
-        except TimeoutError:
-            return
+        while not self._news.is_set() and not self._is_over():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if self._end is None else END_POLL):
+                    await self._news.wait()
 
 
 class AsyncNamedSubscription(AsyncSubscription[StoredT]):
@@ -146,7 +150,8 @@ class AsyncNamedSubscription(AsyncSubscription[StoredT]):
         return self
 
     async def __anext__(self) -> StoredEvent[StoredT]:
-        await self._begin()
+        if not self._is_over():
+            await self._begin()
         return await super().__anext__()
 
     async def _begin(self) -> SavedPosition:

@@ -62,7 +62,8 @@ class Arrivals:
         """Returns whether `wake` will be called; not in a forked child, where it has to listen anew."""
         return number in self._wakes
 
-    def leave(self, number: int) -> None:
+    def leave(self, number: int) -> Watcher | None:
+        """Returns the watcher if nobody else listens: it was told to stop, and soon ends."""
         with self._lock:
             self._wakes.pop(number, None)
             watcher = None
@@ -70,6 +71,7 @@ class Arrivals:
                 watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.stop()
+        return watcher
 
 
 def arrivals_of(engine: Engine) -> Arrivals:

@@ -1,10 +1,12 @@
 """Subscriptions: iterators that wait for the next event."""
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, Protocol, Self, runtime_checkable
+from typing import Any, Generic, Protocol, Self, runtime_checkable
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 
@@ -12,6 +14,9 @@ from peon.persistence.stored_events import StoredEvent, StoredT
 from peon.persistence.subscriptions.arrivals import Arrivals
 from peon.persistence.subscriptions.positions import SavedPosition
 from peon.persistence.subscriptions.tail import Tail
+from peon.persistence.subscriptions.watcher import PATIENCE, Watcher
+
+_subscriptions: WeakSet["Subscription[Any]"] = WeakSet()
 
 END_POLL = 0.05
 """Seconds between two looks at an end event, which cannot wake a subscription itself."""
@@ -49,7 +54,14 @@ class Subscription(Generic[StoredT]):
         self._news = threading.Event()
         self._lock = threading.RLock()
         self._number: int | None = None
-        self._leave: Callable[[], object] | None = None
+        self._leave: Callable[[], Watcher | None] | None = None
+        _subscriptions.add(self)
+
+    def _start_anew(self) -> None:
+        """Forgets a thread that reads: in a forked child it is not there."""
+        self._news = threading.Event()
+        self._lock = threading.RLock()
+        self._tail.move(self._tail.position)
 
     @property
     def position(self) -> int:
@@ -77,17 +89,20 @@ class Subscription(Generic[StoredT]):
                 if not self._arrivals.is_listening(self._number):
                     self._listen()
                     continue  # and look again, for what was stored before that
-            self._news.wait(END_POLL if self._end is not None else None)
+            while not self._news.wait(END_POLL if self._end is not None else None) and not self._is_over():
+                pass
         self.close()
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the subscription, from any thread; a read that is going on comes to its end first."""
+        """Ends the subscription, from any thread; waits a moment for a read that is going on."""
         self._closed = True
         self._news.set()
-        with self._lock:
-            if self._leave is not None:
-                self._leave()
+        if self._lock.acquire(timeout=PATIENCE):  # otherwise who reads leaves, at its end
+            self._lock.release()
+            watcher = self._leave() if self._leave is not None else None
+            if watcher is not None:
+                watcher.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -130,3 +145,12 @@ class NamedSubscription(Subscription[StoredT]):
             StoreUnavailable: The database is locked, read-only, full, damaged.
         """
         self._saved.save(self.position, connection)
+
+
+def _start_anew() -> None:
+    for subscription in _subscriptions:
+        subscription._start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

@@ -39,6 +39,7 @@ class Tail(Generic[StoredT]):
         self.position = after
 
     def move(self, after: int) -> None:
+        self._events = iter(())
         self._read_to = self.position = after
 
     def next(self) -> StoredEvent[StoredT] | None:

@@ -1,9 +1,11 @@
 """Notices what other connections commit: a thread for each database to which this process subscribes."""
 
+import asyncio
 import logging
 import selectors
 import socket
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from threading import Thread, current_thread
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from peon.persistence.availability import database_name
-from peon.persistence.engine import single_reads, with_blocking_driver
+from peon.persistence.engine import with_blocking_driver
 
 if TYPE_CHECKING:
     import psycopg
@@ -27,6 +29,12 @@ RETRY = 1.0
 
 CHECK = 10.0
 """Seconds after which a silent connection to a server is taken for one that may be lost."""
+
+PATIENCE = 0.2
+"""Seconds to wait for the end of a watcher."""
+
+LOOK = 0.001
+"""Seconds between two looks of an event loop whether it has ended."""
 
 CHANNEL = "peon_events"
 """On which the trigger of the log notifies, with the schema of the log."""
@@ -45,18 +53,28 @@ class Watcher:
     """
 
     def __init__(self, engine: Engine, announce: Callable[[], object]) -> None:
-        self._engine = single_reads(with_blocking_driver(engine))
+        self._engine = with_blocking_driver(engine)
+        self._pool = self._engine.pool.recreate()  # none of whose connections the application uses
         self._announce = announce
         self._stopped, self._end = socket.socketpair()
         self._thread = Thread(target=self._run, name="peon-watcher", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when the connection is closed."""
+        """Tells it to close its connection, and to end."""
         self._end.shutdown(socket.SHUT_RDWR)  # a forked child may have the other end open still
         self._end.close()
+
+    def wait(self) -> None:
+        """Waits for its end; not for long, as a server may never answer."""
         if current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(PATIENCE)
+
+    async def ended(self) -> None:
+        """The same in an event loop."""
+        patience = time.monotonic() + PATIENCE
+        while self._thread.is_alive() and time.monotonic() < patience:
+            await asyncio.sleep(LOOK)
 
     def _run(self) -> None:
         watch = self._watch_file if self._engine.dialect.name == "sqlite" else self._watch_server
@@ -76,10 +94,13 @@ class Watcher:
                         return
 
     def _connect(self) -> Any:
-        """Returns a connection of the driver, which does not take the place of one of the pool."""
-        connection = self._engine.connect()
+        """Returns a connection of the driver."""
+        connection = self._pool.connect()
         connection.detach()
-        return connection.connection.dbapi_connection
+        driver: Any = connection.dbapi_connection
+        if self._engine.dialect.name != "sqlite":
+            driver.autocommit = True
+        return driver
 
     def _watch_file(self, connection: sqlite3.Connection, selector: selectors.BaseSelector) -> None:
         # The counter of commits by others, in shared memory (WAL) or in the first page of the file.

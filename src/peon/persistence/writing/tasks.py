@@ -21,6 +21,7 @@ class TaskWriter(Generic[RequestT, ResultT]):
         )
         self._waiting: list[_TaskTicket[RequestT, ResultT]] = []
         self._serving: asyncio.Task[None] | None = None
+        self._closing: list[asyncio.Future[bool]] = []
 
     def write(self, request: RequestT, perform: Perform[RequestT, ResultT]) -> ResultT:
         if asyncio.current_task() is self._serving:
@@ -38,8 +39,12 @@ class TaskWriter(Generic[RequestT, ResultT]):
         return ticket.result  # type: ignore[return-value]
 
     def close(self) -> None:
-        if self._serving is not None:
-            await_only(asyncio.wait([self._serving]))
+        # What is under way comes to its end; what comes after that has a connection of its own.
+        while self._serving is not None:
+            closed = asyncio.get_running_loop().create_future()
+            self._closing.append(closed)
+            if await_only(closed):
+                return
         self._transactions.give_back()
 
     async def _serve(self, perform: Perform[RequestT, ResultT]) -> None:
@@ -50,12 +55,22 @@ class TaskWriter(Generic[RequestT, ResultT]):
                 tickets = [ticket for ticket in tickets if not ticket.settled.done()]  # of a task that was cancelled
                 await greenlet_spawn(self._transactions.serve, tickets, perform)
                 _settle(tickets)
+                if self._closing:
+                    await greenlet_spawn(self._transactions.give_back)
+                    self._tell_who_closes(given_back=True)
         finally:
             self._serving = None
             _settle(tickets)
+            self._tell_who_closes(given_back=False)
             # Whoever cancelled this task did not mean the others, unless their event loop comes to its end.
             if any(not ticket.settled.done() for ticket in self._waiting):
                 self._serving = asyncio.create_task(self._serve(perform))
+
+    def _tell_who_closes(self, *, given_back: bool) -> None:
+        closing, self._closing = self._closing, []
+        for closed in closing:
+            if not closed.done():
+                closed.set_result(given_back)
 
 
 def _settle(tickets: "list[_TaskTicket[Any, Any]]") -> None:

@@ -1,0 +1,68 @@
+"""A network between a client and a server that can stop, without a word to either side."""
+
+import selectors
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import URL
+
+
+class Network:
+    """Passes on what is sent to the server at an address, until it is frozen.
+
+    Attributes:
+        url: The address that leads through it.
+        kept_back: Bytes that came after it was frozen.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._server = (url.host or "127.0.0.1", url.port or 5432)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = url.set(host="127.0.0.1", port=self._listener.getsockname()[1])
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._frozen = self._over = False
+        self.kept_back = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def freeze(self) -> None:
+        self._frozen = True
+
+    def _run(self) -> None:
+        while not self._over:
+            for key, _ in self._selector.select(0.05):
+                if key.fileobj is self._listener:
+                    client, _ = self._listener.accept()
+                    server = socket.create_connection(self._server)
+                    self._selector.register(client, selectors.EVENT_READ, server)
+                    self._selector.register(server, selectors.EVENT_READ, client)
+                elif isinstance(key.fileobj, socket.socket):
+                    self._pass_on(key.fileobj, key.data)
+
+    def _pass_on(self, sender: socket.socket, receiver: socket.socket) -> None:
+        sent = sender.recv(65_536)
+        if self._frozen:
+            self.kept_back += len(sent)
+        elif sent:
+            receiver.sendall(sent)
+        if not sent:
+            self._selector.unregister(sender)
+            if not self._frozen:
+                receiver.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over = True
+        self._thread.join()
+        for key in [*self._selector.get_map().values()]:
+            for end in (key.fileobj, key.data):
+                if isinstance(end, socket.socket):
+                    end.close()
+        self._selector.close()
