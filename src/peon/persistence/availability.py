@@ -49,7 +49,7 @@ class DriverErrors:
         self._hint = hint
         dbapi: Any = engine.dialect.loaded_dbapi
         self._driver_error: type[Exception] = dbapi.Error
-        self._errors = (SQLAlchemyError, dbapi.Error, OSError, UnicodeDecodeError)
+        self._errors = (SQLAlchemyError, dbapi.Error, OSError, UnicodeError)
 
     def __enter__(self) -> None:
         return None
@@ -57,8 +57,11 @@ class DriverErrors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # UnicodeDecodeError: SQLite quotes damaged text in a message, and the driver cannot decode that.
+        # UnicodeError: SQLite quotes damaged text in a message, and the driver cannot decode that; an engine made
+        # elsewhere may talk to a server in an encoding that has not all characters.
         if isinstance(error, self._errors):
+            if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
+                error.object = type(error.object)()  # the text, which is a payload
             # SQLAlchemy's wrapper may show parameters, which are payloads; the driver's own error does not.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
@@ -74,6 +77,8 @@ class DriverErrors:
 
 def explain(error: BaseException) -> str:
     """Returns what went wrong, and what to do where that is known; nothing that could be part of a payload."""
+    if isinstance(error, UnicodeEncodeError):
+        return "its connections cannot send all characters: set their client_encoding to utf8"
     if isinstance(error, UnicodeDecodeError):
         return _SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]
     if isinstance(error, sqlite3.Error):

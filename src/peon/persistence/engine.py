@@ -93,6 +93,8 @@ def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_tim
     engine = _create(sqlalchemy.create_engine, blocking_url(_parse(url)), busy_timeout, QueuePool)
     if engine.dialect.name == "sqlite":
         _listen_sqlite(engine, synchronous, busy_timeout)
+    else:
+        _listen_postgresql(engine)
     _engines.add(engine)
     return engine
 
@@ -123,6 +125,8 @@ def create_async_engine(
     engine = _create(asyncio.create_async_engine, url, busy_timeout, AsyncAdaptedQueuePool)
     if url.get_backend_name() == "sqlite":
         _listen_sqlite(engine.sync_engine, synchronous, busy_timeout, pause=lambda seconds: await_only(sleep(seconds)))
+    else:
+        _listen_postgresql(engine.sync_engine)
     _engines.add(engine.sync_engine)
     return engine
 
@@ -140,6 +144,8 @@ def _create(create: Callable[..., EngineT], url: URL, busy_timeout: float, pool:
         options["pool_pre_ping"] = True
         # Whatever the server's default is: who waited for a lock must see what its last holder did.
         options["isolation_level"] = "READ COMMITTED"
+        # Whatever address, environment, role and database say: text in any other could not be sent, or not be read.
+        options["connect_args"] = {"client_encoding": "utf8"}
     try:
         return create(parsed, **options)
     except (ImportError, NoSuchModuleError) as error:
@@ -264,6 +270,19 @@ def _listen_sqlite(
     def let_sqlite_wait(connection: sqlite3.Connection, record: ConnectionPoolEntry | None, _: object) -> None:
         if record is not None:  # as it is for a detached connection, which is closed
             record.info[_WRITE_TURN].let_sqlite_wait(connection)
+
+
+def _listen_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def refuse_another_encoding(connection: Any, _: object) -> None:
+        encoding = connection.info.parameter_status("server_encoding")  # a server says it unasked
+        if encoding != "UTF8":
+            name = connection.info.dbname
+            connection.close()
+            raise PersistenceError(
+                f"the database {name!r} stores text as {encoding}, which does not hold all characters: name one that "
+                "was created with ENCODING 'UTF8'"
+            )
 
 
 def sqlite_connection(connection: Connection) -> sqlite3.Connection:
