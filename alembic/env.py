@@ -18,6 +18,7 @@ from peon.persistence.migrations import (
     refuse_unknown,
     revisions,
     save_copy,
+    schema_for_tables,
 )
 from peon.persistence.schema import metadata
 
@@ -60,7 +61,7 @@ def changes_tables(revision: str | None) -> bool:
 
 
 def run(connection: Connection) -> None:
-    configure(connection=connection)
+    configure(connection=connection, version_table_schema=schema_for_tables(connection))
     with context.begin_transaction():
         context.run_migrations()
 

@@ -64,8 +64,17 @@ def migrated_postgresql_url(
     migrated_schemas.give_back(schema)
 
 
-def in_schema(server: URL, schema: str) -> URL:
-    return server.update_query_dict({"options": f"-csearch_path={schema}"})
+def in_schema(server: URL, *schemas: str) -> URL:
+    return server.update_query_dict({"options": f"-csearch_path={','.join(schemas)}"})
+
+
+@pytest.fixture
+def url_before_another(postgresql_url: URL, postgresql_server: URL, migrated_schemas: MigratedSchemas) -> Iterator[URL]:
+    """An empty schema before that of `postgresql_url` in the search path, as `agents,public` often is."""
+    schema = migrated_schemas.create()
+    other = str(postgresql_url.query["options"]).partition("=")[2]
+    yield in_schema(postgresql_server, schema, other)
+    migrated_schemas.drop(schema)
 
 
 @pytest.fixture(scope="session")

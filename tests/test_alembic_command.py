@@ -135,16 +135,33 @@ def test_sql_is_printed_instead_of_run_and_does_the_same(alembic: Alembic, sqlit
     assert schema_of(path) == schema_of(Path(str(sqlite_url.database)))
 
 
-def test_sql_for_postgresql_is_printed_and_makes_a_database_that_opens(alembic: Alembic, postgresql_url: URL) -> None:
-    printed = alembic("-x", address(postgresql_url), "upgrade", "head", "--sql").stdout
+def test_sql_for_postgresql_is_printed_and_makes_a_database_that_opens(
+    alembic: Alembic, postgresql_url: URL, url_before_another: URL
+) -> None:
+    Database.open(url=postgresql_url).close()
+    printed = alembic("-x", address(url_before_another), "upgrade", "head", "--sql").stdout
 
-    options = str(postgresql_url.query["options"])
-    server = postgresql_url.set(drivername="postgresql", query={})
+    options = str(url_before_another.query["options"])
+    server = url_before_another.set(drivername="postgresql", query={})
     with psycopg.connect(server.render_as_string(hide_password=False), options=options, autocommit=True) as connection:
         assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()").fetchone() == (
             0,
         )
         connection.execute(printed.encode())
+    Database.open(url=url_before_another, migrate=False).close()
+
+
+def test_the_first_schema_of_the_search_path_is_the_one(
+    alembic: Alembic, postgresql_url: URL, url_before_another: URL
+) -> None:
+    Database.open(url=postgresql_url).close()
+
+    assert alembic("-x", address(url_before_another), "current").stdout == ""
+    alembic("-x", address(url_before_another), "upgrade", "head")
+    Database.open(url=url_before_another, migrate=False).close()
+    assert "No new upgrade operations detected." in alembic("-x", address(url_before_another), "check").stdout
+    alembic("-x", address(url_before_another), "downgrade", "base")
+    assert alembic("-x", address(url_before_another), "current").stdout == ""
     Database.open(url=postgresql_url, migrate=False).close()
 
 

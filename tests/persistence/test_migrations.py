@@ -346,6 +346,29 @@ def test_a_file_of_another_application_is_refused_and_not_touched(sqlite_url: UR
     assert names_in(path.parent) == ["peon.db"]
 
 
+def test_a_log_further_down_the_search_path_is_another(postgresql_url: URL, url_before_another: URL) -> None:
+    with Database.open(url=postgresql_url, projections=False) as behind:
+        stored = behind.events.append_all([ProjectRenamed(project_id=uuid4(), name="tides")])
+        with pytest.raises(SchemaOutOfDate):
+            Database.open(url=url_before_another, migrate=False)
+        with Database.open(url=url_before_another, projections=False) as database:
+            assert database.events.replay_all() == []
+            database.events.append_all([ProjectRenamed(project_id=uuid4(), name="tides")] * 2)
+        assert behind.events.replay_all() == stored
+    assert schema_of(url_before_another) == schema_of(postgresql_url)
+    assert revision_of(url_before_another) == revision_of(postgresql_url) == [revisions()[-1]]
+
+
+def test_so_is_another_applications_table_of_revisions(postgresql_url: URL, url_before_another: URL) -> None:
+    with engine_of(postgresql_url) as engine, engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version AS SELECT 'theirs' AS version_num"))
+
+    Database.open(url=url_before_another).close()
+
+    assert revision_of(url_before_another) == [revisions()[-1]]
+    assert revision_of(postgresql_url) == ["theirs"]
+
+
 @pytest.mark.parametrize("migrate_it", [True, False])
 def test_a_server_database_of_a_newer_version_is_refused_and_not_touched(postgresql_url: URL, migrate_it: bool) -> None:
     Database.open(url=postgresql_url, projections=False).close()

@@ -43,9 +43,15 @@ def revisions() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (alembic_folder() / "alembic" / "versions").glob("[0-9]*.py")))
 
 
+def schema_for_tables(connection: Connection) -> str | None:
+    """Returns the first schema of PostgreSQL's search path, which new tables go into; SQLite has none."""
+    return None if connection.dialect.name == "sqlite" else connection.scalar(select(func.current_schema()))
+
+
 def current_revision(connection: Connection) -> str | None:
     """Returns the revision that a database is at, `None` before the first."""
-    if not connection.dialect.has_table(connection, "alembic_version"):
+    # In that schema alone: further down the search path there may be another log, or another application's table.
+    if not connection.dialect.has_table(connection, "alembic_version", schema=schema_for_tables(connection)):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
