@@ -48,6 +48,7 @@ from peon.orchestration import (
 )
 from peon.persistence import Database, Difference, Problem, ProjectionError, ProjectionsOutOfDate, paging, schema
 from peon.persistence.projections import OrchestrationProjection, Projections
+from peon.persistence.projections.orchestration import LONGEST_BRANCH_NAME
 
 Opener = Callable[..., Database]
 
@@ -389,6 +390,21 @@ def test_a_nul_character_is_refused_where_postgresql_cannot_hold_it(
     error = refuse(scene_in_postgresql, [with_nul])
 
     assert error.reason == f"PostgreSQL cannot hold the NUL character in its {name}"
+
+
+def random_name(size: int) -> str:
+    """A text of so many bytes, two a character but for the first, which PostgreSQL cannot compress."""
+    return "x" * (size % 2) + "".join(Random(size).choices("".join(map(chr, range(0x100, 0x800))), k=size // 2))
+
+
+def test_the_longest_name_of_a_branch_that_an_index_of_postgresql_holds(scene_in_postgresql: Database) -> None:
+    longest = BranchCreated(thread_id=THREAD, name=random_name(LONGEST_BRANCH_NAME))
+    scene_in_postgresql.events.append_all([longest])
+    assert longest.name in {branch.name for branch in scene_in_postgresql.read_model.branches(THREAD)}
+
+    error = refuse(scene_in_postgresql, [BranchCreated(thread_id=THREAD, name=random_name(LONGEST_BRANCH_NAME + 1))])
+
+    assert error.reason == "PostgreSQL cannot index its name of 2,601 bytes: 2,600 at most"
 
 
 @pytest.mark.parametrize("with_nul", [pair[1] for pair in WITH_NUL], ids=lambda value: value.type)
@@ -869,6 +885,20 @@ class TestProblems:
         assert (name, len(database.projections.problems())) == (
             ("tide-table", 1) if is_postgresql(database) else ("a\0b", 0)
         )
+
+    def test_a_name_of_a_branch_that_no_index_holds_is_one_on_postgresql(self, database: Database) -> None:
+        too_long = random_name(LONGEST_BRANCH_NAME + 1)
+        made = BranchCreated(thread_id=THREAD, name=too_long)
+        append_alone(
+            database, *SCENE, made, BranchPushed(thread_id=THREAD, name=too_long, remote="origin"), renamed("b")
+        )
+
+        for build in (database.projections.catch_up, database.projections.rebuild):
+            build()
+            problems = [problem.sequence - len(SCENE) for problem in database.projections.problems()]
+            assert problems == ([1, 2] if is_postgresql(database) else [])
+            assert database.read_model.project(PROJECT).name == "b"  # type: ignore[union-attr]
+        assert database.events.append_all([renamed("c")])[0].sequence == len(SCENE) + 4
 
     def test_they_do_not_stop_a_start_up_where_the_position_was_lost(self, open_lasting: Opener) -> None:
         database = open_lasting()

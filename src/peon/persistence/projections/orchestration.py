@@ -5,7 +5,7 @@ from functools import cache
 
 from sqlalchemy import Connection
 
-from peon.orchestration import OrchestrationEvent, ProjectDeleted, ThreadDeleted
+from peon.orchestration import BranchCreated, BranchPushed, OrchestrationEvent, ProjectDeleted, ThreadDeleted
 from peon.orchestration.events import Event
 from peon.persistence import schema
 from peon.persistence.pauses import with_pauses
@@ -14,6 +14,9 @@ from peon.persistence.projections.effects import EFFECTS
 from peon.persistence.projections.known_rows import Contradiction
 from peon.persistence.projections.projection import Projection, Refusal
 from peon.persistence.stored_events import StoredEvent
+
+LONGEST_BRANCH_NAME = 2_600
+"""Bytes in UTF-8. A row of an index of PostgreSQL has 2,704 at most, and the identifier of the thread stands before."""
 
 
 class OrchestrationProjection(Projection):
@@ -36,7 +39,7 @@ class OrchestrationProjection(Projection):
 
     def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Iterable[Refusal]:
         refusals: list[Refusal] = []
-        without_nul = connection.dialect.name == "postgresql"
+        in_postgresql = connection.dialect.name == "postgresql"
         for part in _parts(events):
             batch = Batch()
             wanted = batch.wanted()
@@ -46,8 +49,8 @@ class OrchestrationProjection(Projection):
             batch.load(connection)
             for sequence, event, _ in with_pauses(part, connection.dialect):
                 try:
-                    if without_nul:
-                        _refuse_nul(event)
+                    if in_postgresql:
+                        _refuse_what_postgresql_cannot_hold(event)
                     EFFECTS[type(event)].apply(batch, event, sequence)
                 except Contradiction as contradiction:
                     refusals.append(Refusal(sequence, str(contradiction)))
@@ -75,7 +78,9 @@ def _columns_of_text(event: type[Event]) -> tuple[str, ...]:
     return tuple(name for name, field in fields if field.annotation in (str, str | None) and name != "delta")
 
 
-def _refuse_nul(event: OrchestrationEvent) -> None:
+def _refuse_what_postgresql_cannot_hold(event: OrchestrationEvent) -> None:
     for name in _columns_of_text(type(event)):
         if "\0" in (getattr(event, name) or ""):
             raise Contradiction(f"PostgreSQL cannot hold the NUL character in its {name}")
+    if isinstance(event, BranchCreated | BranchPushed) and (size := len(event.name.encode())) > LONGEST_BRANCH_NAME:
+        raise Contradiction(f"PostgreSQL cannot index its name of {size:,} bytes: {LONGEST_BRANCH_NAME:,} at most")
