@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from postgresql_schemas import MigratedSchemas
+from postgresql_schemas import MigratedSchemas, in_schema
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import OperationalError
 
@@ -62,10 +62,6 @@ def migrated_postgresql_url(
     schema = migrated_schemas.take(statements_for_postgresql)
     yield in_schema(postgresql_server, schema)
     migrated_schemas.give_back(schema)
-
-
-def in_schema(server: URL, *schemas: str) -> URL:
-    return server.update_query_dict({"options": f"-csearch_path={','.join(schemas)}"})
 
 
 @pytest.fixture

@@ -22,6 +22,10 @@ _STRUCTURE = text("""
 """)
 
 
+def in_schema(server: URL, *schemas: str) -> URL:
+    return server.update_query_dict({"options": f"-csearch_path={','.join(schemas)}"})
+
+
 class MigratedSchemas:
     """Those of one process of pytest, on one server."""
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, func, select, text
+from sqlalchemy import Connection, Engine, Table, func, select
 
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.database import Database
 from peon.persistence.engine import consistent_reads, sqlite_connection
 from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.identity import identity
 from peon.persistence.migrations import require_head
 from peon.persistence.paging import LogPages
 from peon.persistence.projections.replay import Meter, Progress
@@ -33,12 +33,6 @@ _BEFORE_ALL = -(2**63)
 
 # Of the log `LogEnd` takes care. Whoever has written to one of these has committed before this goes on.
 _LOCK_OTHERS = f"LOCK TABLE {', '.join(table.name for table in COPIED_TABLES[1:])} IN SHARE ROW EXCLUSIVE MODE"
-
-# The address does not tell: one server has many names, and the options choose the schema.
-_POSTGRESQL_IDENTITY = text(
-    "SELECT pg_postmaster_start_time(), CAST(CAST('events' AS regclass) AS oid), "
-    "(SELECT oid FROM pg_database WHERE datname = current_database())"
-)
 
 
 def copy_database(source: Database, target: Database, progress: Progress | None = None) -> int:
@@ -65,7 +59,7 @@ def copy_database(source: Database, target: Database, progress: Progress | None 
     """
     for engine in (source.engine, target.engine):
         require_head(engine)
-    if _identity(source.engine) == _identity(target.engine):
+    if identity(source.engine) == identity(target.engine):
         raise PersistenceError(
             f"{database_name(source.engine)} and {database_name(target.engine)} are the same database: name another "
             "as the target"
@@ -201,18 +195,6 @@ def _commit(connection: Connection, driver_errors: DriverErrors) -> None:
         raise StoreUnavailable(
             f"{error}. The commit may have taken place: copy again, which is refused where it has"
         ) from error.__cause__
-
-
-def _identity(engine: Engine) -> object:
-    """Returns what is equal for the same database only, whatever its address is."""
-    with DriverErrors(engine), consistent_reads(engine).connect() as connection:
-        if connection.dialect.name == "postgresql":
-            return tuple(connection.execute(_POSTGRESQL_IDENTITY).one())
-        files = {database.name: database.file for database in connection.exec_driver_sql("PRAGMA database_list")}
-        if not files["main"]:
-            return id(engine.pool)
-        file = Path(files["main"]).stat()
-        return file.st_dev, file.st_ino
 
 
 @contextmanager

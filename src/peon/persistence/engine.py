@@ -294,23 +294,6 @@ def sqlite_connection(connection: Connection) -> sqlite3.Connection:
     return driver
 
 
-def require_connection(connection: Connection, engine: Engine) -> None:
-    """Refuses a connection that cannot be one of the engine's database.
-
-    Raises:
-        TypeError: It is not a connection of SQLAlchemy for threads.
-        ValueError: It is one of another database.
-    """
-    if not isinstance(connection, Connection):
-        raise TypeError(f"connection is one of SQLAlchemy's engine, not {type(connection).__name__}")
-    of_connection = connection.engine
-    if of_connection.pool is not engine.pool and (
-        is_memory(engine.url)
-        or (of_connection.dialect.name, of_connection.url.database) != (engine.dialect.name, engine.url.database)
-    ):
-        raise ValueError("connection is one of another database than the store's")
-
-
 def begin_writing(connection: Connection) -> None:
     """Makes sure that a transaction is open, in SQLite too.
 

@@ -12,9 +12,9 @@ from peon.orchestration import OrchestrationEvent
 from peon.persistence.appending import Appender, AppendHook, AppendRequest
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
-from peon.persistence.engine import require_connection
 from peon.persistence.event_query import AppendCondition, EventQuery
 from peon.persistence.garbage_collection import garbage_collection_paused
+from peon.persistence.identity import require_connection
 from peon.persistence.reading import LogReader, Selection, Undecodable, number
 from peon.persistence.stored_events import StoredEvent
 from peon.persistence.subscriptions import EndEvent, NamedSubscription, SavedPosition, Subscription, arrivals_of

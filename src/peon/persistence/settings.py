@@ -11,8 +11,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from peon.orchestration.scalars import RuleError, exact_json
 from peon.persistence.availability import DriverErrors
-from peon.persistence.engine import begin_writing, consistent_reads, require_connection
+from peon.persistence.engine import begin_writing, consistent_reads
 from peon.persistence.errors import SettingError
+from peon.persistence.identity import require_connection
 from peon.persistence.schema import settings
 from peon.persistence.validation import collect_names, describe
 

@@ -7,8 +7,9 @@ from sqlalchemy import Connection, Engine, Insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from peon.persistence.availability import DriverErrors
-from peon.persistence.engine import begin_writing, consistent_reads, require_connection
+from peon.persistence.engine import begin_writing, consistent_reads
 from peon.persistence.errors import SubscriptionConflict
+from peon.persistence.identity import require_connection
 from peon.persistence.schema import subscription_positions
 from peon.persistence.timestamps import format_timestamp
 
