@@ -221,10 +221,20 @@ class TestLostConnections:
         assert names(store.events.replay_all()) == ["a", "b"]
 
     def test_one_that_ends_in_the_callers_transaction_is_told(self, store: Database, named_url: URL) -> None:
-        with pytest.raises(StoreUnavailable), store.engine.connect() as connection:
+        with store.engine.connect() as connection:
             store.events.append_all([created("a")], connection=connection)
             end_connections_of(named_url, "idle in transaction")
-            store.events.append_all([created("b")], connection=connection)
+            with pytest.raises(StoreUnavailable):
+                store.events.append_all([created("b")], connection=connection)
+            uses: list[Callable[[], object]] = [
+                lambda: store.events.append_all([created("b")], connection=connection),
+                lambda: store.settings.set("theme", "dark", connection=connection),
+            ]
+            for use in uses:
+                with pytest.raises(StoreUnavailable, match="lost in the middle of a transaction: roll that back"):
+                    use()
+            connection.rollback()
+            assert store.events.append_all([created("b")], connection=connection)[0].sequence == 1
 
         assert store.events.replay_all() == []
         assert store.events.append_all([created("c")])[0].sequence == 1

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from peon.persistence.errors import StoreUnavailable
@@ -89,6 +89,8 @@ def explain(error: BaseException) -> str:
         return _SQLITE_ADVICE.get(code & 0xFF) or str(error)
     if isinstance(error, PoolTimeout):
         return "all its connections are in use: give some back, or pass an open transaction as connection=…"
+    if isinstance(error, PendingRollbackError):
+        return "its connection was lost in the middle of a transaction: roll that back, and begin it anew"
     if isinstance(error, OSError):
         return f"{error.strerror}: name a file in a folder that this user may write"
     diagnosis = getattr(error, "diag", None)
@@ -102,6 +104,7 @@ def explain(error: BaseException) -> str:
 
 
 def _is_at_fault(error: BaseException) -> bool:
-    # Class 42 of SQLSTATE: syntax error or access rule violation.
-    in_postgresql = str(getattr(error, "sqlstate", None)).startswith("42")
+    # Class 42 of SQLSTATE: syntax error or access rule violation; 42501 is a right that the user lacks.
+    state = str(getattr(error, "sqlstate", None))
+    in_postgresql = state.startswith("42") and state != "42501"
     return in_postgresql or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
