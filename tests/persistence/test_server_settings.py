@@ -2,16 +2,26 @@
 
 import asyncio
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from random import Random
+from string import ascii_letters
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 import sqlalchemy
 from sqlalchemy import URL, text
 
-from peon.orchestration import ProjectRenamed
-from peon.persistence import Database, EventStore, PersistenceError, StoreUnavailable
+from peon.orchestration import ProjectCreated, ProjectRenamed
+from peon.persistence import (
+    AppendCondition,
+    Database,
+    EventQuery,
+    EventStore,
+    PersistenceError,
+    StoreUnavailable,
+)
 from peon.persistence.asynchronous import AsyncDatabase
 
 POLISH = "zażółć"
@@ -27,6 +37,12 @@ def execute(server: URL, *statements: str) -> None:
         for statement in statements:
             connection.execute(text(statement))
     engine.dispose()
+
+
+async def append_and_replay(url: URL) -> list[Any]:
+    async with await AsyncDatabase.open(url=url, projections=False) as database:
+        await database.events.append_all([renamed()])
+        return await database.events.replay_all()
 
 
 class TestEncodings:
@@ -89,7 +105,110 @@ class TestEncodings:
         engine.dispose()
 
 
-async def append_and_replay(url: URL) -> list[Any]:
-    async with await AsyncDatabase.open(url=url, projections=False) as database:
-        await database.events.append_all([renamed()])
-        return await database.events.replay_all()
+def with_option(url: URL, option: str) -> URL:
+    return url.update_query_dict({"options": f"{url.query['options']} -c{option}"})
+
+
+class TestRights:
+    @pytest.fixture
+    def schema(self, migrated_postgresql_url: URL) -> str:
+        return str(migrated_postgresql_url.query["options"]).partition("=")[2]
+
+    @pytest.fixture
+    def guest_url(self, migrated_postgresql_url: URL, schema: str) -> Iterator[URL]:
+        """The address for a role that may look at the names of tables, and no more."""
+        role = f"guest_of_{schema}"
+        execute(migrated_postgresql_url, f"CREATE ROLE {role}", f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+        yield with_option(migrated_postgresql_url, f"role={role}")
+        execute(migrated_postgresql_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+    def test_a_role_without_any_is_told(self, guest_url: URL) -> None:
+        with pytest.raises(StoreUnavailable, match=r"permission denied for table alembic_version$"):
+            Database.open(url=guest_url)
+
+    def test_one_that_may_only_read_is_told_when_it_writes(
+        self, migrated_postgresql_url: URL, guest_url: URL, schema: str
+    ) -> None:
+        role = f"guest_of_{schema}"
+        Database.open(url=migrated_postgresql_url).close()  # which has projections from then on
+        execute(guest_url.set(query={}), f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}")
+        with Database.open(url=guest_url) as database:
+            writes: list[Callable[[], object]] = [
+                lambda: database.events.append_all([renamed()]),
+                lambda: database.settings.set("theme", "dark"),
+                lambda: database.events.subscription("mailer"),
+            ]
+            for write in writes:
+                with pytest.raises(StoreUnavailable, match=r"permission denied for table [a-z_]+$"):
+                    write()
+            assert database.events.replay_all() == []
+            assert database.read_model.projects() == []
+
+            execute(guest_url.set(query={}), f"REVOKE SELECT ON ALL TABLES IN SCHEMA {schema} FROM {role}")
+            reads: list[Callable[[], object]] = [database.events.replay_all, database.read_model.projects]
+            for read in reads:
+                with pytest.raises(StoreUnavailable, match=r"permission denied for table [a-z_]+$"):
+                    read()
+
+
+def test_a_statement_timeout_ends_the_wait_for_other_appenders(migrated_postgresql_url: URL) -> None:
+    with (
+        Database.open(url=migrated_postgresql_url, projections=False) as database,
+        Database.open(url=with_option(migrated_postgresql_url, "statement_timeout=100"), projections=False) as hasty,
+    ):
+        with database.engine.begin() as connection:
+            first = database.events.append_all([renamed()], connection=connection)
+            with pytest.raises(StoreUnavailable, match=r"canceling statement due to statement timeout$"):
+                hasty.events.append_all([renamed()])
+        second = hasty.events.append_all([renamed()])
+        assert database.events.replay_all() == first + second
+
+
+def test_where_transactions_are_read_only_all_but_verify_reads(migrated_postgresql_url: URL) -> None:
+    created = ProjectCreated(project_id=UUID(int=1), name=POLISH, path="/")
+    with Database.open(url=migrated_postgresql_url) as database:
+        stored = database.events.append_all([created])
+        database.settings.set("theme", "dark")
+
+    with Database.open(url=with_option(migrated_postgresql_url, "default_transaction_read_only=on")) as database:
+        assert database.events.replay_all() == stored
+        assert [project.name for project in database.read_model.projects()] == [POLISH]
+        assert database.settings.all() == {"theme": "dark"}
+        with database.events.subscribe() as subscription:
+            assert next(subscription) == stored[0]
+        writes: list[Callable[[], object]] = [
+            lambda: database.events.append_all([renamed()]),
+            lambda: database.settings.set("theme", "light"),
+            lambda: database.events.subscription("mailer"),
+            database.projections.verify,
+            database.projections.rebuild,
+        ]
+        for write in writes:
+            with pytest.raises(StoreUnavailable, match=r"in a read-only transaction$"):
+                write()
+        assert database.events.replay_all() == stored
+
+
+def test_a_libpq_without_pipelines_appends_all_the_same(
+    migrated_postgresql_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
+    monkeypatch.setattr(psycopg.Connection, "pipeline", None)
+    with Database.open(url=migrated_postgresql_url, projections=False) as database:
+        stored = [*database.events.append_all([renamed("a")]), *database.events.append_all([renamed("b")] * 20)]
+        with database.engine.begin() as connection:
+            stored += database.events.append_all([renamed("c")], connection=connection)
+        condition = AppendCondition(EventQuery(tags={"project_id": UUID(int=1)}), after=len(stored))
+        stored += database.events.append_all([renamed("d")], condition=condition, command_id=uuid4())
+        assert database.events.replay_all() == stored
+        assert [s.sequence for s in stored] == [*range(1, 24)]
+
+
+def test_a_name_that_no_index_holds_is_told(migrated_postgresql_url: URL) -> None:
+    name = "".join(Random(1).choices(ascii_letters, k=4_000))  # which the server cannot compress
+    with Database.open(url=migrated_postgresql_url, projections=False) as database:
+        with pytest.raises(StoreUnavailable, match=r"index row size .* exceeds"):
+            database.settings.set(name, 1)
+        with pytest.raises(StoreUnavailable, match=r"index row size .* exceeds"):
+            database.events.subscription(name)
+        assert database.settings.all() == {}
