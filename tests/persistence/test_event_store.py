@@ -1,4 +1,5 @@
 import gc
+import re
 import tracemalloc
 from collections.abc import Iterator
 from itertools import islice
@@ -6,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 import sqlalchemy
 from hypothesis import HealthCheck, given, settings
@@ -286,18 +288,20 @@ def test_replay_leaves_the_garbage_collector_as_it_was(database: Database, enabl
         gc.enable()
 
 
-def test_every_query_is_served_by_the_primary_key_or_its_index(
-    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def use_the_log(database: Database) -> None:
+    database.events.append_all(renamed("a"))
+    list(database.events.stream(limit=1))
+    list(database.events.stream(limit=1, event_types=["ProjectRenamed"]))
+    database.events.last_sequence()
+
+
+def test_every_query_is_served_by_the_primary_key(sqlite_url: URL) -> None:
     queries: list[str] = []
     with Database.open(url=sqlite_url, projections=False) as database:
-        database.events.append_all(renamed("a"))
         for connection in (database.engine.raw_connection(), database.engine.raw_connection()):
             connection.dbapi_connection.set_trace_callback(queries.append)  # type: ignore[union-attr]
             connection.close()
-        list(database.events.stream(limit=1))
-        list(database.events.stream(limit=1, event_types=["ProjectRenamed"]))
-        database.events.last_sequence()
+        use_the_log(database)
         with database.engine.connect() as connection:
             plans = {
                 query: [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}")]
@@ -311,6 +315,38 @@ def test_every_query_is_served_by_the_primary_key_or_its_index(
             assert plan.startswith("SEARCH events")
         else:
             assert plan == "SEARCH events USING INTEGER PRIMARY KEY (rowid>?)"
+
+
+def test_every_query_is_served_by_an_index_in_postgresql_too(migrated_postgresql_url: URL) -> None:
+    statements: list[tuple[Any, Any]] = []
+
+    class Noting(psycopg.Cursor[Any]):
+        def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+            statements.append((query, params))
+            return super().execute(query, params, **options)
+
+    def note(connection: Any, _: object) -> None:
+        connection.cursor_factory = Noting
+
+    with Database.open(url=migrated_postgresql_url, projections=False) as database:
+        database.events.append_all(renamed("a") * 5_000)  # of a few rows, the server would read all
+        with database.engine.begin() as connection:
+            connection.execute(text("ANALYZE events"))
+        database.close()
+        event.listen(database.engine, "connect", note)
+        use_the_log(database)
+        on_the_log = [pair for pair in statements if "FROM events" in pair[0]]
+        with database.engine.connect() as connection:
+            cursor = connection.connection.cursor()
+            plans = []
+            for query, parameters in on_the_log:
+                cursor.execute(f"EXPLAIN {query}", parameters)
+                plans.append("\n".join(line for (line,) in cursor.fetchall()))
+
+    assert len(plans) == 4  # the append numbers its rows on from the last
+    for plan in plans:
+        assert re.search(r"Index (Only )?Scan .*using (pk_events|idx_events_sequence) on events", plan), plan
+        assert "Seq Scan" not in plan
 
 
 @pytest.mark.slow
