@@ -1,0 +1,231 @@
+"""A PostgreSQL server that is restarted under threads and tasks: each call works, or says that it did not."""
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+import pytest
+import sqlalchemy
+from private_server import PrivateServer, binaries
+from sqlalchemy import URL
+
+from peon.orchestration import OrchestrationEvent, ProjectCreated
+from peon.persistence import Database, StoredEvent, StoreUnavailable
+from peon.persistence.asynchronous import AsyncDatabase
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 60
+APPENDERS = 4
+EACH = 20
+"""Appends of each appender between two restarts."""
+
+MODES: tuple[Literal["fast", "immediate"], ...] = ("fast", "immediate", "immediate")
+
+
+@pytest.fixture
+def server() -> Iterator[PrivateServer]:
+    found = binaries()
+    if found is None:
+        pytest.skip("no PostgreSQL server is installed here")
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to other users
+        server = PrivateServer(found, Path(name))
+        yield server
+        server.stop()
+
+
+def created(name: str) -> ProjectCreated:
+    return ProjectCreated(project_id=uuid4(), name=name, path="/")
+
+
+class Told:
+    """What the appenders were told, by the names that they appended."""
+
+    def __init__(self) -> None:
+        self.stored: list[dict[str, int]] = [{} for _ in range(APPENDERS)]
+        self.refused: set[str] = set()
+
+    def refuse(self, name: str, error: StoreUnavailable) -> None:
+        if "may have taken place" not in str(error):
+            self.refused.add(name)
+
+    def goal(self) -> Callable[[], bool]:
+        """Returns whether each appender has stored as many more as it is to store before the next restart."""
+        goals = [len(stored) + EACH for stored in self.stored]
+        return lambda: all(len(stored) >= goal for stored, goal in zip(self.stored, goals, strict=True))
+
+    def assert_true(self, url: URL) -> int:
+        """Checks it against the log, and returns how long that is."""
+        with Database.open(url=url) as database:
+            log = database.events.replay_all()
+            assert database.projections.verify() == []
+        logged = {stored.event.name: stored.sequence for stored in log if isinstance(stored.event, ProjectCreated)}
+        assert len(logged) == len(log), "something was stored twice"
+        assert [stored.sequence for stored in log] == [*range(1, len(log) + 1)]
+        for stored in self.stored:
+            assert stored.items() <= logged.items()
+        assert not self.refused & logged.keys()
+        return len(log)
+
+
+class Seen:
+    """What a reader has seen of the log: all up to the last."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def see(self, stored: StoredEvent[OrchestrationEvent]) -> None:
+        assert stored.sequence == self.last + 1
+        self.last = stored.sequence
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def test_threads_survive_restarts(server: PrivateServer) -> None:
+    told = Told()
+    stop, end = threading.Event(), threading.Event()
+    streamed, followed = Seen(), Seen()
+
+    def append(number: int) -> None:
+        """Every other one repeats its command until it is done."""
+        for turn in count():
+            event, command_id = created(f"{number}-{turn}"), uuid4() if number % 2 else None
+            while not stop.is_set():
+                try:
+                    (stored,) = database.events.append_all([event], command_id=command_id)
+                except StoreUnavailable as error:
+                    if command_id is None:
+                        told.refuse(event.name, error)
+                        break
+                else:
+                    told.stored[number][event.name] = stored.sequence
+                    break
+            if stop.is_set():
+                return
+
+    def stream() -> None:
+        while not end.is_set() or streamed.last < followed.last:
+            try:
+                for stored in database.events.stream(after=streamed.last):
+                    streamed.see(stored)
+            except StoreUnavailable:
+                pass
+
+    def follow() -> None:
+        with database.events.subscribe(end=end) as subscription:
+            while not end.is_set():
+                try:
+                    for stored in subscription:
+                        followed.see(stored)
+                except StoreUnavailable:
+                    pass
+
+    with Database.open(url=server.url) as database, Database.open(url=server.url) as idle, ThreadPoolExecutor() as pool:
+        use_all(idle)
+        work = [*(pool.submit(append, number) for number in range(APPENDERS)), pool.submit(stream), pool.submit(follow)]
+        try:
+            for mode in MODES:
+                wait_until(told.goal())
+                server.restart(mode)
+                use_all(idle)
+            wait_until(told.goal())
+            stop.set()
+            for appending in work[:APPENDERS]:
+                appending.result(PATIENCE)
+            last = idle.events.last_sequence()
+            wait_until(lambda: followed.last == last)
+        finally:
+            stop.set()
+            end.set()
+        for ended in work:
+            ended.result(PATIENCE)
+    assert told.assert_true(server.url) == streamed.last == followed.last
+
+
+def use_all(database: Database) -> None:
+    """The first calls after a restart, by connections that it has ended."""
+    before = database.events.last_sequence()
+    database.settings.set("at", before)
+    (stored,) = database.events.append_all([created(f"idle {uuid4()}")])
+    assert stored.sequence > before
+    assert database.settings.get("at") == before
+    assert next(iter(database.events.stream(after=stored.sequence - 1))) == stored
+    assert database.read_model.projects(limit=1)
+    # By a pool that is new to the store: since the restart, the server has another answer to where that is.
+    engine = sqlalchemy.create_engine(database.engine.url)
+    with engine.begin() as connection:
+        database.events.append_all([created(f"foreign {uuid4()}")], connection=connection)
+    engine.dispose()
+
+
+def test_tasks_survive_restarts(server: PrivateServer) -> None:
+    told = Told()
+    streamed, followed = Seen(), Seen()
+
+    async def scenario() -> None:
+        stop, end = asyncio.Event(), asyncio.Event()
+
+        async def append(number: int) -> None:
+            for turn in count():
+                event, command_id = created(f"{number}-{turn}"), uuid4() if number % 2 else None
+                while not stop.is_set():
+                    try:
+                        (stored,) = await database.events.append_all([event], command_id=command_id)
+                    except StoreUnavailable as error:
+                        if command_id is None:
+                            told.refuse(event.name, error)
+                            break
+                    else:
+                        told.stored[number][event.name] = stored.sequence
+                        break
+                if stop.is_set():
+                    return
+
+        async def stream() -> None:
+            while not end.is_set() or streamed.last < followed.last:
+                try:
+                    async for stored in database.events.stream(after=streamed.last):
+                        streamed.see(stored)
+                except StoreUnavailable:
+                    pass
+
+        async def follow() -> None:
+            async with database.events.subscribe(end=end) as subscription:
+                while not end.is_set():
+                    try:
+                        async for stored in subscription:
+                            followed.see(stored)
+                    except StoreUnavailable:
+                        pass
+
+        async def until(condition: Callable[[], bool]) -> None:
+            await asyncio.to_thread(wait_until, condition)
+
+        async with await AsyncDatabase.open(url=server.url) as database, asyncio.TaskGroup() as group:
+            appending = [group.create_task(append(number)) for number in range(APPENDERS)]
+            group.create_task(stream())
+            group.create_task(follow())
+            for mode in MODES:
+                await until(told.goal())
+                await asyncio.to_thread(server.restart, mode)
+            await until(told.goal())
+            stop.set()
+            await asyncio.gather(*appending)
+            last = await database.events.last_sequence()
+            await until(lambda: followed.last == last)
+            end.set()
+
+    asyncio.run(scenario())
+    assert told.assert_true(server.url) == streamed.last == followed.last
