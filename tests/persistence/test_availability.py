@@ -59,10 +59,10 @@ def files(folder: Path) -> dict[str, bytes | None]:
 
 
 @contextmanager
-def unavailable(url: URL, saying: str = "") -> Iterator[None]:
+def unavailable(url: URL, saying: str = "") -> Iterator[pytest.ExceptionInfo[StoreUnavailable]]:
     """What every such error has: the database's name, what to do, and the driver's error as its cause."""
     with pytest.raises(StoreUnavailable) as caught:
-        yield
+        yield caught
     assert str(caught.value).startswith(url.render_as_string(hide_password=True) + ": ")
     assert saying in str(caught.value)
     assert caught.value.__cause__ is not None
@@ -225,6 +225,14 @@ def test_a_failed_open_keeps_no_file_open(tmp_path: Path) -> None:
                 Database.open(IMPATIENT, url=sqlite(tmp_path / name), projections=False)
     opened = [descriptor.resolve() for descriptor in descriptors.iterdir()]
     assert [path for path in opened if path.is_relative_to(tmp_path)] == []
+
+
+def test_text_that_cannot_be_sent_is_not_shown(database: Database) -> None:
+    with unavailable(database.engine.url, "text with a lone surrogate cannot be encoded as UTF-8") as caught:
+        list(database.events.stream(event_types=[f"{PASSWORD}\ud800"]))
+    assert isinstance(caught.value.__cause__, UnicodeEncodeError)
+    assert caught.value.__cause__.object == ""
+    assert_works(database, [])
 
 
 # What may not be written

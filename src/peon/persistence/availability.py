@@ -78,7 +78,9 @@ class DriverErrors:
 def explain(error: BaseException) -> str:
     """Returns what went wrong, and what to do where that is known; nothing that could be part of a payload."""
     if isinstance(error, UnicodeEncodeError):
-        return "its connections cannot send all characters: set their client_encoding to utf8"
+        if error.encoding == "utf-8":
+            return "text with a lone surrogate cannot be encoded as UTF-8"
+        return f"text is sent as {error.encoding}, which does not have all characters: set client_encoding to utf8"
     if isinstance(error, UnicodeDecodeError):
         return _SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]
     if isinstance(error, sqlite3.Error):
