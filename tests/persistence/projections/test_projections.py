@@ -1,9 +1,10 @@
 """The tables follow the log: in each append, at start-up, after anything that came between."""
 
 import re
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,9 +12,10 @@ from uuid import UUID, uuid4
 import processes
 import projection_processes
 import pytest
-from sqlalchemy import Connection, Integer, Table, delete, event, insert, select, update
+from sqlalchemy import URL, Connection, Integer, Table, delete, event, insert, select, text, update
 from story import NOWHERE, State, Story, batches, long_session, state_of
 
+from peon.config import AppConfig
 from peon.orchestration import (
     ActionApproved,
     ActionRejected,
@@ -47,6 +49,7 @@ from peon.orchestration import (
     TurnStarted,
 )
 from peon.persistence import Database, Difference, Problem, ProjectionError, ProjectionsOutOfDate, paging, schema
+from peon.persistence.engine import READ_ONLY
 from peon.persistence.projections import OrchestrationProjection, Projections
 from peon.persistence.projections.orchestration import LONGEST_BRANCH_NAME
 
@@ -241,6 +244,13 @@ def change(database: Database, *statements: Any) -> None:
     with database.engine.begin() as connection:
         for statement in statements:
             connection.execute(statement)
+
+
+@contextmanager
+def listening(database: Database, name: str, listener: Callable[..., object]) -> Iterator[None]:
+    event.listen(database.engine, name, listener)
+    yield
+    event.remove(database.engine, name, listener)
 
 
 @contextmanager
@@ -1026,6 +1036,71 @@ class TestRebuild:
         assert len(seen) > 5
         assert [state for state in seen if state != tampered] in ([], [sound])  # dropping the shadows commits, too
         assert after == sound
+
+    def test_on_a_server_it_is_one_transaction(self, open_empty_postgresql: Opener) -> None:
+        """Behind a pooler the next one may be on another session, which has not the temporary tables."""
+        database = open_empty_postgresql()
+        database.events.append_all(SCENE)
+        database.events.close()
+        commits: list[Connection] = []
+        temporary_tables = "SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()"
+
+        with listening(database, "commit", commits.append):
+            database.projections.rebuild()
+
+        assert len(commits) == 1
+        with database.engine.connect() as connection:  # the only one in the pool
+            assert connection.scalar(text("SELECT pg_my_temp_schema()")) != 0
+            assert connection.scalar(text(temporary_tables)) == 0
+
+    @pytest.mark.parametrize("call", [0, 3])
+    def test_a_connection_that_keeps_its_temporary_tables_is_not_used_again(
+        self, open_lasting: Opener, call: int
+    ) -> None:
+        database = open_lasting()
+        database.events.append_all(SCENE)
+        before = found(database)
+        database.events.close()  # so that there is one connection in the pool
+        calls = iter(range(call))
+
+        def interrupt(*_: int) -> None:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+
+        def fail_to_drop(_: object, __: object, statement: str, *___: object) -> None:
+            if statement.lstrip().startswith("DROP TABLE"):
+                raise LookupError
+
+        # A server drops them by itself, with their transaction.
+        error = KeyboardInterrupt if is_postgresql(database) else LookupError
+        with listening(database, "before_cursor_execute", fail_to_drop), pytest.raises(error):
+            database.projections.rebuild(interrupt)
+
+        assert found(database) == before
+        assert database.projections.verify() == []
+
+    def test_once_committed_it_waits_for_no_writer(self, migrated_sqlite_url: URL) -> None:
+        with (
+            Database.open(AppConfig(database={"busy_timeout": 0.05}), url=migrated_sqlite_url) as database,
+            closing(sqlite3.connect(str(migrated_sqlite_url.database), isolation_level=None)) as writer,
+        ):
+            database.events.append_all(SCENE)
+            replaced = threading.Event()
+
+            def note(connection: Connection) -> None:
+                if not connection.get_execution_options()[READ_ONLY]:
+                    replaced.set()
+
+            def write(_: Connection) -> None:
+                if replaced.is_set() and not writer.in_transaction:
+                    writer.execute("BEGIN IMMEDIATE")
+
+            event.listen(database.engine, "begin", write, insert=True)
+            with listening(database, "commit", note):
+                database.projections.rebuild()
+
+            assert writer.in_transaction
+            assert database.projections.verify() == []
 
     def test_a_reader_sees_one_state_or_the_other(self, open_lasting: Opener) -> None:
         database = open_lasting()

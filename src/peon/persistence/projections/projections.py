@@ -181,6 +181,7 @@ class Projections:
         self._rebuild(projection, meter)  # another version was here meanwhile
 
     def _rebuild(self, projection: Projection, meter: Meter) -> None:
+        in_sqlite = self._engine.dialect.name == "sqlite"
         with (
             self._engine.connect().execution_options(**{READ_ONLY: True}) as connection,
             large_cache(connection),
@@ -188,13 +189,14 @@ class Projections:
         ):
             before, last = -1, 0
             while last != before:
-                # One long transaction would keep SQLite from reusing its -wal file.
-                connection.commit()
-                connection.begin()  # the driver's statements do not begin it
+                if in_sqlite:  # one long transaction would keep it from reusing its -wal file
+                    connection.commit()
+                    connection.begin()  # the driver's statements do not begin it
                 before = last
                 last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
-            connection.commit()
-            connection.execution_options(**{READ_ONLY: False})
+            if in_sqlite:
+                connection.commit()
+                connection.execution_options(**{READ_ONLY: False})
             LogEnd.join(connection)
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
             position = position_of(connection, projection)

@@ -2,6 +2,8 @@
 
 SQLite and PostgreSQL both look for a name among the temporary tables first. So what writes the tables of a
 projection writes the shadows instead, unchanged, and nobody else sees it.
+
+On PostgreSQL they end with their transaction: behind a pooler, the next one may be on another session of the server.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +12,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.schema import DropTable
+
+from peon.persistence.engine import READ_ONLY, is_memory
 
 _TEMPORARY = {"sqlite": "temp", "postgresql": "pg_temp"}
 
@@ -29,13 +33,26 @@ def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadow
         try:
             for shadow in pair.shadows:
                 _keep_indexes_of_foreign_keys(shadow)
+                shadow.dialect_options["postgresql"]["on_commit"] = "DROP"
                 shadow.create(connection, checkfirst=False)
             yield pair
         finally:
-            connection.rollback()
-            for shadow in reversed(pair.shadows):
+            _remove(pair.shadows, connection)
+
+
+def _remove(shadows: Sequence[Table], connection: Connection) -> None:
+    try:
+        connection.rollback()
+        if connection.dialect.name == "sqlite":
+            connection.execution_options(**{READ_ONLY: True})  # temporary tables need no turn at the write lock
+            for shadow in reversed(shadows):
                 connection.execute(DropTable(shadow, if_exists=True))
             connection.commit()
+    except BaseException:
+        # Whoever got the connection next would read the shadows. In memory, it is the database.
+        if not is_memory(connection.engine.url):
+            connection.invalidate()
+        raise
 
 
 def _copies(tables: Sequence[Table], schema: str) -> list[Table]:
