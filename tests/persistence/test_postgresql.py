@@ -13,7 +13,14 @@ import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event, text
 
 from peon.orchestration import ProjectCreated, ProjectRenamed
-from peon.persistence import Database, EventStore, PersistenceError, StoreUnavailable, create_engine
+from peon.persistence import (
+    Database,
+    EventStore,
+    PersistenceError,
+    StoreUnavailable,
+    SubscriptionConflict,
+    create_engine,
+)
 from peon.persistence.codec import orchestration_codec
 from peon.persistence.writing.transactions import ATTEMPTS
 
@@ -250,6 +257,31 @@ class TestLostConnections:
         assert names(store.events.replay_all()) == ["a", "c"]
         assert [s.sequence for s in store.events.stream()] == [1, 2]
 
+    @pytest.mark.parametrize("took_place", [True, False])
+    def test_a_subscription_goes_on_after_a_commit_without_an_answer(
+        self, store: Database, named_url: URL, *, took_place: bool
+    ) -> None:
+        store.events.append_all([created(name) for name in "abcd"])
+        with store.events.subscription("mailer") as mailer:
+            for _ in range(2):  # then there is more than one place where it may be
+                next(mailer)
+                with losing_the_answer(store.engine, named_url, took_place=took_place):
+                    mailer.commit()
+            mailer.commit()
+            assert saved_sequence(store) == 2
+            next(mailer)
+            with losing_the_answer(store.engine, named_url, took_place=took_place):
+                mailer.commit()
+            assert saved_sequence(store) == (3 if took_place else 2)
+            next(mailer)
+            mailer.commit()
+            assert saved_sequence(store) == 4
+
+            with store.engine.begin() as connection:  # as another consumer does
+                connection.execute(text("UPDATE subscription_positions SET saved_at = ''"))
+            with pytest.raises(SubscriptionConflict):
+                mailer.commit()
+
     def test_threads_lose_and_double_nothing_while_connections_end(self, store: Database, named_url: URL) -> None:
         stop = threading.Event()
 
@@ -281,6 +313,27 @@ class TestLostConnections:
         assert {name for name, stored in outcomes if stored} <= set(logged)
         assert [s.sequence for s in store.events.stream()] == [*range(1, len(logged) + 1)]
         assert store.projections.verify() == []
+
+
+@contextmanager
+def losing_the_answer(engine: Engine, url: URL, *, took_place: bool) -> Iterator[None]:
+    """Ends the connection at its commit, which then has taken place or not."""
+
+    def lose(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        if took_place:
+            driver.commit()
+        assert end_connections_of(url) > 0
+        connection.exec_driver_sql("SELECT 1")
+
+    event.listen(engine, "commit", lose, once=True)
+    with pytest.raises(StoreUnavailable):
+        yield
+
+
+def saved_sequence(database: Database) -> int:
+    with database.engine.connect() as connection:
+        return int(connection.scalars(text("SELECT sequence FROM subscription_positions")).one())
 
 
 def created(name: str) -> ProjectCreated:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Insert, select, update
+from sqlalchemy import Connection, Engine, Insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from peon.persistence.availability import DriverErrors
@@ -60,11 +60,13 @@ class SavedPosition:
                     connection.execute(_ADD[connection.dialect.name], row)
                     found = self._read(connection)
         assert found is not None  # noqa: S101
-        self._saved = self._before = found
+        # Several, where nobody knows whether a commit took place.
+        self._saved: tuple[Position, ...] = (found,)
+        self._before: tuple[Position, ...] = (found,)
 
     @property
     def sequence(self) -> int:
-        return self._saved.sequence
+        return self._saved[-1].sequence
 
     def save(self, sequence: int, connection: Connection | None) -> None:
         """Moves the position, from where this object left it; raises `SubscriptionConflict` where it is not there."""
@@ -76,6 +78,9 @@ class SavedPosition:
             return
         with self._driver_errors, self._engine.begin() as own:
             self._move(own, sequence)
+            moved = self._before, self._saved
+            self._before = self._saved = (*self._before, *self._saved)  # until the commit is answered
+        self._before, self._saved = moved
 
     def _move(self, connection: Connection, sequence: int) -> None:
         # Once more for the same event: then the transaction of the first time was undone, or this is idle repetition.
@@ -83,19 +88,15 @@ class SavedPosition:
         saved = Position(sequence, _now())
         moved = connection.execute(
             update(subscription_positions)
-            .where(
-                _columns.name == self._name,
-                _columns.sequence == expected.sequence,
-                _columns.saved_at == expected.saved_at,
-            )
+            .where(_columns.name == self._name, tuple_(_columns.sequence, _columns.saved_at).in_(expected))
             .values(saved._asdict())
         )
         if moved.rowcount == 0:
             found = self._read(connection)
-            if found == self._saved and sequence == self.sequence:
+            if found in self._saved and sequence == self.sequence:
                 return
-            raise SubscriptionConflict(self._name, expected.sequence, None if found is None else found.sequence)
-        self._before, self._saved = expected, saved
+            raise SubscriptionConflict(self._name, expected[-1].sequence, None if found is None else found.sequence)
+        self._before, self._saved = expected, (saved,)
 
     def _read(self, connection: Connection) -> Position | None:
         row = connection.execute(
