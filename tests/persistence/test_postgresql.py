@@ -1,5 +1,6 @@
 """What a server adds: commits that could overtake each other, connections that it ends, transactions that it undoes."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ from peon.persistence import (
     SubscriptionConflict,
     create_engine,
 )
+from peon.persistence.asynchronous import AsyncDatabase
 from peon.persistence.codec import orchestration_codec
-from peon.persistence.writing.transactions import ATTEMPTS
+from peon.persistence.own_transactions import ATTEMPTS
 
 PATIENCE = 30
 
@@ -327,7 +329,7 @@ def losing_the_answer(engine: Engine, url: URL, *, took_place: bool) -> Iterator
         connection.exec_driver_sql("SELECT 1")
 
     event.listen(engine, "commit", lose, once=True)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match="lost during the commit, which may have taken place"):
         yield
 
 
@@ -417,6 +419,114 @@ class TestUndoneTransactions:
 
         assert store.replay_all() == []
         store.close()
+
+
+def commit_a_position(database: Database) -> None:
+    with database.events.subscription("mailer") as mailer:
+        next(mailer)
+        mailer.commit()
+
+
+OWN_TRANSACTIONS: dict[str, Callable[[Database], object]] = {
+    "a setting": lambda database: database.settings.set("theme", "dark"),
+    "a setting that is removed": lambda database: database.settings.delete("theme"),
+    "a new subscription": lambda database: database.events.subscription("new"),
+    "a position": commit_a_position,
+    "catching up": lambda database: database.projections.catch_up(),
+    "rebuilding": lambda database: database.projections.rebuild(),
+}
+
+
+@pytest.mark.parametrize("use", OWN_TRANSACTIONS.values(), ids=OWN_TRANSACTIONS)
+class TestOwnTransactions:
+    """What the package stores beside the log."""
+
+    @pytest.fixture
+    def store(self, named_url: URL, database: Database) -> Iterator[Database]:
+        with Database.open(url=named_url) as store:
+            store.events.subscription("mailer").close()
+            database.events.append_all([created(name) for name in "abc"])  # without projections
+            yield store
+
+    @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+    def test_one_that_the_server_undid_is_repeated(
+        self, store: Database, use: Callable[[Database], object], sqlstate: str
+    ) -> None:
+        with undone_commits(store.engine, sqlstate, times=2) as undone:
+            use(store)
+
+        assert len(undone) == 2
+        store.projections.catch_up()
+        assert store.projections.verify() == []
+
+    def test_it_is_repeated_a_bounded_number_of_times(self, store: Database, use: Callable[[Database], object]) -> None:
+        with undone_commits(store.engine, "40001") as undone, pytest.raises(StoreUnavailable, match="undone"):
+            use(store)
+
+        assert len(undone) == ATTEMPTS
+        use(store)
+
+    @pytest.mark.parametrize("took_place", [True, False])
+    def test_a_commit_without_an_answer_says_that_nobody_knows(
+        self, store: Database, named_url: URL, use: Callable[[Database], object], *, took_place: bool
+    ) -> None:
+        with losing_the_answer(store.engine, named_url, took_place=took_place):
+            use(store)
+
+        use(store)
+        store.projections.catch_up()
+        assert store.projections.verify() == []
+
+
+@contextmanager
+def undone_commits(engine: Engine, sqlstate: str, times: int | None = None) -> Iterator[list[Connection]]:
+    """Has the server undo so many transactions at their commit, or all."""
+    undone: list[Connection] = []
+
+    def undo(connection: Connection) -> None:
+        if times is None or len(undone) < times:
+            undone.append(connection)
+            connection.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION 'undone' USING ERRCODE = '{sqlstate}'; END $$")
+
+    event.listen(engine, "commit", undo)
+    yield undone
+    event.remove(engine, "commit", undo)
+
+
+def test_threads_set_settings_whatever_the_default_of_the_engine_is(migrated_postgresql_url: URL) -> None:
+    engine = sqlalchemy.create_engine(migrated_postgresql_url, isolation_level="SERIALIZABLE")
+    database = Database(engine)
+
+    def set_many(thread: int) -> None:
+        for number in range(25):
+            database.settings.set("last", [thread, number])
+            database.settings.set(f"of {thread}", number)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(set_many, thread) for thread in range(4)]:
+            done.result(PATIENCE)
+
+    assert [database.settings.get(f"of {thread}") for thread in range(4)] == [24] * 4
+    database.projections.rebuild()
+    assert database.projections.verify() == []
+    engine.dispose()
+
+
+def test_an_event_loop_goes_on_while_a_transaction_waits_to_be_repeated(
+    migrated_postgresql_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(seconds: float) -> None:
+        raise AssertionError("the event loop is held up")
+
+    async def set_one() -> None:
+        async with await AsyncDatabase.open(url=migrated_postgresql_url) as database:
+            monkeypatch.setattr(time, "sleep", block)
+            with undone_commits(database.engine.sync_engine, "40001", times=2) as undone:
+                await database.settings.set("theme", "dark")
+            assert len(undone) == 2
+            assert await database.settings.get("theme") == "dark"
+
+    asyncio.run(set_one())
 
 
 def test_a_stream_holds_no_transaction_open(database: Database, named_url: URL) -> None:

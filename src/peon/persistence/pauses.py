@@ -1,5 +1,6 @@
-"""Pauses in long work, in which the other tasks of an event loop have their turn."""
+"""Pauses in which the other tasks of an event loop have their turn."""
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -25,3 +26,15 @@ def _with_pauses(items: Iterable[ItemT]) -> Iterator[ItemT]:
         yield item
         if number % PAUSE_ITEMS == 0:
             await_only(sleep(0))
+
+
+def pause(seconds: float, dialect: Dialect) -> None:
+    """Waits: a thread itself, a task without holding up the others."""
+    if not dialect.is_async:
+        time.sleep(seconds)
+        return
+    from asyncio import sleep
+
+    from sqlalchemy.util import await_only
+
+    await_only(sleep(seconds))

@@ -1,7 +1,6 @@
 """Settings: any JSON value under a key, for the application's own use."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +13,7 @@ from peon.persistence.availability import DriverErrors
 from peon.persistence.engine import begin_writing, consistent_reads
 from peon.persistence.errors import SettingError
 from peon.persistence.identity import require_connection
+from peon.persistence.own_transactions import ResultT, in_own_transaction
 from peon.persistence.schema import settings
 from peon.persistence.validation import collect_names, describe
 
@@ -80,14 +80,13 @@ class SettingsStore:
         except RuleError as error:
             hint = "; of a pydantic model, store model_dump(mode='json')" if hasattr(value, "model_dump") else ""
             raise SettingError(key, f"{error}{hint}") from None
-        insert = _UPSERT[self._engine.dialect.name]
-        with self._driver_errors, self._transaction(connection) as own:
-            own.execute(insert, {"key": _checked(key), "value": text})
+        row = {"key": _checked(key), "value": text}
+        self._write(lambda own: own.execute(_UPSERT[own.dialect.name], row), connection)
 
     def delete(self, key: str, *, connection: Connection | None = None) -> bool:
         """Removes a setting, and returns whether there was one; `connection` as of `set`."""
-        with self._driver_errors, self._transaction(connection) as own:
-            return own.execute(delete(settings).where(settings.c.key == _checked(key))).rowcount > 0
+        statement = delete(settings).where(settings.c.key == _checked(key))
+        return self._write(lambda own: own.execute(statement).rowcount > 0, connection)
 
     def all(self) -> dict[str, Any]:
         """Returns all settings, by key.
@@ -100,15 +99,13 @@ class SettingsStore:
             rows = connection.execute(select(settings.c.key, settings.c.value).order_by(settings.c.key)).all()
         return {key: _parsed(key, value) for key, value in rows}
 
-    @contextmanager
-    def _transaction(self, connection: Connection | None) -> Iterator[Connection]:
+    def _write(self, work: Callable[[Connection], ResultT], connection: Connection | None) -> ResultT:
         if connection is None:
-            with self._engine.begin() as own:
-                yield own
-        else:
-            require_connection(connection, self._engine)
+            return in_own_transaction(self._engine, self._driver_errors, work)
+        require_connection(connection, self._engine)
+        with self._driver_errors:
             begin_writing(connection)
-            yield connection
+            return work(connection)
 
 
 def _checked(key: str) -> str:

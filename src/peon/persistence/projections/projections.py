@@ -1,6 +1,7 @@
 """Keeps projections equal to what the log says: in each append, at start-up, and anew where that is needed."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -9,6 +10,7 @@ from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.codec import orchestration_codec
 from peon.persistence.engine import READ_ONLY, consistent_reads, large_cache
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
+from peon.persistence.own_transactions import OwnTransaction, in_own_transaction, with_own_commit
 from peon.persistence.projections import tables
 from peon.persistence.projections.positions import (
     Position,
@@ -164,29 +166,38 @@ class Projections:
 
     def _catch_up(self, projection: Projection, meter: Meter) -> None:
         while True:
-            with self._engine.connect() as connection, large_cache(connection), connection.begin():
-                LogEnd.join(connection)
-                position = position_of(connection, projection)
-                if position is None:
-                    tables.prepare(connection, projection)
-                    set_position(connection, projection, 0)
-                    position = Position(projection.version, 0)
-                if position.version != projection.version:
-                    break
-                last = self._replay.apply_pages(connection, projection, position.sequence, pages=PAGES_A_COMMIT)
-                advance(connection, [projection], position.sequence, last)
-            if last == position.sequence:
+            pages = in_own_transaction(self._engine, self._driver_errors, partial(self._apply_some, projection))
+            if pages is None:
+                break
+            before, last = pages
+            if last == before:
                 return
-            meter.add(last - position.sequence)
+            meter.add(last - before)
         self._rebuild(projection, meter)  # another version was here meanwhile
 
+    def _apply_some(self, projection: Projection, connection: Connection) -> tuple[int, int] | None:
+        """Returns where the projection was, and where it is now; `None` where it is one of another version."""
+        with large_cache(connection):
+            LogEnd.join(connection)
+            position = position_of(connection, projection)
+            if position is None:
+                tables.prepare(connection, projection)
+                set_position(connection, projection, 0)
+                position = Position(projection.version, 0)
+            if position.version != projection.version:
+                return None
+            last = self._replay.apply_pages(connection, projection, position.sequence, pages=PAGES_A_COMMIT)
+            advance(connection, [projection], position.sequence, last)
+        return position.sequence, last
+
     def _rebuild(self, projection: Projection, meter: Meter) -> None:
-        in_sqlite = self._engine.dialect.name == "sqlite"
-        with (
-            self._engine.connect().execution_options(**{READ_ONLY: True}) as connection,
-            large_cache(connection),
-            shadowed(connection, [*projection.tables, projection_problems]) as pair,
-        ):
+        reads = self._engine.execution_options(**{READ_ONLY: True})
+        with_own_commit(reads, self._driver_errors, partial(self._build_anew, projection, meter))
+
+    def _build_anew(self, projection: Projection, meter: Meter, own: OwnTransaction) -> None:
+        connection = own.connection
+        in_sqlite = connection.dialect.name == "sqlite"
+        with large_cache(connection), shadowed(connection, [*projection.tables, projection_problems]) as pair:
             before, last = -1, 0
             while last != before:
                 if in_sqlite:  # one long transaction would keep it from reusing its -wal file
@@ -202,7 +213,7 @@ class Projections:
             position = position_of(connection, projection)
             tables.replace(connection, projection, pair, version=position and position.version)
             set_position(connection, projection, last)
-            connection.commit()
+            own.commit()
 
     def _differences(self, connection: Connection, projection: Projection, meter: Meter) -> list[Difference]:
         if not connection.in_transaction():

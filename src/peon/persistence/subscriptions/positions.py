@@ -10,6 +10,7 @@ from peon.persistence.availability import DriverErrors
 from peon.persistence.engine import begin_writing, consistent_reads
 from peon.persistence.errors import SubscriptionConflict
 from peon.persistence.identity import require_connection
+from peon.persistence.own_transactions import in_own_transaction
 from peon.persistence.schema import subscription_positions
 from peon.persistence.timestamps import format_timestamp
 
@@ -26,6 +27,9 @@ class Position(NamedTuple):
 
     sequence: int
     saved_at: str
+
+
+Positions = tuple[Position, ...]
 
 
 class SavedPosition:
@@ -51,18 +55,13 @@ class SavedPosition:
         self._engine = engine
         self._driver_errors = driver_errors
         self._name = name
-        with driver_errors:
-            with consistent_reads(engine).connect() as connection:
-                found = self._read(connection)
-            if found is None:
-                with engine.begin() as connection:
-                    row = {"name": name, "sequence": after, "saved_at": _now()}
-                    connection.execute(_ADD[connection.dialect.name], row)
-                    found = self._read(connection)
-        assert found is not None  # noqa: S101
+        with driver_errors, consistent_reads(engine).connect() as connection:
+            found = self._read(connection)
+        if found is None:
+            found = in_own_transaction(engine, driver_errors, lambda own: self._add(own, after))
         # Several, where nobody knows whether a commit took place.
-        self._saved: tuple[Position, ...] = (found,)
-        self._before: tuple[Position, ...] = (found,)
+        self._saved: Positions = (found,)
+        self._before: Positions = (found,)
 
     @property
     def sequence(self) -> int:
@@ -76,11 +75,21 @@ class SavedPosition:
                 begin_writing(connection)
                 self._move(connection, sequence)
             return
-        with self._driver_errors, self._engine.begin() as own:
+
+        def move(own: Connection) -> tuple[Positions, Positions]:
             self._move(own, sequence)
             moved = self._before, self._saved
             self._before = self._saved = (*self._before, *self._saved)  # until the commit is answered
-        self._before, self._saved = moved
+            return moved
+
+        self._before, self._saved = in_own_transaction(self._engine, self._driver_errors, move)
+
+    def _add(self, connection: Connection, after: int) -> Position:
+        row = {"name": self._name, "sequence": after, "saved_at": _now()}
+        connection.execute(_ADD[connection.dialect.name], row)
+        found = self._read(connection)
+        assert found is not None  # noqa: S101
+        return found
 
     def _move(self, connection: Connection, sequence: int) -> None:
         # Once more for the same event: then the transaction of the first time was undone, or this is idle repetition.

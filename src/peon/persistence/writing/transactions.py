@@ -1,6 +1,5 @@
 """Transactions at the end of the log, on a connection that is kept, and repeated where that is safe."""
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -12,6 +11,7 @@ from sqlalchemy import Connection, Engine
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.engine import is_memory
 from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.own_transactions import ATTEMPTS, give_back, is_safe_to_repeat, length_of_pause
 from peon.persistence.sequencing import LogEnd, connect_to_append
 
 RequestT = TypeVar("RequestT")
@@ -19,18 +19,6 @@ ResultT = TypeVar("ResultT")
 
 Perform = Callable[[LogEnd, list[RequestT]], Sequence[ResultT | Exception]]
 """Performs requests in a transaction, and returns for each its result, or the error of it alone."""
-
-ATTEMPTS = 5
-"""How often a transaction is tried that a server undoes in favour of another."""
-
-PAUSE = 0.01
-"""Seconds before the second attempt, at most; twice as long before each further one."""
-
-UNDONE = frozenset({"40001", "40P01"})
-"""SQLSTATE of a serialisation failure and of a deadlock: the server has undone the transaction, even at its commit."""
-
-LOST = ("08", "57P0")
-"""SQLSTATE of connection exceptions, and of a server that shuts down or ends the connection."""
 
 _IN_ERROR = 3
 """libpq's PQTRANS_INERROR."""
@@ -130,7 +118,7 @@ class AppendTransactions(Generic[RequestT, ResultT]):
             finally:
                 if not (committed and self._keep):
                     self.give_back()
-            self._pause(random.uniform(0, PAUSE * 2**attempt))  # noqa: S311 - so that two do not meet again
+            self._pause(length_of_pause(attempt))
         raise AssertionError
 
     def _perform(self, requests: list[RequestT], perform: Perform[RequestT, ResultT]) -> Sequence[ResultT | Exception]:
@@ -145,38 +133,20 @@ class AppendTransactions(Generic[RequestT, ResultT]):
         return outcomes
 
     def _is_safe_to_repeat(self, error: Exception) -> bool:
-        cause = self._driver_errors.cause_of(error)
-        state = str(getattr(cause, "sqlstate", None))
-        if state in UNDONE:
-            return True
-        connection = self.connection
-        if cause is None or connection is None:
-            return False
-        # SQLAlchemy has invalidated it where the loss met a statement of its own. What a server says has an SQLSTATE;
-        # an operational error without one is of the connection itself.
-        dbapi: Any = self._engine.dialect.loaded_dbapi
-        of_connection = getattr(cause, "sqlstate", "none") is None and isinstance(cause, dbapi.OperationalError)
-        lost = connection.invalidated or state.startswith(LOST) or of_connection
-        lost = lost or self._engine.dialect.is_disconnect(cause, connection.connection.dbapi_connection, None)  # type: ignore[arg-type]
-        if lost and self.stage == "committing":
-            raise StoreUnavailable(
-                f"{database_name(self._engine)}: the connection was lost during the commit, which may have taken "
-                "place: read the log, or repeat the call with the same command_id, which stores nothing twice"
-            ) from cause
-        return lost
+        return is_safe_to_repeat(
+            error,
+            self._engine,
+            self._driver_errors,
+            self.connection,
+            committing=self.stage == "committing",
+            advice="read the log, or repeat the call with the same command_id, which stores nothing twice",
+        )
 
     def give_back(self) -> None:
         """Gives the connection back to the pool; the next transaction takes one again."""
         connection, self.connection = self.connection, None
-        if connection is None:
-            return
-        try:
-            # SQLAlchemy takes a transaction whose commit failed to be over; SQLite may have it open still.
-            self._engine.dialect.do_rollback(connection.connection)
-        except Exception:
-            connection.invalidate()
-        finally:
-            connection.close()
+        if connection is not None:
+            give_back(connection)
 
 
 def _refuse_to_commit_nothing(connection: Connection) -> None:
