@@ -1,5 +1,6 @@
 """Databases that cannot be used: the store says so, harms nothing, and works again once they can."""
 
+import asyncio
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from peon.persistence import (
     StoreUnavailable,
     create_engine,
 )
+from peon.persistence.asynchronous import AsyncDatabase
+from peon.persistence.migrations import migration_transaction
 
 
 @pytest.fixture
@@ -551,6 +555,60 @@ def test_a_lock_on_a_database_that_must_be_migrated_is_told(tmp_path: Path, begi
         assert_works(database, [])
 
 
+def test_an_append_outside_the_transaction_of_its_own_thread_is_told_what_to_do(lasting_url: URL) -> None:
+    with Database.open(IMPATIENT, url=lasting_url, projections=False) as database:
+        with database.engine.begin() as connection:
+            before = database.events.append_all([renamed()], connection=connection)
+
+            with taking(0.3, 5), unavailable(database.engine.url, "pass it as connection=…), or raise database.busy_"):
+                database.events.append_all([renamed()])
+
+        assert_works(database, before)
+
+
+def test_threads_that_wait_for_a_forgotten_transaction_are_told_at_the_same_time(lasting_url: URL) -> None:
+    with Database.open(IMPATIENT, url=lasting_url, projections=False) as database, ThreadPoolExecutor(8) as pool:
+        with database.engine.begin() as connection:
+            before = database.events.append_all([renamed()], connection=connection)
+
+            with taking(0.3, 2):  # one that was alone, and those that came meanwhile
+                appends = [pool.submit(database.events.append_all, [renamed()]) for _ in range(8)]
+                for append in appends:
+                    assert "database.busy_timeout" in str(append.exception(30))
+
+        assert_works(database, before)
+
+
+def test_an_event_loop_is_told_too(lasting_url: URL) -> None:
+    async def append() -> None:
+        async with await AsyncDatabase.open(IMPATIENT, url=lasting_url, projections=False) as database:
+            async with database.engine.begin() as connection:
+                await database.events.append_all([renamed()], connection=connection)
+                with taking(0.3, 5), unavailable(database.engine.url, "database.busy_timeout"):
+                    await database.events.append_all([renamed()])
+            assert len(await database.events.append_all([renamed()])) == 1
+
+    asyncio.run(append())
+
+
+def test_a_migration_that_waits_for_another_is_told(lasting_url: URL) -> None:
+    engine = create_engine(lasting_url)
+    with migration_transaction(engine), taking(0.3, 5), unavailable(engine.url, "database.busy_timeout"):
+        Database.open(IMPATIENT, url=lasting_url, projections=False)
+    engine.dispose()
+
+    Database.open(IMPATIENT, url=lasting_url, projections=False).close()
+
+
+def test_the_transactions_of_an_application_wait_as_the_server_says(migrated_postgresql_url: URL) -> None:
+    with Database.open(IMPATIENT, url=migrated_postgresql_url, projections=False) as database:
+        database.events.append_all([renamed()])
+        database.events.close()
+        with database.engine.begin() as connection:  # the one that has appended
+            database.events.append_all([renamed()], connection=connection)
+            assert connection.scalar(text("SHOW lock_timeout")) == "0"
+
+
 def test_a_lock_on_a_table_of_a_server_is_told(postgresql_url: URL) -> None:
     options = str(postgresql_url.query["options"])
     with Database.open(
@@ -561,7 +619,7 @@ def test_a_lock_on_a_table_of_a_server_is_told(postgresql_url: URL) -> None:
         with database.engine.begin() as other:
             other.execute(text("LOCK TABLE events IN EXCLUSIVE MODE"))
 
-            with unavailable(url, "lock timeout"):
+            with taking(0.1, 5), unavailable(url, LOCKED):  # the server's own limit, which is not raised
                 database.events.append_all([renamed()])
             assert database.events.replay_all() == before
 

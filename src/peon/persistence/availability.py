@@ -10,6 +10,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from peon.persistence.errors import StoreUnavailable
 
+LOCK_NOT_AVAILABLE = "55P03"
+"""SQLSTATE of a statement that has waited for a lock for longer than it may."""
+
 _LOCKED = (
     "it is locked by another connection: end what holds it (a transaction of your own? pass it as connection=…), "
     "or raise database.busy_timeout"
@@ -95,6 +98,8 @@ def explain(error: BaseException) -> str:
         return "its connection was lost in the middle of a transaction: roll that back, and begin it anew"
     if isinstance(error, OSError):
         return f"{error.strerror}: name a file in a folder that this user may write"
+    if getattr(error, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+        return _LOCKED
     diagnosis = getattr(error, "diag", None)
     if getattr(diagnosis, "table_name", None) == "events" and getattr(error, "sqlstate", None) == "23505":
         return (

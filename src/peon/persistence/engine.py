@@ -37,6 +37,9 @@ MOMENT = 50
 
 DATABASE_FILE = "peon.db"
 
+BUSY_TIMEOUT = "peon_busy_timeout"
+"""Execution option of an engine: seconds that the package's own transactions wait for the locks of a server."""
+
 _PATIENCE = "peon_patience"
 """Execution option of a connection: seconds that its transactions wait for SQLite's write lock."""
 
@@ -85,7 +88,7 @@ def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_tim
     Args:
         url: Of SQLite (a file or `:memory:`) or PostgreSQL.
         synchronous: `NORMAL` may lose the last commits when the power fails; the file stays sound.
-        busy_timeout: Seconds to wait for a locked database (SQLite).
+        busy_timeout: Seconds to wait for a locked database; on PostgreSQL, those that an append or a migration waits.
 
     Raises:
         PersistenceError: The URL is malformed, of another backend, or its driver is not installed.
@@ -146,6 +149,7 @@ def _create(create: Callable[..., EngineT], url: URL, busy_timeout: float, pool:
         options["isolation_level"] = "READ COMMITTED"
         # Whatever address, environment, role and database say: text in any other could not be sent, or not be read.
         options["connect_args"] = {"client_encoding": "utf8"}
+        options["execution_options"] = {BUSY_TIMEOUT: busy_timeout}
     try:
         return create(parsed, **options)
     except (ImportError, NoSuchModuleError) as error:

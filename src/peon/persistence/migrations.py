@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from peon.persistence.availability import DriverErrors, database_name, explain
 from peon.persistence.engine import READ_ONLY, begin_writing, create_private_file, is_file, is_memory, sqlite_connection
 from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaOutOfDate, SchemaTooNew
+from peon.persistence.lock_timeout import limited, lock_timeout_of
 from peon.persistence.schema import append_lock
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ def migration_transaction(engine: Engine) -> Iterator[Connection]:
             with connection.begin():
                 begin_writing(connection)
                 if not in_sqlite:
+                    connection.execute(select(limited(lock_timeout_of(connection))))
                     connection.execute(select(func.pg_advisory_xact_lock(POSTGRESQL_LOCK)))
                 yield connection
         finally:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
+from functools import cache
 from itertools import chain, count, repeat
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from peon.persistence.engine import begin_writing
+from peon.persistence.lock_timeout import limited, lock_timeout_of
 from peon.persistence.schema import append_lock, events
 from peon.persistence.statements import DriverStatement, insert_into
 from peon.persistence.timestamps import format_timestamp
@@ -49,10 +51,10 @@ MESSAGE_CHARACTERS = 50_000_000
 """Text in one statement to PostgreSQL, which takes messages of up to 1 GB."""
 
 
-def _in_postgresql(statement: ClauseElement) -> str:
+def _in_postgresql(statement: ClauseElement, *, literal_binds: bool = False) -> str:
     dialect = postgresql.dialect(paramstyle="format")  # type: ignore[no-untyped-call]
     # psycopg sends a list as text unless told otherwise, which takes several times as long.
-    return str(statement.compile(dialect=dialect)).replace("%s", "%b")
+    return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": literal_binds})).replace("%s", "%b")
 
 
 def _insert_arrays() -> ClauseElement:
@@ -75,6 +77,11 @@ _POSTGRESQL_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _POSTGRESQL_LOCK = _in_postgresql(_LOCK)
 _POSTGRESQL_LAST = _in_postgresql(_LAST)
 _POSTGRESQL_INSERT = _in_postgresql(_insert_arrays())
+
+
+@cache
+def _limited_lock(seconds: float | None) -> str:
+    return _in_postgresql(_LOCK.where(limited(seconds)), literal_binds=True)
 
 
 def connect_to_append(engine: Engine) -> Connection:
@@ -110,7 +117,7 @@ class LogEnd:
             begin_writing(connection)
             return cls(connection, [])
         connection.begin()
-        return cls(connection, [_POSTGRESQL_BEGIN, _POSTGRESQL_LOCK])
+        return cls(connection, [_POSTGRESQL_BEGIN, _limited_lock(lock_timeout_of(connection))])
 
     @classmethod
     def join(cls, connection: Connection) -> Self:
@@ -126,6 +133,11 @@ class LogEnd:
         """Waits for other appenders, if that was not done: what they did can then be read."""
         if self._opening:
             self._last = self._run(_POSTGRESQL_LAST)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether other appenders are, or were in vain."""
+        return bool(self._opening)
 
     @property
     def last(self) -> int:
@@ -169,13 +181,13 @@ class LogEnd:
 
     def _run(self, statement: str, parameters: Sequence[object] = ()) -> int:
         """Returns the only value of the statement; what opens the transaction goes before it."""
-        opening, self._opening = self._opening, []
         with _in_one_round_trip(self.connection):
-            for earlier in opening:
+            for earlier in self._opening:
                 with closing(self.connection.connection.cursor()) as cursor:
                     cursor.execute(earlier)
             cursor = self.connection.connection.cursor()
             cursor.execute(statement, parameters)
+        self._opening = []
         with closing(cursor):
             value: int = cursor.fetchall()[0][0]
             return value

@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from peon.persistence.availability import DriverErrors, database_name
+from peon.persistence.availability import LOCK_NOT_AVAILABLE, DriverErrors, database_name
 from peon.persistence.engine import is_memory
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.own_transactions import ATTEMPTS, give_back, is_safe_to_repeat, length_of_pause
@@ -126,7 +126,12 @@ class AppendTransactions(Generic[RequestT, ResultT]):
             self.connection = connect_to_append(self._engine)
         end = LogEnd.begin(self.connection)
         self.stage = "performing"
-        outcomes = perform(end, requests)
+        try:
+            outcomes = perform(end, requests)
+        except Exception as error:
+            if end.is_awaited and getattr(self._driver_errors.cause_of(error), "sqlstate", None) == LOCK_NOT_AVAILABLE:
+                self.stage = "beginning"  # it has not had its turn, as on SQLite
+            raise
         _refuse_to_commit_nothing(self.connection)
         self.stage = "committing"
         self.connection.commit()
