@@ -1,8 +1,10 @@
 """Append conditions and reads by query: what matches, what conflicts, who wins."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from enum import Enum
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
@@ -208,6 +210,7 @@ def test_index_and_log_agree_with_the_definition(
     with monkeypatch.context() as patched:
         patched.setattr(tag_index, "TAIL", tail)
         patched.setattr(tag_index, "PAGE_MATCHES", 2)
+        patched.setattr(tag_index, "RANGE", 2)
         assert list(shared.stream(query=query, after=after)) == expected
         assert list(shared.stream(query=query, after=after, limit=3)) == expected[:3]
         assert conflict(shared, AppendCondition(query, after)) == next((s.sequence for s in expected), None)
@@ -359,32 +362,64 @@ def test_projections_refuse_a_conditional_append_and_leave_nothing(url: URL, mig
         assert database.projections.verify() == []
 
 
+@contextmanager
+def statements_of_the_index(database: Database) -> Iterator[list[tuple[str, Any]]]:
+    statements: list[tuple[str, Any]] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if "event_tags" in statement:
+            statements.append((statement, parameters))
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(database.engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
 @pytest.mark.parametrize("backend", ["sqlite_url", "postgresql_url"])
-def test_queries_are_served_by_the_index(request: pytest.FixtureRequest, backend: str) -> None:
+def test_queries_are_ranges_of_the_index(request: pytest.FixtureRequest, backend: str, analyzed: bool) -> None:
+    """What a planner thinks of the tags, or does not know, makes none of them a sort of all that is left of one."""
     url: URL = request.getfixturevalue(backend)
     with Database.open(url=url, projections=False) as database:
         database.events.append_all([*padding(4_000), *(TurnStarted(turn_id=TURN, thread_id=uuid4()) for _ in range(5))])
-        query = EventQuery(event_types=["TurnStarted"], turn_id=TURN)
-        assert len(list(database.events.stream(query=query))) == 5
-        plans: list[str] = []
-        statements: list[tuple[str, Any]] = []
-
-        def note(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
-            if "event_tags" in statement and not statement.startswith("EXPLAIN"):
-                statements.append((statement, parameters))
-
-        event.listen(database.engine, "before_cursor_execute", note)
-        with pytest.raises(ConcurrencyError):
-            database.events.append_all([], condition=AppendCondition(query, after=0))
-        event.remove(database.engine, "before_cursor_execute", note)
-        assert statements
+        query = EventQuery(event_types=["ThreadSelected", "TurnStarted"])
+        both = EventQuery(event_types=["TurnStarted"], turn_id=TURN)
+        assert len(list(database.events.stream(query=query))) == 4_005
+        assert len(list(database.events.stream(query=both))) == 5
         with database.engine.connect() as connection:
-            connection.exec_driver_sql("ANALYZE")
+            if analyzed:
+                connection.exec_driver_sql("ANALYZE")
+                connection.commit()
+            with statements_of_the_index(database) as statements:
+                list(database.events.stream(query=query))
+                assert conflict(database.events, AppendCondition(both, after=0)) == 4_001
+            assert len(statements) > 10
             explain = "EXPLAIN QUERY PLAN " if backend == "sqlite_url" else "EXPLAIN "
-            for statement, parameters in statements:
-                found = connection.exec_driver_sql(explain + statement, parameters).all()
-                plans += [str(row[-1]) for row in found]
-    assert not [plan for plan in plans if "Seq Scan" in plan or plan.startswith("SCAN")], plans
+            plans = [
+                str(row[-1])
+                for statement, parameters in statements
+                for row in connection.exec_driver_sql(explain + statement, parameters)
+            ]
+    wrong = re.compile("Seq Scan|^SCAN|Sort|Bitmap|TEMP B-TREE")
+    assert not [plan for plan in plans if wrong.search(plan)], plans
+
+
+def test_a_tag_of_few_events_is_found_among_many_of_another(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tag_index, "TAIL", 0)
+    monkeypatch.setattr(tag_index, "RANGE", 10)
+    starts = [TurnStarted(turn_id=uuid4(), thread_id=THREAD) for _ in range(1_000)]
+    few = [ThreadDeleted(thread_id=OTHER), ThreadDeleted(thread_id=THREAD), ThreadDeleted(thread_id=OTHER)]
+    database.events.append_all([*starts, few[0], *starts, few[1], *starts, few[2]])
+    query = EventQuery(thread_id=THREAD, event_types=["ThreadDeleted"])
+    assert [stored.sequence for stored in database.events.stream(query=query)] == [2_002]
+
+    with statements_of_the_index(database) as statements:
+        assert [stored.sequence for stored in database.events.stream(query=query)] == [2_002]
+        assert conflict(database.events, AppendCondition(query, after=0)) == 2_002
+        assert conflict(database.events, AppendCondition(query, after=2_002)) is None
+    assert 0 < len(statements) < 30
 
 
 def test_a_file_that_may_only_be_read_is_read_without_an_index(sqlite_url: URL, tmp_path: Any) -> None:

@@ -4,12 +4,12 @@ It is derived from the log, field by field, when a query first asks for a field;
 behind, mostly, and what is above its position is read from the log itself.
 """
 
-import heapq
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Insert, func, select, update
+from sqlalchemy import Connection, Engine, Insert, bindparam, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from peon.persistence.availability import DriverErrors
@@ -29,8 +29,18 @@ PAGES_A_COMMIT = 10
 PAGE_MATCHES = 250
 """Events that are fetched at once by a query."""
 
+RANGE = 500
+"""Entries of one tag that are read at once."""
+
 _INSERT_EVENT_TAG = insert_into(event_tags)
 
+# Both columns compared as one: by `tag_id = …`, PostgreSQL would rather sort all that is left of a tag, for each page.
+_NEXT = (
+    select(event_tags.c.tag_id, event_tags.c.sequence)
+    .where(tuple_(event_tags.c.tag_id, event_tags.c.sequence) > tuple_(bindparam("tag"), bindparam("after")))
+    .order_by(event_tags.c.tag_id, event_tags.c.sequence)
+    .limit(bindparam("entries"))
+)
 
 _ADD_TAG: dict[str, Insert] = {
     "sqlite": sqlite.insert(tags).on_conflict_do_nothing(),
@@ -200,30 +210,47 @@ class TagIndex:
     def _indexed(
         self, connection: Connection, wanted: dict[str, list[str]], after: int, until: int, limit: int
     ) -> list[int]:
-        """Returns the first sequences of the range that the index has for what is wanted."""
+        """Returns the first sequences of the range that the index has for what is wanted.
+
+        The tags are read side by side, and each goes on where the others may have something in common with it: of a
+        tag of many events and one of few, only entries about the few are read.
+        """
         identifiers = [
             [identifier for _, identifier in self._identifiers(connection, name, keys)] for name, keys in wanted.items()
         ]
         if not all(identifiers):
             return []
-        leading, *others = identifiers
-        query = (
-            select(event_tags.c.sequence)
-            .where(event_tags.c.sequence > after, event_tags.c.sequence <= until)
-            .order_by(event_tags.c.sequence)
-            .limit(limit)
-        )
-        for each in others:
-            other = event_tags.alias()
-            query = query.where(
-                select(other.c.tag_id)
-                .where(other.c.tag_id.in_(each), other.c.sequence == event_tags.c.sequence)
-                .correlate(event_tags)
-                .exists()
-            )
-        # One query each, so that each is a range of the primary key, already in order.
-        ranges = [connection.scalars(query.where(event_tags.c.tag_id == tag)).all() for tag in leading]
-        return list(islice(heapq.merge(*ranges), limit))
+        found: list[int] = []
+        while after < until and len(found) < limit:
+            ranges = [self._range(connection, each, after, until) for each in identifiers]
+            found += sorted(set(ranges[0].sequences).intersection(*(each.sequences for each in ranges[1:])))
+            known = min(each.until for each in ranges)
+            after = max(each.next_above(known) for each in ranges) - 1
+        return found[:limit]
+
+    def _range(self, connection: Connection, identifiers: Sequence[int], after: int, until: int) -> "_Range":
+        """Returns the next sequences of events that have one of the tags."""
+        found: list[int] = []
+        complete = until
+        for identifier in identifiers:
+            rows = connection.execute(_NEXT, {"tag": identifier, "after": after, "entries": RANGE}).all()
+            sequences = [sequence for tag, sequence in rows if tag == identifier and sequence <= until]
+            if len(sequences) == RANGE:
+                complete = min(complete, sequences[-1])
+            found += sequences
+        return _Range([sequence for sequence in sorted(found) if sequence <= complete], complete)
+
+
+class _Range(NamedTuple):
+    """Sequences, in order, that are all there are up to `until`."""
+
+    sequences: list[int]
+    until: int
+
+    def next_above(self, known: int) -> int:
+        """Returns the first sequence above that one, or where it may be at the earliest."""
+        place = bisect_right(self.sequences, known)
+        return self.sequences[place] if place < len(self.sequences) else self.until + 1
 
 
 class IndexBehind(Exception):  # noqa: N818
