@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Insert, bindparam, func, select, tuple_, update
+from sqlalchemy import Connection, Engine, Insert, bindparam, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from peon.persistence.availability import DriverErrors
@@ -18,7 +18,7 @@ from peon.persistence.errors import StoreUnavailable
 from peon.persistence.event_query import TYPE, EventQuery, key_of, keys_in
 from peon.persistence.paging import LogPages, LogRow
 from peon.persistence.schema import event_tags, events, tag_positions, tags
-from peon.persistence.statements import MAXIMUM_KEYS, insert_into
+from peon.persistence.statements import MAXIMUM_KEYS, DriverStatement
 
 TAIL = 1_000
 """Events above the position of the index that are read from the log rather than indexed: in 2 ms, unless large."""
@@ -32,7 +32,16 @@ PAGE_MATCHES = 250
 RANGE = 500
 """Entries of one tag that are read at once."""
 
-_INSERT_EVENT_TAG = insert_into(event_tags)
+# Each looks up its tag: PostgreSQL may take a list of values for a reason to read all tags of the name.
+_INSERT_EVENT_TAG = DriverStatement(
+    insert(event_tags).from_select(
+        [event_tags.c.tag_id, event_tags.c.sequence],
+        select(tags.c.id, bindparam("of_event", type_=event_tags.c.sequence.type)).where(
+            tags.c.name == bindparam("of_name"), tags.c.value == bindparam("of_value")
+        ),
+    ),
+    ["of_event", "of_name", "of_value"],
+)
 
 # Both columns compared as one: by `tag_id = …`, PostgreSQL would rather sort all that is left of a tag, for each page.
 _NEXT = (
@@ -179,18 +188,12 @@ class TagIndex:
         return after
 
     def _index(self, connection: Connection, names: Sequence[str], page: list[LogRow]) -> None:
-        found = [(key, row[0]) for row in page for key in keys_in(row[1], row[2], names).items()]
-        keys = sorted({key for key, _ in found})
-        if not keys:
+        found = sorted((key, row[0]) for row in page for key in keys_in(row[1], row[2], names).items())
+        if not found:
             return
-        rows = [{"name": name, "value": value} for name, value in keys]
-        connection.execute(_ADD_TAG[connection.dialect.name], rows)
-        identifiers = {
-            (name, value): identifier
-            for name in names
-            for value, identifier in self._identifiers(connection, name, [v for n, v in keys if n == name])
-        }
-        _INSERT_EVENT_TAG.run(connection, sorted((identifiers[key], sequence) for key, sequence in found))
+        keys = [{"name": name, "value": value} for name, value in sorted({key for key, _ in found})]
+        connection.execute(_ADD_TAG[connection.dialect.name], keys)
+        _INSERT_EVENT_TAG.run(connection, [(sequence, name, value) for (name, value), sequence in found])
 
     def _identifiers(self, connection: Connection, name: str, values: Sequence[str]) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = []
