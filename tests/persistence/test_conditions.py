@@ -249,6 +249,26 @@ def test_a_custom_union_names_its_tags(database: Database, read: None) -> None:
     store.close()
 
 
+class Posted(BaseModel):
+    type: Literal["Posted"] = "Posted"
+    thread_id: str
+
+
+def test_an_identifier_in_a_field_of_text_is_the_same_in_any_form(database: Database, read: None) -> None:
+    store = EventStore(database.engine, EventCodec(Posted, tags=["thread_id"]))
+    thread = uuid4()
+    forms = [thread.hex, str(thread), str(thread).upper()]
+    stored = store.append_all([Posted(thread_id=form) for form in [*forms, "no UUID"]])
+
+    for form in [*forms, thread]:
+        for query in (EventQuery(thread_id=form), EventQuery(tags={"thread_id": form})):
+            assert list(store.stream(query=query)) == stored[:3]
+            with pytest.raises(ConcurrencyError):
+                store.append_all([], condition=AppendCondition(query, after=2))
+    assert list(store.stream(query=EventQuery(tags={"thread_id": "no UUID"}))) == stored[3:]
+    store.close()
+
+
 def test_rows_that_are_no_events_have_their_type_alone(database: Database, read: None) -> None:
     payloads = ["{", "[]", '{"thread_id": null}', f'{{"thread_id": {{"id": "{THREAD}"}}}}', '{"thread_id": true}']
     with database.engine.begin() as connection:
@@ -271,6 +291,7 @@ def test_rows_that_are_no_events_have_their_type_alone(database: Database, read:
         (lambda _: EventQuery(tags={"thread_id": True}), TypeError, "not bool"),
         (lambda _: EventQuery(tags=None), TypeError, "as a dictionary"),
         (lambda _: EventQuery(thread_id=THREAD, tags={"thread_id": OTHER}), ValueError, "given twice"),
+        (lambda _: EventQuery(event_types=["A"], tags={"type": "B"}), ValueError, "type was given twice"),
         (lambda _: AppendCondition(EventQuery(), -1), ValueError, "from 0 on"),
         (lambda _: AppendCondition(EventQuery(), float("nan")), TypeError, "is a sequence"),
         (lambda d: d.events.stream(query="everything"), TypeError, "is an EventQuery"),

@@ -1,11 +1,13 @@
 """Events to rows and back: the `event_type` and `payload` columns of the log."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from types import UnionType
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, overload
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, overload
+from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
@@ -62,7 +64,8 @@ class EventCodec(Generic[EventT]):
         check: Raises an exception for an event that would not come back equal. By default each event is decoded
             again before it is stored, and compared: that finds whatever JSON cannot carry, for any models, and
             makes encoding about twice as dear.
-        tags: Fields by which `EventQuery` may ask for events: text, integers or UUIDs; not every member needs them.
+        tags: Fields by which `EventQuery` may ask for events: text, integers, UUIDs, enumerations of those, or `None`,
+            which nothing matches; not every member needs them.
 
     Attributes:
         decoders: What `decode` calls for a payload, by event type: to be called without explanation of failures.
@@ -70,8 +73,8 @@ class EventCodec(Generic[EventT]):
 
     Raises:
         TypeError: A member of the union is not an event.
-        ValueError: Two members, or two upcasters, claim the same; a tag is a field of no member, or one of floats or
-            booleans.
+        ValueError: Two members, or two upcasters, claim the same; a tag is a field of no member, or of other values,
+            or stored under an alias.
     """
 
     @overload
@@ -237,18 +240,43 @@ class _Refused(Exception):  # noqa: N818
     """Carries a reason to the method that knows where the event stands."""
 
 
-def _checked_tags(tags: Iterable[str], models: Iterable[type[BaseModel]]) -> frozenset[str]:
+def _checked_tags(tags: Iterable[str], models: Collection[type[BaseModel]]) -> frozenset[str]:
     if isinstance(tags, str):
         raise TypeError(f"tags takes a list of names: [{tags!r}]")
-    fields = [(name, field.annotation) for model in models for name, field in model.model_fields.items()]
     checked = frozenset(tags)
     for tag in checked:
-        annotations = [annotation for name, annotation in fields if name == tag]
-        if not annotations or tag == "type":
+        having = [model for model in models if tag in model.model_fields]
+        if not having or tag == "type":
             raise ValueError(f"tag {tag!r} is a field of no member of the union")
-        if any(part in (float, bool) for annotation in annotations for part in (annotation, *get_args(annotation))):
-            raise ValueError(f"tag {tag!r} is a field of neither text nor integers nor UUIDs")
+        for model in having:
+            field = model.model_fields[tag]
+            if not _is_tag(field.annotation):
+                raise ValueError(
+                    f"tag {tag!r} is a field of neither text nor integers nor UUIDs alone in {model.__name__}"
+                )
+            if model.model_config.get("serialize_by_alias") and field.serialization_alias not in (None, tag):
+                raise ValueError(
+                    f"tag {tag!r} is stored as {field.serialization_alias!r} by {model.__name__}: a tag has no alias"
+                )
     return checked
+
+
+def _is_tag(annotation: Any) -> bool:
+    """Tells whether each value of the annotation has a key: JSON has it as text or as an integer, or it is null."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return all(map(_is_tag, get_args(annotation)))
+    if origin is Annotated:
+        return _is_tag(get_args(annotation)[0])
+    if origin is Literal:
+        return all(_is_tag(type(value)) for value in get_args(annotation))
+    if hasattr(annotation, "__value__"):  # type X = …
+        return _is_tag(annotation.__value__)
+    if hasattr(annotation, "__supertype__"):  # NewType
+        return _is_tag(annotation.__supertype__)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return all(_is_tag(type(member.value)) for member in annotation)
+    return annotation in (str, int, UUID, None, NoneType)
 
 
 def _members(union: Any) -> Iterator[type[BaseModel]]:

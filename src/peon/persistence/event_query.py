@@ -1,6 +1,7 @@
 """Which events a reader asks for, and on which an append depends."""
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
@@ -36,7 +37,8 @@ class EventQuery:
 
     Raises:
         TypeError: `event_types` is one text; a value is neither text nor an integer nor a UUID.
-        ValueError: An identifier is not a UUID; a tag is one of the identifiers that are given.
+        ValueError: An identifier is not a UUID; a tag is one of the identifiers that are given, or `type` beside
+            `event_types`.
     """
 
     event_types: Iterable[str] | None = None
@@ -54,14 +56,15 @@ class EventQuery:
         for name, value in tags.items():
             if type(value) is bool or not isinstance(value, UUID | str | int):
                 raise TypeError(f"the value of tag {name} is text, a number or a UUID, not {type(value).__name__}")
-            if getattr(self, name, None) is not None and name in _IDENTIFIERS:
+            given = self.event_types if name == TYPE else getattr(self, name) if name in _IDENTIFIERS else None
+            if given is not None:
                 raise ValueError(f"{name} was given twice: leave it out of the tags")
         object.__setattr__(self, "tags", MappingProxyType(tags))
         self.wanted()
 
     def wanted(self) -> dict[str, list[str]]:
         """Returns for each tag the keys of which an event must have one; the most selective first."""
-        wanted = {name: [key_of(str(value))] for name, value in self.tags.items()}
+        wanted = {name: [_key_in(name, value)] for name, value in self.tags.items()}
         for name in _IDENTIFIERS:
             identifier = getattr(self, name)
             if identifier is not None:
@@ -115,8 +118,16 @@ def keys_in(event_type: str, payload: str | bytes, names: Collection[str]) -> di
         for name in names:
             value = fields.get(name)
             if name != TYPE and isinstance(value, str | int) and not isinstance(value, bool):
-                keys[name] = key_of(str(value))
+                keys[name] = _key_in(name, value)
     return keys
+
+
+def _key_in(name: str, value: UUID | str | int) -> str:
+    """Returns the key of a field's value: of an identifier the canonical form, as a field of text may have another."""
+    if name in _IDENTIFIERS:
+        with suppress(ValueError):
+            return str(UUID(str(value)))
+    return key_of(str(value))
 
 
 def key_of(value: str) -> str:
