@@ -1,10 +1,19 @@
 """What the package raises. Each error names what was wrong, where, and what to do; none carries a payload."""
 
+from typing import Any
 from uuid import UUID
 
 
 class PersistenceError(Exception):
     """Base of all errors of `peon.persistence`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (type(self), *self.args), self.__dict__
+
+
+def _made_again(kind: type[PersistenceError], *arguments: object) -> PersistenceError:
+    """Makes a copy, or what another process has sent, without the constructor: it would be given the message."""
+    return kind.__new__(kind, *arguments)
 
 
 class EventEncodeError(PersistenceError):

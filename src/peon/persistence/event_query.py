@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
 from types import MappingProxyType
+from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json
@@ -61,6 +62,12 @@ class EventQuery:
                 raise ValueError(f"{name} was given twice: leave it out of the tags")
         object.__setattr__(self, "tags", MappingProxyType(tags))
         self.wanted()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "tags": dict(self.tags)}  # a read-only view can be neither pickled nor copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, tags=MappingProxyType(state["tags"]))
 
     def wanted(self) -> dict[str, list[str]]:
         """Returns for each tag the keys of which an event must have one; the most selective first."""
