@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from processes import PATIENCE, context, die
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import URL, event
 
 from peon.orchestration import OrchestrationEvent, ProjectCreated, ProjectRenamed, ThreadDeleted
@@ -196,21 +196,47 @@ class Noted(BaseModel):
     data: JsonValue = None
 
 
+class Chosen(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+    type: Literal["Chosen"] = "Chosen"
+    numbers: frozenset[bool | int] = frozenset()
+    groups: dict[UUID, list[set[int]]] = Field(default_factory=dict)
+    raw: bytes = b""
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
         (Noted(items=[1, 2]), Noted()),
         (Noted(data={"ok": True}), Noted(data={"ok": 1})),
         (Noted(data=1), Noted(data=1.0)),
+        (Noted(data={"a": [1]}), Noted(data={"a": [True]})),
+        (Chosen(numbers=frozenset([1])), Chosen(numbers=frozenset([True]))),
     ],
 )
-def test_what_python_takes_for_equal_is_another_command(database: Database, first: Noted, second: Noted) -> None:
-    store = EventStore(database.engine, EventCodec(Noted))
+def test_what_python_takes_for_equal_is_another_command(
+    database: Database, first: Noted | Chosen, second: Noted | Chosen
+) -> None:
+    store = EventStore(database.engine, EventCodec(Noted | Chosen))
     command = uuid4()
     stored = store.append_all([first], command_id=command)
     with pytest.raises(CommandConflict):
         store.append_all([second], command_id=command)
     assert store.append_all([first], command_id=command) == stored
+    store.close()
+
+
+def test_the_order_of_a_set_makes_no_other_command(database: Database) -> None:
+    store = EventStore(database.engine, EventCodec(Chosen))
+    command, orders = uuid4(), ([0, 8], [8, 0])
+    first, second = (Chosen(numbers=order, groups={PROJECT: [order]}, raw=b"\xff") for order in orders)
+    assert [*first.numbers] != [*second.numbers]
+    stored = store.append_all([first], command_id=command)
+    for same in (first, second):
+        assert store.append_all([same], command_id=command) == stored
+    for other in (Chosen(numbers=[0, 8], raw=b"\xff"), Chosen(numbers=[0], groups=first.groups, raw=b"\xff")):
+        with pytest.raises(CommandConflict):
+            store.append_all([other], command_id=command)
     store.close()
 
 

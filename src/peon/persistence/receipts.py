@@ -1,12 +1,12 @@
 """What commands have stored: a receipt each, written in the transaction of their events."""
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_json
 from sqlalchemy import Connection, bindparam, select
 
 from peon.persistence.schema import command_receipts
@@ -49,13 +49,13 @@ def difference(stored: Sequence[BaseModel], repeated: Sequence[BaseModel]) -> st
     for index, (before, now) in enumerate(zip(stored, repeated, strict=True)):
         if type(before) is not type(now):
             return f"event {index} was {type(before).__name__}, and is {type(now).__name__}"
-        json_before, json_now = (event.model_dump(mode="json") for event in (before, now))
+        dump_before, dump_now = (event.model_dump(by_alias=False) for event in (before, now))
         for name, field in type(now).model_fields.items():
             if name not in now.model_fields_set and _is_made_anew(field, getattr(now, name)):
                 continue
-            # As JSON too: to Python, 1 and True are equal.
+            # As text too: to Python, 1 and True are equal.
             same = getattr(before, name) == getattr(now, name)
-            if not same or _text(json_before.get(name)) != _text(json_now.get(name)):
+            if not same or _text(dump_before.get(name)) != _text(dump_now.get(name)):
                 return f"event {index} ({type(now).__name__}) has another {name}"
     return None
 
@@ -70,4 +70,11 @@ def _is_made_anew(field: FieldInfo, value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
+    """Returns JSON, or nearly so, in which what has no order is sorted: two sets that are equal have the same."""
+    if isinstance(value, dict):
+        return f"{{{sorted((_text(key), _text(each)) for key, each in value.items())}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{sorted(map(_text, value))}}}"
+    if isinstance(value, list | tuple):
+        return f"{[*map(_text, value)]}"
+    return to_json(value, bytes_mode="base64", fallback=repr).decode()
