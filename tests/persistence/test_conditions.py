@@ -152,6 +152,29 @@ def test_much_that_is_not_indexed_yet_is_indexed_first(database: Database, monke
     assert indexed == [("thread_id", 2_501), ("turn_id", 2_501)]
 
 
+def test_few_events_that_are_large_are_indexed_too(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tag_index, "TAIL_CHARACTERS", 10_000)
+    monkeypatch.setattr(paging, "PAGE_CHARACTERS", 1_000)
+    store, condition = database.events, AppendCondition(EventQuery(thread_id=THREAD), after=0)
+    large = [ProjectRenamed(project_id=PROJECT, name="x" * 1_000)]
+    store.append_all(large * 5)
+    store.append_all(large * 15, condition=condition)
+    assert rows(database, "SELECT * FROM tag_positions") == []
+
+    store.append_all(padding(1), condition=condition)
+    store.append_all([ThreadDeleted(thread_id=THREAD)], condition=condition)
+    assert rows(database, "SELECT name, sequence FROM tag_positions") == [("thread_id", 20)]
+
+    store.append_all(large * 20)
+    assert [conflict(store, AppendCondition(condition.query, after)) for after in (0, 21, 22, 42)] == [
+        22,
+        22,
+        None,
+        None,
+    ]
+    assert rows(database, "SELECT name, sequence FROM tag_positions") == [("thread_id", 42)]
+
+
 def rows(database: Database, statement: str) -> list[tuple[Any, ...]]:
     with database.engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(statement))]

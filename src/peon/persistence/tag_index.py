@@ -23,6 +23,9 @@ from peon.persistence.statements import MAXIMUM_KEYS, DriverStatement
 TAIL = 1_000
 """Events above the position of the index that are read from the log rather than indexed: in 2 ms, unless large."""
 
+TAIL_CHARACTERS = 1_000_000
+"""Payload text in those events above which they are indexed after all."""
+
 PAGES_A_COMMIT = 10
 """Pages of the log that are indexed in one transaction: appends wait for a tenth of a second."""
 
@@ -82,18 +85,27 @@ class TagIndex:
         wanted = query.wanted()
         if after >= last or not all(wanted.values()):
             return None
-        if last - after > TAIL and wanted:
-            indexed = self._position(connection, wanted)
-            if last - max(indexed, after) > TAIL:
-                raise IndexBehind
-            if after < indexed:
-                for sequence in self._indexed(connection, wanted, after, indexed, 1):
-                    return sequence
-                after = indexed
+        if last - after <= TAIL or not wanted:
+            with suppress(IndexBehind):
+                return self._first_in_log(connection, wanted, after)
+        indexed = self._position(connection, wanted)
+        if last - max(indexed, after) > TAIL:
+            raise IndexBehind
+        if after < indexed:
+            for sequence in self._indexed(connection, wanted, after, indexed, 1):
+                return sequence
+            after = indexed
+        return self._first_in_log(connection, wanted, after)
+
+    def _first_in_log(self, connection: Connection, wanted: dict[str, list[str]], after: int) -> int | None:
+        characters = 0
         while page := self._log.read_page(connection, after):
             for row in page:
                 if _matches(row, wanted):
                     return row[0]
+            characters += sum(len(payload or "") for _, _, payload, _ in page)
+            if characters > TAIL_CHARACTERS:
+                raise IndexBehind
             after = page[-1][0]
         return None
 
@@ -104,7 +116,7 @@ class TagIndex:
         if not all(wanted.values()):
             return
         with suppress(StoreUnavailable):  # one that cannot be written now, or ever, can be read without
-            self.catch_up(query, after, wait=False)
+            self.catch_up(query, after, tail=TAIL, wait=False)
         while remaining is None or remaining > 0:
             with self._driver_errors, self._reads.connect() as connection:
                 indexed = self._position(connection, wanted)
@@ -127,11 +139,12 @@ class TagIndex:
             if page:
                 yield page
 
-    def catch_up(self, query: EventQuery, after: int = 0, *, wait: bool = True) -> None:
-        """Indexes the tags of the query to the present end of the log, in transactions of its own, if that is far off.
+    def catch_up(self, query: EventQuery, after: int = 0, *, tail: int = 0, wait: bool = True) -> None:
+        """Indexes the tags of the query to the present end of the log, in transactions of its own.
 
         Args:
             after: The part of the log up to this sequence is not asked for.
+            tail: So many events need not be indexed.
             wait: For the locks of others; otherwise it raises `StoreUnavailable` where they are held.
         """
         names = query.wanted()
@@ -141,9 +154,9 @@ class TagIndex:
             with self._reads.connect() as connection:
                 end: int = connection.scalars(select(func.coalesce(func.max(events.c.sequence), 0))).one()
                 position = self._position(connection, names)
-            if end - after <= TAIL:
+            if end - after <= tail:
                 return
-            while end - position > TAIL:
+            while end - position > tail:
                 transaction = self._engine.begin() if wait else transaction_without_waiting(self._engine)
                 with transaction as connection:
                     self.extend(connection, names, PAGES_A_COMMIT)
