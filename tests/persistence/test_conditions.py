@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
@@ -40,6 +41,7 @@ from peon.persistence import (
 )
 from peon.persistence.schema import events as log
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs"
 PROJECT, THREAD, TURN, OTHER = (UUID(int=n) for n in range(1, 5))
 
 MATCHES: list[tuple[EventQuery, OrchestrationEvent, bool]] = [
@@ -173,6 +175,60 @@ def test_few_events_that_are_large_are_indexed_too(database: Database, monkeypat
         None,
     ]
     assert rows(database, "SELECT name, sequence FROM tag_positions") == [("thread_id", 42)]
+
+
+def by_hand(database: Database, statement: str) -> None:
+    triggers = ["events_refuse_update", "events_refuse_delete"]
+    if database.engine.dialect.name == "postgresql":
+        triggers = ["events_refuse_change ON events"]
+    with database.engine.begin() as connection:
+        for trigger in triggers:
+            connection.exec_driver_sql(f"DROP TRIGGER {trigger}")
+        connection.exec_driver_sql(statement)
+
+
+def test_rows_that_were_removed_by_hand_are_passed_over(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tag_index, "TAIL", 0)
+    monkeypatch.setattr(tag_index, "PAGE_MATCHES", 2)
+    stored = database.events.append_all([ThreadDeleted(thread_id=THREAD) for _ in range(8)])
+    query = EventQuery(thread_id=THREAD)
+    assert list(database.events.stream(query=query)) == stored
+    by_hand(database, "DELETE FROM events WHERE sequence IN (1, 2, 3, 6, 8)")
+
+    assert [s.sequence for s in database.events.stream(query=query)] == [4, 5, 7]
+    assert [conflict(database.events, AppendCondition(query, after)) for after in (0, 4, 5, 7)] == [4, 5, 7, None]
+
+
+def test_tags_that_are_not_equally_far_are_indexed_though_the_last_row_was_removed(database: Database) -> None:
+    database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(2)])
+    index = database.events._reader._index
+    with database.engine.begin() as connection:
+        index.extend(connection, ["thread_id"])
+    by_hand(database, "DELETE FROM events WHERE sequence = 3")
+    with database.engine.begin() as connection:
+        index.extend(connection, ["thread_id", "turn_id"])
+
+    indexed = rows(database, "SELECT name, sequence FROM tag_positions ORDER BY name")
+    assert indexed == [("thread_id", 3), ("turn_id", 3)]
+
+
+def test_an_index_that_was_emptied_as_documented_is_filled_anew(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tag_index, "TAIL", 0)
+    database.events.append_all([ThreadDeleted(thread_id=THREAD), ThreadDeleted(thread_id=THREAD)])
+    query = EventQuery(thread_id=OTHER)
+    assert list(database.events.stream(query=query)) == []
+    by_hand(database, f"UPDATE events SET payload = replace(payload, '{THREAD}', '{OTHER}') WHERE sequence = 2")
+    assert conflict(database.events, AppendCondition(query, after=0)) is None
+    statements = re.findall("DELETE FROM [a-z_]+;", (DOCUMENTATION / "operations.md").read_text(encoding="utf-8"))
+    assert len(statements) == 3
+    with database.engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+    assert list(database.events.stream(query=query)) == database.events.replay_all()[1:]
+    assert conflict(database.events, AppendCondition(query, after=0)) == 2
 
 
 def rows(database: Database, statement: str) -> list[tuple[Any, ...]]:

@@ -91,10 +91,11 @@ class TagIndex:
         indexed = self._position(connection, wanted)
         if last - max(indexed, after) > TAIL:
             raise IndexBehind
-        if after < indexed:
-            for sequence in self._indexed(connection, wanted, after, indexed, 1):
-                return sequence
-            after = indexed
+        while after < indexed:
+            found = self._indexed(connection, wanted, after, indexed, 1)
+            if any(_matches(row, wanted) for row in self._log.read_rows(connection, found)):
+                return found[0]
+            after = found[0] if found else indexed  # it was removed, or mended, by hand
         return self._first_in_log(connection, wanted, after)
 
     def _first_in_log(self, connection: Connection, wanted: dict[str, list[str]], after: int) -> int | None:
@@ -123,7 +124,7 @@ class TagIndex:
                 if after < indexed:
                     sequences = self._indexed(connection, wanted, after, indexed, PAGE_MATCHES)
                     page = self._log.read_rows(connection, sequences)
-                    if len(page) < len(sequences):  # large events end a page early
+                    if 0 < len(page) < len(sequences):  # large events end a page early
                         after = page[-1][0]
                     else:
                         after = sequences[-1] if len(sequences) == PAGE_MATCHES else indexed
@@ -190,11 +191,12 @@ class TagIndex:
     ) -> int:
         after = start
         done = 0
-        while (pages is None or done < pages) and (page := self._log.read_page(connection, after)):
+        while pages is None or done < pages:
+            page = self._log.read_page(connection, after)
             if until is not None:
                 page = [row for row in page if row[0] <= until]
-                if not page:
-                    return until
+            if not page:  # none up to there: they were removed by hand
+                return after if until is None else until
             self._index(connection, names, page)
             after = page[-1][0]
             done += 1
