@@ -19,7 +19,15 @@ from sqlalchemy.exc import OperationalError
 from story import long_session
 
 from peon.orchestration import ProjectCreated, ProjectRenamed
-from peon.persistence import Database, PersistenceError, SchemaOutOfDate, StoreUnavailable, UndecodableEvent, paging
+from peon.persistence import (
+    Database,
+    EventQuery,
+    PersistenceError,
+    SchemaOutOfDate,
+    StoreUnavailable,
+    UndecodableEvent,
+    paging,
+)
 from peon.persistence.copying import COPIED_TABLES, copy_database
 from peon.persistence.schema import command_receipts, events, settings, subscription_positions
 
@@ -470,6 +478,21 @@ any_rows = st.fixed_dictionaries(
         }.items()
     }
 )
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_an_index_of_what_was_there_before_is_not_kept(prepare: Prepare, kind: str) -> None:
+    trigger = "events_refuse_delete" if kind == "file" else "events_refuse_change ON events"
+    other, query = UUID(int=7), EventQuery(project_id=PROJECT)
+    with Database.open(url=prepare("file")) as source, Database.open(url=prepare(kind), projections=False) as target:
+        populate(source)
+        target.events.append_all([ProjectRenamed(project_id=other, name="x") for _ in range(2_000)])
+        assert list(target.events.stream(query=query)) == []
+        run(target.engine, f"DROP TRIGGER {trigger}")
+        run(target.engine, "DELETE FROM events")
+
+        assert copy_database(source, target) > 0
+        assert [s.sequence for s in target.events.stream(query=query)] == [1, 2]
 
 
 @pytest.mark.parametrize("kind", ["file", "postgresql"])

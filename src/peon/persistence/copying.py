@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, func, select
+from sqlalchemy import Connection, Engine, Table, delete, func, select
 
 from peon.persistence.availability import DriverErrors, database_name
 from peon.persistence.database import Database
@@ -14,12 +14,23 @@ from peon.persistence.identity import identity
 from peon.persistence.migrations import require_head
 from peon.persistence.paging import LogPages
 from peon.persistence.projections.replay import Meter, Progress
-from peon.persistence.schema import command_receipts, events, settings, subscription_positions
+from peon.persistence.schema import (
+    command_receipts,
+    event_tags,
+    events,
+    settings,
+    subscription_positions,
+    tag_positions,
+    tags,
+)
 from peon.persistence.sequencing import LogEnd
 from peon.persistence.statements import insert_into
 
 COPIED_TABLES = (events, settings, command_receipts, subscription_positions)
 """All that is not derived from the log. The first column of each is its primary key."""
+
+INDEX_TABLES = (tag_positions, event_tags, tags)
+"""What says which events have which tags. The first is locked by whoever fills the others."""
 
 PAGE_ROWS = 1_000
 """Rows that are read at once, of the tables that are not the log."""
@@ -72,6 +83,8 @@ def copy_database(source: Database, target: Database, progress: Progress | None 
             writing.exec_driver_sql(_LOCK_OTHERS)
         stored = _Rows(target.engine, writing, target_errors)
         _require_empty(stored)
+        for table in INDEX_TABLES:  # of a log that was removed by hand
+            writing.execute(delete(table))
         with source_errors, reads.connect() as reading, reading.begin(), _damaged_text_as_bytes(reading):
             original = _Rows(source.engine, reading, source_errors)
             count = original.count(events)
