@@ -231,6 +231,26 @@ def test_an_index_that_was_emptied_as_documented_is_filled_anew(
     assert conflict(database.events, AppendCondition(query, after=0)) == 2
 
 
+def test_threads_that_index_at_once_take_turns(
+    lasting_url: URL, migrated_lasting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = 4
+    monkeypatch.setattr(paging, "PAGE_EVENTS", 10)
+    monkeypatch.setattr(tag_index, "PAGES_A_COMMIT", 1)
+    together = threading.Barrier(threads)
+    with Database.open(url=lasting_url, projections=False) as database:
+        database.events.append_all(padding(1_000))
+        index = database.events._reader._index
+
+        def work(_: int) -> None:
+            together.wait(PATIENCE)
+            index.catch_up(EventQuery(thread_id=THREAD))
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
+        assert rows(database, "SELECT count(*), max(sequence) FROM event_tags") == [(1_000, 1_000)]
+
+
 def rows(database: Database, statement: str) -> list[tuple[Any, ...]]:
     with database.engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(statement))]

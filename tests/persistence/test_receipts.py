@@ -3,13 +3,13 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
 from processes import PATIENCE, context, die
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from sqlalchemy import URL, event
+from sqlalchemy import URL, event, insert
 
 from peon.orchestration import OrchestrationEvent, ProjectCreated, ProjectRenamed, ThreadDeleted
 from peon.persistence import (
@@ -18,13 +18,18 @@ from peon.persistence import (
     ConcurrencyError,
     Database,
     EventCodec,
+    EventDecodeError,
     EventEncodeError,
     EventQuery,
     EventStore,
     ProjectionError,
 )
+from peon.persistence.receipts import Receipt, add_receipt
+from peon.persistence.schema import events as log
+from peon.persistence.sequencing import LogEnd
 
 PROJECT = UUID(int=1)
+STORED_AT = "2025-03-14T09:26:53.589793Z"
 
 
 @pytest.fixture
@@ -188,6 +193,54 @@ def test_killed_between_commit_and_answer_a_retry_does_not_double(lasting_url: U
         assert [s.sequence for s in database.events.append_all(again, command_id=command)] == [1]
         assert database.events.last_sequence() == 1
         assert database.projections.verify() == []
+
+
+def repeat_together(barrier: Any, url: str, rounds: int, answers: Any, number: int) -> None:
+    with Database.open(url=url) as database:
+        for turn in range(rounds):
+            created = ProjectCreated(project_id=UUID(int=turn), name="x", path="/")
+            barrier.wait(PATIENCE)
+            (stored,) = database.events.append_all([created], command_id=UUID(int=turn))
+            answers[number * rounds + turn] = stored.sequence
+
+
+def test_processes_that_repeat_one_command_at_once_store_it_once(lasting_url: URL) -> None:
+    """To store it again would contradict what the projections hold."""
+    Database.open(url=lasting_url).close()
+    count, rounds = 4, 20
+    barrier, answers = context.Barrier(count), context.Array("i", count * rounds)
+    url = lasting_url.render_as_string(hide_password=False)
+    processes = [
+        context.Process(target=repeat_together, args=(barrier, url, rounds, answers, number)) for number in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+
+    assert [process.exitcode for process in processes] == [0] * count
+    assert list(answers) == [*range(1, rounds + 1)] * count
+    with Database.open(url=lasting_url) as database:
+        assert database.events.last_sequence() == rounds
+
+
+def test_a_repeat_whose_event_cannot_be_read_leaves_its_neighbours_alone(database: Database) -> None:
+    """They share its transaction, which goes on."""
+    command = uuid4()
+    with database.engine.begin() as connection:
+        connection.execute(
+            insert(log), {"sequence": 1, "event_type": "Unknown", "payload": "{}", "stored_at": STORED_AT}
+        )
+        add_receipt(connection, command, Receipt(1, 1), STORED_AT)
+    with pytest.raises(EventDecodeError, match=r"event 1 \(Unknown\)"):
+        database.events.append_all([renamed()], command_id=command)
+
+    appender = database.events._appender
+    with database.engine.begin() as connection:
+        requests = [appender.request([renamed()], None, identifier) for identifier in (command, uuid4())]
+        unreadable, stored = appender.perform(LogEnd.join(connection), requests)
+    assert isinstance(unreadable, EventDecodeError)
+    assert [*database.events.stream(after=1)] == stored
 
 
 class Noted(BaseModel):
