@@ -39,6 +39,7 @@ from peon.persistence import (
     paging,
     tag_index,
 )
+from peon.persistence.engine import READ_ONLY
 from peon.persistence.schema import events as log
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs"
@@ -540,6 +541,40 @@ def test_a_tag_of_few_events_is_found_among_many_of_another(
         assert conflict(database.events, AppendCondition(query, after=0)) == 2_002
         assert conflict(database.events, AppendCondition(query, after=2_002)) is None
     assert 0 < len(statements) < 30
+
+
+def test_much_of_the_index_is_not_read_under_the_lock(
+    lasting_url: URL, migrated_lasting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tags that take turns and never meet are the worst there is."""
+    for name, value in {"TAIL": 10, "RANGE": 5, "ROUNDS": 3}.items():
+        monkeypatch.setattr(tag_index, name, value)
+    under_lock: list[str] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, *_: object) -> None:
+        options = connection.get_execution_options()
+        reads = READ_ONLY in options or options.get("isolation_level") == "REPEATABLE READ"
+        if "event_tags" in statement and not reads:
+            under_lock.append(statement)
+
+    turns = [ThreadDeleted(thread_id=THREAD), ThreadSelected(thread_id=OTHER)] * 100
+    query = EventQuery(event_types=["ThreadSelected"], thread_id=THREAD)
+    with Database.open(url=lasting_url, projections=False) as database:
+        event.listen(database.engine, "before_cursor_execute", note)
+        database.events.append_all(turns)
+        assert list(database.events.stream(query=query)) == []
+        assert not under_lock
+        assert conflict(database.events, AppendCondition(query, after=0)) is None
+        assert 0 < len(under_lock) <= 6
+        (found,) = database.events.append_all([ThreadSelected(thread_id=THREAD)])
+        database.events.append_all(turns)
+        with pytest.raises(ConcurrencyError) as caught:
+            database.events.append_all([], condition=AppendCondition(query, after=0))
+        assert (caught.value.sequence, caught.value.after) == (found.sequence, 0)
+        assert len(under_lock) < 20
+        with database.engine.begin() as connection:  # whose owner waits for it
+            database.events.append_all([], condition=AppendCondition(query, found.sequence), connection=connection)
+        assert len(under_lock) > 40
 
 
 def test_a_file_that_may_only_be_read_is_read_without_an_index(sqlite_url: URL, tmp_path: Any) -> None:

@@ -19,7 +19,7 @@ from peon.persistence.pauses import with_pauses
 from peon.persistence.receipts import Receipt, add_receipt, difference, receipt_of
 from peon.persistence.sequencing import LogEnd
 from peon.persistence.stored_events import StoredEvent, decoded
-from peon.persistence.tag_index import IndexBehind, TagIndex
+from peon.persistence.tag_index import TagIndex, TakesLong
 from peon.persistence.timestamps import format_timestamp
 
 AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
@@ -29,7 +29,8 @@ class AppendRequest(NamedTuple, Generic[EventT]):
     """A batch, its columns, and what it depends on.
 
     Attributes:
-        insists: Have what its condition needs indexed within the transaction, instead of `IndexBehind`.
+        insists: Have what its condition needs indexed and read within the transaction, instead of `TakesLong`.
+        holds_until: No event above the position of its condition matches up to here, as was seen before.
     """
 
     batch: list[EventT]
@@ -38,6 +39,7 @@ class AppendRequest(NamedTuple, Generic[EventT]):
     condition: AppendCondition | None = None
     command_id: UUID | None = None
     insists: bool = False
+    holds_until: int = 0
 
     @property
     def depends(self) -> bool:
@@ -106,7 +108,7 @@ class Appender(Generic[EventT]):
             for request in group:
                 try:
                     earlier = self._decide(end, request)
-                except (ConcurrencyError, CommandConflict, EventDecodeError, IndexBehind) as error:
+                except (ConcurrencyError, CommandConflict, EventDecodeError, TakesLong) as error:
                     outcomes.append(error)  # before anything was written: its neighbours need not know
                 else:
                     outcomes.append(self._carry_out(end, request) if earlier is None else earlier)
@@ -128,22 +130,23 @@ class Appender(Generic[EventT]):
                 raise CommandConflict(request.command_id, reason)
             return stored
         if (condition := request.condition) is not None:
-            sequence = self._first_match(end, condition, insists=request.insists)
+            after = max(condition.after, request.holds_until)
+            sequence = self._first_match(end, condition.query, after, insists=request.insists)
             if sequence is not None:
                 raise ConcurrencyError(sequence, condition.after)
         return None
 
-    def _first_match(self, end: LogEnd, condition: AppendCondition, *, insists: bool) -> int | None:
+    def _first_match(self, end: LogEnd, query: EventQuery, after: int, *, insists: bool) -> int | None:
         try:
-            return self.index.first_match(end.connection, condition.query, condition.after, end.last)
-        except IndexBehind:
+            return self.index.first_match(end.connection, query, after, end.last, patient=insists)
+        except TakesLong:
             if not insists:
                 raise
-        self.index.extend(end.connection, condition.query.wanted())
-        return self.index.first_match(end.connection, condition.query, condition.after, end.last)
+        self.index.extend(end.connection, query.wanted())
+        return self.index.first_match(end.connection, query, after, end.last, patient=True)
 
     def _carry_out(self, end: LogEnd, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
-        batch, event_types, payloads, _, command_id, _ = request
+        batch, event_types, payloads, _, command_id, *_ = request
         stored = self._add(end, batch, event_types, payloads) if batch else []
         if command_id is not None:
             first, moment = (stored[0].sequence, stored[0].stored_at) if stored else (0, datetime.now(UTC))

@@ -18,7 +18,7 @@ from peon.persistence.identity import require_connection
 from peon.persistence.reading import LogReader, Selection, Undecodable, number
 from peon.persistence.stored_events import StoredEvent
 from peon.persistence.subscriptions import EndEvent, NamedSubscription, SavedPosition, Subscription, arrivals_of
-from peon.persistence.tag_index import IndexBehind
+from peon.persistence.tag_index import TakesLong
 from peon.persistence.writing import Writer, writer_for
 
 SubscriptionT = TypeVar("SubscriptionT", bound=Subscription[Any])
@@ -82,6 +82,7 @@ class EventStore(Generic[EventT]):
 
         Raises:
             EventEncodeError: One of them would not come back as it is. Nothing was stored.
+            EventDecodeError: One that a repeated command has stored cannot be read. Nothing was stored.
             ConcurrencyError: The condition does not hold. Nothing was stored.
             CommandConflict: The command has stored other events. Nothing was stored.
             ProjectionError: One of them contradicts what the projections hold, where the store has any. Nothing
@@ -100,10 +101,11 @@ class EventStore(Generic[EventT]):
             return self._appender.append_within(connection, request)
         try:
             stored = self._writer.write(request, self._appender.perform)
-        except IndexBehind:
-            # To index much under the writer's lock would hold up the others. What they append meanwhile is little.
-            self._appender.index.catch_up(request.condition.query)  # type: ignore[union-attr] # only a condition needs it
-            stored = self._writer.write(request._replace(insists=True), self._appender.perform)
+        except TakesLong:
+            # Much that is done under the writer's lock would hold up the others. What they append meanwhile is little.
+            holds_until = self._appender.index.holds_until(condition.query, condition.after)  # type: ignore[union-attr]
+            request = request._replace(insists=True, holds_until=holds_until)
+            stored = self._writer.write(request, self._appender.perform)
         self._arrivals.announce()
         return stored
 

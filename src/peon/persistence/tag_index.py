@@ -7,6 +7,7 @@ behind, mostly, and what is above its position is read from the log itself.
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from math import inf
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, Insert, bindparam, func, insert, select, tuple_, update
@@ -34,6 +35,9 @@ PAGE_MATCHES = 250
 
 RANGE = 500
 """Entries of one tag that are read at once."""
+
+ROUNDS = 10
+"""Such ranges of each tag that are read under the writer's lock: in 10 ms."""
 
 # Each looks up its tag: PostgreSQL may take a list of values for a reason to read all tags of the name.
 _INSERT_EVENT_TAG = DriverStatement(
@@ -73,30 +77,48 @@ class TagIndex:
         self._driver_errors = driver_errors
         self._log = LogPages(engine, driver_errors)
 
-    def first_match(self, connection: Connection, query: EventQuery, after: int, last: int) -> int | None:
+    def first_match(
+        self, connection: Connection, query: EventQuery, after: int, last: int, *, patient: bool
+    ) -> int | None:
         """Returns the lowest sequence above `after` of an event that matches, `None` where there is none.
 
         Args:
             last: The end of the log.
+            patient: Read any amount of the index.
 
         Raises:
-            IndexBehind: Too much of the log is not indexed yet.
+            TakesLong: Too much of the log is not indexed yet, or of the index to be read.
         """
         wanted = query.wanted()
         if after >= last or not all(wanted.values()):
             return None
         if last - after <= TAIL or not wanted:
-            with suppress(IndexBehind):
+            with suppress(TakesLong):
                 return self._first_in_log(connection, wanted, after)
         indexed = self._position(connection, wanted)
         if last - max(indexed, after) > TAIL:
-            raise IndexBehind
+            raise TakesLong
+        found = self._first_in_index(connection, wanted, after, indexed, inf if patient else ROUNDS)
+        return self._first_in_log(connection, wanted, max(indexed, after)) if found is None else found
+
+    def holds_until(self, query: EventQuery, after: int) -> int:
+        """Indexes the tags of the query, and returns a sequence up to which no event above `after` matches."""
+        wanted = query.wanted()
+        self.catch_up(query)
+        with self._driver_errors, self._reads.connect() as connection:
+            indexed = self._position(connection, wanted)
+            found = self._first_in_index(connection, wanted, after, indexed, inf)
+        return indexed if found is None else found - 1
+
+    def _first_in_index(
+        self, connection: Connection, wanted: dict[str, list[str]], after: int, indexed: int, rounds: float
+    ) -> int | None:
         while after < indexed:
-            found = self._indexed(connection, wanted, after, indexed, 1)
+            found = self._indexed(connection, wanted, after, indexed, 1, rounds)
             if any(_matches(row, wanted) for row in self._log.read_rows(connection, found)):
                 return found[0]
             after = found[0] if found else indexed  # it was removed, or mended, by hand
-        return self._first_in_log(connection, wanted, after)
+        return None
 
     def _first_in_log(self, connection: Connection, wanted: dict[str, list[str]], after: int) -> int | None:
         characters = 0
@@ -106,7 +128,7 @@ class TagIndex:
                     return row[0]
             characters += sum(len(payload or "") for _, _, payload, _ in page)
             if characters > TAIL_CHARACTERS:
-                raise IndexBehind
+                raise TakesLong
             after = page[-1][0]
         return None
 
@@ -226,12 +248,21 @@ class TagIndex:
         return min(found) if len(found) == len(names) and found else 0
 
     def _indexed(
-        self, connection: Connection, wanted: dict[str, list[str]], after: int, until: int, limit: int
+        self,
+        connection: Connection,
+        wanted: dict[str, list[str]],
+        after: int,
+        until: int,
+        limit: int,
+        rounds: float = inf,
     ) -> list[int]:
         """Returns the first sequences of the range that the index has for what is wanted.
 
         The tags are read side by side, and each goes on where the others may have something in common with it: of a
         tag of many events and one of few, only entries about the few are read.
+
+        Args:
+            rounds: Raises `TakesLong` after so many.
         """
         identifiers = [
             [identifier for _, identifier in self._identifiers(connection, name, keys)] for name, keys in wanted.items()
@@ -240,6 +271,9 @@ class TagIndex:
             return []
         found: list[int] = []
         while after < until and len(found) < limit:
+            rounds -= 1
+            if rounds < 0:
+                raise TakesLong
             ranges = [self._range(connection, each, after, until) for each in identifiers]
             found += sorted(set(ranges[0].sequences).intersection(*(each.sequences for each in ranges[1:])))
             known = min(each.until for each in ranges)
@@ -271,8 +305,8 @@ class _Range(NamedTuple):
         return self.sequences[place] if place < len(self.sequences) else self.until + 1
 
 
-class IndexBehind(Exception):  # noqa: N818
-    """The tags of a query must be indexed first."""
+class TakesLong(Exception):  # noqa: N818
+    """To answer takes longer than others should wait for the writer's lock."""
 
 
 def _matches(row: LogRow, wanted: dict[str, list[str]]) -> bool:
