@@ -235,7 +235,8 @@ def test_text_that_cannot_be_sent_is_not_shown(database: Database) -> None:
     with unavailable(database.engine.url, "text with a lone surrogate cannot be encoded as UTF-8") as caught:
         list(database.events.stream(event_types=[f"{PASSWORD}\ud800"]))
     assert isinstance(caught.value.__cause__, UnicodeEncodeError)
-    assert caught.value.__cause__.object == ""
+    shown = caught.value.__cause__.object != ""  # which the report of a failure could not encode either
+    assert not shown
     assert_works(database, [])
 
 
