@@ -20,6 +20,11 @@ from peon.persistence.migrations import alembic_folder
 POSTGRESQL = make_url(os.environ.get("POSTGRESQL_TEST_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Three for two processors: for a third of its time a test waits for the disk, a server, or another process."""
+    return (os.cpu_count() or 1) * 3 // 2
+
+
 @pytest.fixture(autouse=True)
 def no_configuration_of_the_developer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in list(os.environ):

@@ -154,8 +154,9 @@ class TestKill9:
             if state == sound:
                 make_old()
 
-        assert set(outcomes) == {False, True}
         assert outcomes == sorted(outcomes)
+        # On PostgreSQL the commit is the last statement: the shadows go with it.
+        assert set(outcomes) == {False, database.engine.dialect.name == "sqlite"}
         with Database.open(url=address(database)) as reopened:
             require(reopened, story, [])
             assert reopened.projections.verify() == []

@@ -358,7 +358,7 @@ class TestEnding:
 
         consuming = consumers.submit(consume_one)
         until_waiting(lasting)
-        assert watchers() == 1
+        wait_for(lambda: watchers() == 1)
         lasting.events.append_all([renamed()])
         consuming.result(PATIENCE)
         wait_for(lambda: watchers() == 0)
@@ -386,7 +386,7 @@ class TestEnding:
         consuming = [consumers.submit(list, subscription) for subscription in (first, second)]
         wait_for(lambda: len(lasting.events._arrivals._wakes) == 2)
         first.close()
-        assert watchers() == 1
+        wait_for(lambda: watchers() == 1)
         second.close()
         wait_for(lambda: watchers() == 0)
         for future in consuming:
