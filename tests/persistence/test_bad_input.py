@@ -683,6 +683,7 @@ def test_a_lone_surrogate_is_refused_in_every_field(memory: Database, value: str
     assert_unharmed(memory, before)
 
 
+@pytest.mark.slow
 def test_a_text_of_50_megabytes_comes_back_as_it_was(database: Database) -> None:
     value = 'łódź 🌊 "\\\n' * 3_200_000
     assert len(value.encode()) > 50_000_000
@@ -788,6 +789,7 @@ def test_times_come_back_to_the_microsecond(database: Database) -> None:
 # Many
 
 
+@pytest.mark.slow
 def test_a_batch_of_100_000_is_stored_as_one(database: Database) -> None:
     count = 100_000
     before = database.events.append_all([renamed()])

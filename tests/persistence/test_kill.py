@@ -57,6 +57,7 @@ def kill_once(url: str, first: int, seed: int) -> list[tuple[int, int]]:
         receiver.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["file", "postgresql"])
 def test_what_was_acknowledged_survives_kill_9(backend: str, request: pytest.FixtureRequest) -> None:
     url: URL = request.getfixturevalue("sqlite_url" if backend == "file" else "postgresql_url")

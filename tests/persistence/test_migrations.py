@@ -515,6 +515,7 @@ def kill_after_statement(url: URL, number: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("revision", "at_least"), [(None, 20), ("001_initial", 10)])
 def test_a_migration_killed_after_any_statement_leaves_the_old_schema_and_can_be_repeated(
     tmp_path: Path, revision: str | None, at_least: int
@@ -536,6 +537,7 @@ def test_a_migration_killed_after_any_statement_leaves_the_old_schema_and_can_be
         assert not [name for name in names_in(file_of(url).parent) if name.endswith(".partial")]
 
 
+@pytest.mark.slow
 def test_a_migration_of_a_server_database_killed_at_times_leaves_the_old_schema(postgresql_url: URL) -> None:
     for number in count(5, step=6):
         if not kill_after_statement(postgresql_url, number):

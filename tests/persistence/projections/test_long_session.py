@@ -77,6 +77,7 @@ def require(database: Database, story: Story, problems: list[int]) -> None:
     assert [problem.sequence for problem in database.projections.problems()] == problems
 
 
+@pytest.mark.slow
 class TestKill9:
     """Before each read here nothing catches up, so that nothing is mended that was half done."""
 
