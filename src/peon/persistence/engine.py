@@ -67,7 +67,10 @@ def _parse(url: str | URL) -> URL:
     if "\0" in (parsed.database or ""):
         raise _not_a_url()
     if backend not in ("sqlite", "postgresql"):
-        raise PersistenceError(f"the database's URL is of {backend}; only sqlite and postgresql are supported")
+        raise PersistenceError(
+            f"the database's URL is of {backend}; only sqlite and postgresql are supported: give sqlite:///… or "
+            "postgresql+psycopg://…"
+        )
     if backend == "postgresql" and (driver := parsed.get_driver_name()) != "psycopg":
         raise PersistenceError(f"the database's URL asks for {driver}; give postgresql+psycopg://…")
     return parsed

@@ -160,4 +160,4 @@ def canonical(name: str, identifier: UUID | str) -> UUID:
     try:
         return UUID(identifier)
     except (ValueError, AttributeError, TypeError):
-        raise ValueError(f"{name} is a UUID, not {type(identifier).__name__} {identifier!r:.50}") from None
+        raise ValueError(f"{name} is a UUID or its text, not {identifier!r:.50}") from None

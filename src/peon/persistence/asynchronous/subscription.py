@@ -97,15 +97,22 @@ class AsyncSubscription(Generic[StoredT]):
 
     async def _read(self) -> bool:
         """Returns whether there may be more."""
-        if self._reading is not None and self._reading.cancelled():  # with all tasks of the event loop
-            self._reading = None
-            self._tail.move(self._events[-1].sequence if self._events else self.position)
         # One whose caller was cancelled goes on alone, and what it reads must not be lost. It does not know of the last
         # news.
         begun_before = self._reading is not None
         if self._reading is None:
             self._reading = self._calls.begin(chunk_of, self._tail.next)
-        chunk = await asyncio.shield(self._reading)
+        try:
+            chunk = await asyncio.shield(self._reading)
+        except asyncio.CancelledError:
+            if not self._reading.cancelled():
+                raise
+            # With all tasks of the event loop: what it had read is read again.
+            self._reading = None
+            self._tail.move(self._events[-1].sequence if self._events else self.position)
+            if self._consumer is not None and self._consumer.cancelling():
+                raise
+            return True
         self._reading = None
         self._events.extend(chunk.events)
         if chunk.error is not None and not chunk.events:

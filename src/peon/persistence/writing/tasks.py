@@ -16,9 +16,7 @@ class TaskWriter(Generic[RequestT, ResultT]):
     """As `ThreadWriter`, within greenlets; what waits together goes into one transaction."""
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
-        self._transactions: AppendTransactions[RequestT, ResultT] = AppendTransactions(
-            engine, driver_errors, pause=lambda seconds: await_only(asyncio.sleep(seconds))
-        )
+        self._transactions: AppendTransactions[RequestT, ResultT] = AppendTransactions(engine, driver_errors)
         self._waiting: list[_TaskTicket[RequestT, ResultT]] = []
         self._serving: asyncio.Task[None] | None = None
         self._closing: list[asyncio.Future[bool]] = []

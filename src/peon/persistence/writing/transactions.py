@@ -1,6 +1,5 @@
 """Transactions at the end of the log, on a connection that is kept, and repeated where that is safe."""
 
-import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import count
@@ -12,6 +11,7 @@ from peon.persistence.availability import LOCK_NOT_AVAILABLE, DriverErrors, data
 from peon.persistence.engine import is_memory
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.own_transactions import ATTEMPTS, give_back, is_safe_to_repeat, length_of_pause
+from peon.persistence.pauses import pause
 from peon.persistence.sequencing import LogEnd, connect_to_append
 
 RequestT = TypeVar("RequestT")
@@ -51,20 +51,14 @@ class AppendTransactions(Generic[RequestT, ResultT]):
     given back, and the next transaction takes another. A database in memory has only this connection, and readers
     need it too.
 
-    Args:
-        pause: Waits for so many seconds.
-
     Attributes:
         stage: How far the transaction has come.
         connection: The one that is kept.
     """
 
-    def __init__(
-        self, engine: Engine, driver_errors: DriverErrors, pause: Callable[[float], object] = time.sleep
-    ) -> None:
+    def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
         self._engine = engine
         self._driver_errors = driver_errors
-        self._pause = pause
         self._keep = not is_memory(engine.url)
         self.stage: Literal["beginning", "performing", "committing"] = "beginning"
         self.connection: Connection | None = None
@@ -118,7 +112,7 @@ class AppendTransactions(Generic[RequestT, ResultT]):
             finally:
                 if not (committed and self._keep):
                     self.give_back()
-            self._pause(length_of_pause(attempt))
+            pause(length_of_pause(attempt), self._engine.dialect)
         raise AssertionError
 
     def _perform(self, requests: list[RequestT], perform: Perform[RequestT, ResultT]) -> Sequence[ResultT | Exception]:
