@@ -8,8 +8,8 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection
 
 from peon.config import AppConfig, ConfigError
-from peon.persistence.availability import DriverErrors, database_name
-from peon.persistence.engine import create_engine, database_url
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.engine import create_engine, database_url
 from peon.persistence.errors import PersistenceError
 from peon.persistence.migrations import (
     current_revision,

@@ -9,8 +9,9 @@ from sqlalchemy import Engine, event
 from story import batches, long_session
 
 from peon.orchestration import OrchestrationEvent
-from peon.persistence import Database, paging
-from peon.persistence.projections import projections as running
+from peon.persistence import Database
+from peon.persistence.log import pages
+from peon.persistence.projections import manager
 
 TURNS = 20
 
@@ -21,8 +22,8 @@ def session() -> list[list[OrchestrationEvent]]:
 
 
 def use_small_pages() -> None:
-    paging.PAGE_EVENTS = 20
-    running.PAGES_A_COMMIT = 1
+    pages.PAGE_EVENTS = 20
+    manager.PAGES_A_COMMIT = 1
 
 
 def open_together(barrier: Barrier, url: str) -> None:

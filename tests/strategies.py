@@ -19,7 +19,7 @@ from peon.orchestration import (
 )
 from peon.orchestration.events import Event
 from peon.orchestration.model import Value
-from peon.orchestration.scalars import MAXIMUM_INTEGER_BITS
+from peon.payloads import MAXIMUM_INTEGER_BITS
 
 ValueT = TypeVar("ValueT", bound=Value)
 

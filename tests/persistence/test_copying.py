@@ -26,9 +26,9 @@ from peon.persistence import (
     SchemaOutOfDate,
     StoreUnavailable,
     UndecodableEvent,
-    paging,
 )
 from peon.persistence.copying import COPIED_TABLES, copy_database
+from peon.persistence.log import pages
 from peon.persistence.schema import command_receipts, events, settings, subscription_positions
 
 PROJECT = UUID(int=1)
@@ -178,7 +178,7 @@ def test_a_subscription_goes_on_where_it_was(pair: tuple[Database, Database]) ->
 
 
 def test_progress_tells_of_each_page(files: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paging, "PAGE_EVENTS", 2)
+    monkeypatch.setattr(pages, "PAGE_EVENTS", 2)
     calls: list[tuple[int, int]] = []
 
     copy_database(*files, lambda *call: calls.append(call))
@@ -250,7 +250,7 @@ def test_both_must_be_at_the_newest_revision(files: tuple[Database, Database], b
 
 
 def test_an_interrupted_copy_leaves_nothing(pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paging, "PAGE_EVENTS", 2)
+    monkeypatch.setattr(pages, "PAGE_EVENTS", 2)
     source, target = pair
     for done in (2, 5, 10):  # in the middle, before the other tables, and before the commit
 
@@ -401,7 +401,7 @@ def test_an_sqlite_file_can_store_it(files: tuple[Database, Database]) -> None:
 def test_what_others_append_to_the_source_meanwhile_is_not_copied(
     pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paging, "PAGE_EVENTS", 2)
+    monkeypatch.setattr(pages, "PAGE_EVENTS", 2)
     source, target = pair
     before = rows_of(source)
 

@@ -23,10 +23,10 @@ from peon.persistence import (
     StoredEvent,
     StoreUnavailable,
     create_engine,
-    paging,
     upgrade,
 )
-from peon.persistence.sequencing import LogEnd
+from peon.persistence.log import pages
+from peon.persistence.log.head import LogEnd
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def names(log: list[StoredEvent[OrchestrationEvent]]) -> list[str]:
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paging, "PAGE_EVENTS", 10)
+    monkeypatch.setattr(pages, "PAGE_EVENTS", 10)
 
 
 @pytest.fixture
@@ -238,9 +238,9 @@ class TestStream:
         assert len(list(stream)) == 20
 
     def test_a_page_ends_early_at_large_events(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(paging, "PAGE_EVENTS", 1_000)
-        monkeypatch.setattr(paging, "FETCHED_EVENTS", 1)
-        monkeypatch.setattr(paging, "PAGE_CHARACTERS", 3_000_000)
+        monkeypatch.setattr(pages, "PAGE_EVENTS", 1_000)
+        monkeypatch.setattr(pages, "FETCHED_EVENTS", 1)
+        monkeypatch.setattr(pages, "PAGE_CHARACTERS", 3_000_000)
         database.events.append_all(renamed(*["x" * 1_000_000] * 12))
         gc.collect()
         tracemalloc.start()

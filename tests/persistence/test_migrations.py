@@ -28,7 +28,7 @@ from sqlalchemy import URL, Engine, MetaData, inspect, select, text
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent, ProjectRenamed
 from peon.persistence import Database, MigrationFailed, SchemaOutOfDate, SchemaTooNew, StoreUnavailable, upgrade
-from peon.persistence.engine import create_engine
+from peon.persistence.backends.engine import create_engine
 from peon.persistence.migrations import alembic_folder, migration_transaction, revisions
 
 FROZEN = Path(__file__).parents[1] / "data" / "databases"

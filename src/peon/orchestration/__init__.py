@@ -24,7 +24,6 @@ from peon.orchestration.events import (
     TurnFailed,
     TurnInterrupted,
     TurnStarted,
-    event_type_name,
 )
 from peon.orchestration.model import (
     Approval,
@@ -48,6 +47,7 @@ from peon.orchestration.model import (
     Turn,
     TurnStatus,
 )
+from peon.payloads import event_type_name
 
 __all__ = [
     "ActionApproved",

@@ -1,15 +1,14 @@
 """The events of the domain. The log of them is the truth; every other table is derived from it.
 
 A class, once released, keeps its name and its fields: logs written years ago are read with it. A changed
-event gets a field `schema_version` and an upcaster, see `peon.persistence.codec`.
+event gets a field `schema_version` and an upcaster, see `peon.persistence.log.codec`.
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
-    BaseModel,
     Field,
     SerializerFunctionWrapHandler,
     field_serializer,
@@ -26,7 +25,7 @@ from peon.orchestration.model import (
     Value,
     require_intact,
 )
-from peon.orchestration.scalars import JsonValue, RuleError, UtcDatetime
+from peon.payloads import JsonValue, RuleError, UtcDatetime
 
 
 def _now() -> datetime:
@@ -247,18 +246,3 @@ OrchestrationEvent = Annotated[
     Field(discriminator="type"),
 ]
 """Every event there is; pydantic tells them apart by `type`."""
-
-
-def event_type_name(event: BaseModel | type[BaseModel]) -> str:
-    """Returns the name that the `event_type` column and the payload's `type` give to an event or its class.
-
-    Raises:
-        TypeError: It is not an event: no pydantic model, or one whose `type` is not fixed to one text by
-            `type: Literal["…"] = "…"`.
-    """
-    model = event if isinstance(event, type) else type(event)
-    field = getattr(model, "model_fields", {}).get("type")
-    tags = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
-    if len(tags) != 1 or not isinstance(tags[0], str):
-        raise TypeError(f'{model.__name__} is not an event: an event has a field  type: Literal["…"] = "…"')
-    return tags[0]

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peon.orchestration.scalars import JsonObject, JsonValue, UtcDatetime
+from peon.payloads import JsonObject, JsonValue, UtcDatetime
 
 
 class Provider(StrEnum):

@@ -1,9 +1,8 @@
 """The event log on SQLite or PostgreSQL, its projections, settings, and the migrations of their database."""
 
-from peon.persistence.codec import EventCodec, UndecodableEvent, Upcaster
+from peon.persistence.backends.engine import create_engine
 from peon.persistence.copying import copy_database
 from peon.persistence.database import Database
-from peon.persistence.engine import create_engine
 from peon.persistence.errors import (
     CommandConflict,
     ConcurrencyError,
@@ -20,13 +19,14 @@ from peon.persistence.errors import (
     StoreUnavailable,
     SubscriptionConflict,
 )
-from peon.persistence.event_query import AppendCondition, EventQuery
 from peon.persistence.event_store import EventStore
+from peon.persistence.log.codec import EventCodec, UndecodableEvent, Upcaster
+from peon.persistence.log.query import AppendCondition, EventQuery
+from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.migrations import upgrade
+from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Difference, Problem, Projection, Projections, Refusal
-from peon.persistence.read_model import ReadModel
 from peon.persistence.settings import SettingsStore
-from peon.persistence.stored_events import StoredEvent
 from peon.persistence.subscriptions import NamedSubscription, Subscription
 
 __all__ = [

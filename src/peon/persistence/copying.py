@@ -6,13 +6,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, delete, func, select
 
-from peon.persistence.availability import DriverErrors, database_name
+from peon.persistence.backends.compiled import insert_into
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.engine import consistent_reads, sqlite_connection
+from peon.persistence.backends.same_database import identity
 from peon.persistence.database import Database
-from peon.persistence.engine import consistent_reads, sqlite_connection
 from peon.persistence.errors import PersistenceError, StoreUnavailable
-from peon.persistence.identity import identity
+from peon.persistence.log.head import LogEnd
+from peon.persistence.log.pages import LogPages
 from peon.persistence.migrations import require_head
-from peon.persistence.paging import LogPages
 from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.schema import (
     command_receipts,
@@ -23,8 +25,6 @@ from peon.persistence.schema import (
     tag_positions,
     tags,
 )
-from peon.persistence.sequencing import LogEnd
-from peon.persistence.statements import insert_into
 
 COPIED_TABLES = (events, settings, command_receipts, subscription_positions)
 """All that is not derived from the log. The first column of each is its primary key."""

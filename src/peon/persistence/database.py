@@ -9,11 +9,12 @@ from sqlalchemy import URL, Engine
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import migrations
-from peon.persistence.availability import database_name
-from peon.persistence.engine import Synchronous, create_engine, database_url
+from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.backends.engine import Synchronous, create_engine, database_url
 from peon.persistence.event_store import EventStore
-from peon.persistence.projections import OrchestrationProjection, Progress, Projection, Projections
-from peon.persistence.read_model import ReadModel
+from peon.persistence.orchestration.projection import OrchestrationProjection
+from peon.persistence.orchestration.read_model import ReadModel
+from peon.persistence.projections import Progress, Projection, Projections
 from peon.persistence.settings import SettingsStore
 
 

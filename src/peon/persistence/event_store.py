@@ -9,17 +9,17 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine
 
 from peon.orchestration import OrchestrationEvent
-from peon.persistence.appending import Appender, AppendHook, AppendRequest
-from peon.persistence.availability import DriverErrors, database_name
-from peon.persistence.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
-from peon.persistence.event_query import AppendCondition, EventQuery
-from peon.persistence.garbage_collection import garbage_collection_paused
-from peon.persistence.identity import require_connection
-from peon.persistence.reading import LogReader, Selection, Undecodable, number
-from peon.persistence.stored_events import StoredEvent
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.same_database import require_connection
+from peon.persistence.group_commit import Writer, writer_for
+from peon.persistence.log.append import Appender, AppendHook, AppendRequest
+from peon.persistence.log.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
+from peon.persistence.log.query import AppendCondition, EventQuery
+from peon.persistence.log.reader import LogReader, Selection, Undecodable, number
+from peon.persistence.log.stored_event import StoredEvent
+from peon.persistence.log.tag_index import TakesLong
+from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 from peon.persistence.subscriptions import EndEvent, NamedSubscription, SavedPosition, Subscription, arrivals_of
-from peon.persistence.tag_index import TakesLong
-from peon.persistence.writing import Writer, writer_for
 
 SubscriptionT = TypeVar("SubscriptionT", bound=Subscription[Any])
 

@@ -13,10 +13,17 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, Engine, exists, func, inspect, select, table, text
 from sqlalchemy.exc import DBAPIError
 
-from peon.persistence.availability import DriverErrors, database_name, explain
-from peon.persistence.engine import READ_ONLY, begin_writing, create_private_file, is_file, is_memory, sqlite_connection
+from peon.persistence.backends.driver_errors import DriverErrors, database_name, explain
+from peon.persistence.backends.engine import (
+    READ_ONLY,
+    begin_writing,
+    create_private_file,
+    is_file,
+    is_memory,
+    sqlite_connection,
+)
+from peon.persistence.backends.lock_timeout import limited, lock_timeout_of
 from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaOutOfDate, SchemaTooNew
-from peon.persistence.lock_timeout import limited, lock_timeout_of
 from peon.persistence.schema import append_lock
 
 logger = logging.getLogger(__name__)

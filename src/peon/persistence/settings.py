@@ -8,14 +8,14 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, Engine, Insert, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from peon.orchestration.scalars import RuleError, exact_json
-from peon.persistence.availability import DriverErrors
-from peon.persistence.engine import begin_writing, consistent_reads
+from peon.payloads import RuleError, exact_json
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.engine import begin_writing, consistent_reads
+from peon.persistence.backends.retries import ResultT, in_own_transaction
+from peon.persistence.backends.same_database import require_connection
 from peon.persistence.errors import SettingError
-from peon.persistence.identity import require_connection
-from peon.persistence.own_transactions import ResultT, in_own_transaction
+from peon.persistence.redaction import collect_names, describe
 from peon.persistence.schema import settings
-from peon.persistence.validation import collect_names, describe
 
 SettingT = TypeVar("SettingT")
 

@@ -38,7 +38,7 @@ from peon.orchestration.model import (
     ToolResultContent,
 )
 from peon.persistence import EventStore
-from peon.persistence.engine import create_engine
+from peon.persistence.backends.engine import create_engine
 from peon.persistence.migrations import alembic_folder, migration_transaction, revisions
 
 MOMENT = "2026-01-31T23:59:59.000001Z"

@@ -46,8 +46,8 @@ from peon.persistence.asynchronous import (
     AsyncSubscription,
     create_async_engine,
 )
-from peon.persistence.garbage_collection import garbage_collection_paused
-from peon.persistence.pauses import PAUSE_ITEMS
+from peon.persistence.runtime.event_loop import PAUSE_ITEMS
+from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 from peon.persistence.schema import events as log
 
 PATIENCE = 60
@@ -228,7 +228,7 @@ class TestFace:
             asyncio.run(open_database(url="mysql://"))
         with pytest.raises(TypeError, match="AppConfig"):
             asyncio.run(open_database(config=str(sqlite_url)))
-        monkeypatch.setattr("peon.persistence.engine.find_spec", lambda name: None)
+        monkeypatch.setattr("peon.persistence.backends.engine.find_spec", lambda name: None)
         with pytest.raises(PersistenceError, match="extra 'async'"):
             asyncio.run(open_database(url=sqlite_url))
 

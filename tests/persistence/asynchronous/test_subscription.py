@@ -17,7 +17,7 @@ from subscription_processes import append_names
 from peon.orchestration import ProjectRenamed, ThreadSelected
 from peon.persistence import EventDecodeError, EventQuery, SubscriptionConflict
 from peon.persistence.asynchronous import AsyncDatabase, AsyncSubscription
-from peon.persistence.stored_events import StoredEvent
+from peon.persistence.log.stored_event import StoredEvent
 
 PATIENCE = 30
 

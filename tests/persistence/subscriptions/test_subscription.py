@@ -27,13 +27,13 @@ from peon.persistence import (
     StoreUnavailable,
     Subscription,
     create_engine,
-    paging,
 )
-from peon.persistence.availability import DriverErrors
-from peon.persistence.codec import orchestration_codec
-from peon.persistence.paging import LogPages
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.log import pages
+from peon.persistence.log.codec import orchestration_codec
+from peon.persistence.log.pages import LogPages
 from peon.persistence.schema import events as log
-from peon.persistence.subscriptions import Tail, arrivals, watcher
+from peon.persistence.subscriptions import Tail, notifier, watcher
 
 PATIENCE = 30
 
@@ -107,7 +107,7 @@ class TestSeam:
     def test_nothing_is_missed_or_repeated_while_others_append(
         self, log_alone: Database, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(paging, "PAGE_EVENTS", 3)
+        monkeypatch.setattr(pages, "PAGE_EVENTS", 3)
         events = log_alone.events
 
         def consume(after: int) -> list[int]:
@@ -171,7 +171,7 @@ class TestWaking:
             def stop(self) -> None: ...
             def wait(self) -> None: ...
 
-        monkeypatch.setattr(arrivals, "Watcher", Blind)
+        monkeypatch.setattr(notifier, "Watcher", Blind)
         with log_alone.events.subscribe() as subscription:
             for sequence in range(1, 20):
                 coming = consumers.submit(next, subscription)

@@ -4,7 +4,7 @@ from peon.persistence.asynchronous.database import AsyncDatabase
 from peon.persistence.asynchronous.event_store import AsyncEventStore
 from peon.persistence.asynchronous.facades import AsyncProjections, AsyncReadModel, AsyncSettingsStore
 from peon.persistence.asynchronous.subscription import AsyncNamedSubscription, AsyncSubscription
-from peon.persistence.engine import create_async_engine
+from peon.persistence.backends.engine import create_async_engine
 
 __all__ = [
     "AsyncDatabase",

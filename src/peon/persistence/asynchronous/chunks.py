@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
-from peon.persistence.stored_events import StoredEvent, StoredT
+from peon.persistence.log.stored_event import StoredEvent, StoredT
 
 CHUNK_EVENTS = 100
 """Events that are decoded without a pause: one or two milliseconds."""

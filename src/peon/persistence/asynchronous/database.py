@@ -11,15 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent
-from peon.persistence.asynchronous.calls import Calls
 from peon.persistence.asynchronous.event_store import AsyncEventStore
 from peon.persistence.asynchronous.facades import AsyncProjections, AsyncReadModel, AsyncSettingsStore
-from peon.persistence.availability import database_name
+from peon.persistence.asynchronous.greenlets import Calls
+from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.backends.engine import create_async_engine, create_engine, is_memory, sqlite_connection
 from peon.persistence.database import EngineArguments, bring_to_head, configured, projections_in
-from peon.persistence.engine import create_async_engine, create_engine, is_memory, sqlite_connection
 from peon.persistence.errors import StoreUnavailable
+from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Progress, Projection
-from peon.persistence.read_model import ReadModel
 from peon.persistence.settings import SettingsStore
 
 

@@ -9,17 +9,17 @@ from weakref import WeakSet
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from peon.orchestration import OrchestrationEvent
-from peon.persistence.appending import AppendHook
-from peon.persistence.asynchronous.calls import Calls
 from peon.persistence.asynchronous.chunks import chunk_of
+from peon.persistence.asynchronous.greenlets import Calls
 from peon.persistence.asynchronous.subscription import AsyncNamedSubscription, AsyncSubscription
-from peon.persistence.availability import DriverErrors, database_name
-from peon.persistence.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
-from peon.persistence.event_query import AppendCondition, EventQuery
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.event_store import EventStore
-from peon.persistence.garbage_collection import garbage_collection_paused
-from peon.persistence.reading import LogReader, Selection, Undecodable, number
-from peon.persistence.stored_events import StoredEvent
+from peon.persistence.log.append import AppendHook
+from peon.persistence.log.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
+from peon.persistence.log.query import AppendCondition, EventQuery
+from peon.persistence.log.reader import LogReader, Selection, Undecodable, number
+from peon.persistence.log.stored_event import StoredEvent
+from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 from peon.persistence.subscriptions import EndEvent, SavedPosition, arrivals_of
 
 SubscriptionT = TypeVar("SubscriptionT", bound=AsyncSubscription[Any])

@@ -4,9 +4,9 @@ from typing import Any, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from peon.persistence.asynchronous.calls import Calls
+from peon.persistence.asynchronous.greenlets import Calls
+from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Projections
-from peon.persistence.read_model import ReadModel
 from peon.persistence.settings import SettingsStore
 
 SettingT = TypeVar("SettingT")

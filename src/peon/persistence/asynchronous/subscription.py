@@ -12,9 +12,9 @@ from typing import Any, Generic, Self
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from peon.persistence.asynchronous.calls import Calls
 from peon.persistence.asynchronous.chunks import Chunk, chunk_of
-from peon.persistence.stored_events import StoredEvent, StoredT
+from peon.persistence.asynchronous.greenlets import Calls
+from peon.persistence.log.stored_event import StoredEvent, StoredT
 from peon.persistence.subscriptions import Arrivals, EndEvent, SavedPosition, Tail
 from peon.persistence.subscriptions.subscription import END_POLL, require_end
 from peon.persistence.subscriptions.watcher import Watcher

@@ -1,15 +1,13 @@
 """Projections: tables that are derived from the log, kept equal to it, and can be built anew at any time."""
 
-from peon.persistence.projections.orchestration import OrchestrationProjection
+from peon.persistence.projections.base import Projection, Refusal
+from peon.persistence.projections.manager import Projections
 from peon.persistence.projections.positions import Problem
-from peon.persistence.projections.projection import Projection, Refusal
-from peon.persistence.projections.projections import Projections
 from peon.persistence.projections.replay import Progress
 from peon.persistence.projections.verification import Difference
 
 __all__ = [
     "Difference",
-    "OrchestrationProjection",
     "Problem",
     "Progress",
     "Projection",

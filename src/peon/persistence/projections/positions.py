@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from peon.persistence.projections.projection import Projection
+from peon.persistence.backends.compiled import DriverQuery, DriverStatement, insert_into
+from peon.persistence.projections.base import Projection
 from peon.persistence.schema import events, projection_positions, projection_problems
-from peon.persistence.statements import DriverQuery, DriverStatement, insert_into
 
 _ADVANCE = DriverStatement(
     update(projection_positions)

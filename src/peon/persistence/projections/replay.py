@@ -6,14 +6,14 @@ from itertools import count
 from sqlalchemy import Connection, Engine
 
 from peon.orchestration import OrchestrationEvent
-from peon.persistence.availability import DriverErrors
-from peon.persistence.codec import EventCodec, UndecodableEvent
-from peon.persistence.garbage_collection import garbage_collection_paused
-from peon.persistence.paging import LogPages, LogRow
-from peon.persistence.pauses import with_pauses
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.log.codec import EventCodec, UndecodableEvent
+from peon.persistence.log.pages import LogPages, LogRow
+from peon.persistence.log.stored_event import StoredEvent, decoded
+from peon.persistence.projections.base import Projection
 from peon.persistence.projections.positions import Problem, add_problems
-from peon.persistence.projections.projection import Projection
-from peon.persistence.stored_events import StoredEvent, decoded
+from peon.persistence.runtime.event_loop import with_pauses
+from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 
 Progress = Callable[[int, int], None]
 """Gets how many events are done, and how many there are to do in all."""

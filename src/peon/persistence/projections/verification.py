@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, ColumnElement, Connection, Row, Table, Text, cast, select
 
+from peon.persistence.projections.base import Projection
 from peon.persistence.projections.positions import Position, Problem
-from peon.persistence.projections.projection import Projection
 from peon.persistence.schema import projection_positions, projection_problems
 
 

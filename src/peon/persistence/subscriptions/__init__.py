@@ -1,6 +1,6 @@
 """Subscriptions: what is stored, and then what comes."""
 
-from peon.persistence.subscriptions.arrivals import Arrivals, arrivals_of
+from peon.persistence.subscriptions.notifier import Arrivals, arrivals_of
 from peon.persistence.subscriptions.positions import SavedPosition
 from peon.persistence.subscriptions.subscription import EndEvent, NamedSubscription, Subscription
 from peon.persistence.subscriptions.tail import Tail

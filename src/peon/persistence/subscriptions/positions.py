@@ -6,13 +6,13 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, Insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from peon.persistence.availability import DriverErrors
-from peon.persistence.engine import begin_writing, consistent_reads
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.engine import begin_writing, consistent_reads
+from peon.persistence.backends.retries import in_own_transaction
+from peon.persistence.backends.same_database import require_connection
 from peon.persistence.errors import SubscriptionConflict
-from peon.persistence.identity import require_connection
-from peon.persistence.own_transactions import in_own_transaction
 from peon.persistence.schema import subscription_positions
-from peon.persistence.timestamps import format_timestamp
+from peon.persistence.schema.timestamps import format_timestamp
 
 _columns = subscription_positions.c
 

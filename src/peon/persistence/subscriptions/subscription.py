@@ -10,8 +10,8 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 
-from peon.persistence.stored_events import StoredEvent, StoredT
-from peon.persistence.subscriptions.arrivals import Arrivals
+from peon.persistence.log.stored_event import StoredEvent, StoredT
+from peon.persistence.subscriptions.notifier import Arrivals
 from peon.persistence.subscriptions.positions import SavedPosition
 from peon.persistence.subscriptions.tail import Tail
 from peon.persistence.subscriptions.watcher import PATIENCE, Watcher

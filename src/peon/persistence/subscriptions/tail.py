@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Generic
 
-from peon.persistence.codec import EventCodec
-from peon.persistence.paging import Pages
-from peon.persistence.stored_events import StoredEvent, StoredT, decoded
+from peon.persistence.log.codec import EventCodec
+from peon.persistence.log.pages import Pages
+from peon.persistence.log.stored_event import StoredEvent, StoredT, decoded
 
 
 class Tail(Generic[StoredT]):

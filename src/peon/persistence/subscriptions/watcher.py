@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from peon.persistence.availability import database_name
-from peon.persistence.engine import with_blocking_driver
+from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.backends.engine import with_blocking_driver
 
 if TYPE_CHECKING:
     import psycopg

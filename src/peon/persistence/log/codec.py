@@ -1,0 +1,315 @@
+"""Events to rows and back: the `event_type` and `payload` columns of the log."""
+
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, overload
+from uuid import UUID
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+from peon.orchestration import OrchestrationEvent, event_type_name
+from peon.orchestration.model import require_intact
+from peon.persistence.errors import EventDecodeError, EventEncodeError
+from peon.persistence.redaction import collect_names, describe
+
+EventT = TypeVar("EventT", bound=BaseModel)
+"""The union of events that a codec and its store are for."""
+
+SCHEMA_VERSION = "schema_version"
+"""The payload's field that tells which version of its event class wrote it; a payload without one is of version 1."""
+
+
+@dataclass(frozen=True)
+class Upcaster:
+    """Lifts payloads of one event type from one schema version to the next.
+
+    Attributes:
+        event_type: The `type` of the payloads that it lifts.
+        from_version: Their schema version: the integer in their field `schema_version`, 1 where there is none.
+        lift: Gets a payload as parsed JSON, and returns it as the next version has it, with the new
+            `schema_version`. It may return another `type`, which renames the event.
+    """
+
+    event_type: str
+    from_version: int
+    lift: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class UndecodableEvent:
+    """Stands in the place of a stored event that cannot be decoded.
+
+    Attributes:
+        event_type: What its `event_type` column says.
+        payload: Its `payload` column, unchanged; bytes that are not UTF-8 are written as `\\xNN`.
+        reason: Why it cannot be decoded.
+    """
+
+    event_type: str
+    payload: str
+    reason: str
+
+
+class EventCodec(Generic[EventT]):
+    """Encodes and decodes the events of a pydantic union whose members are told apart by `type`.
+
+    Args:
+        union: The union, or a single event class. Each member fixes its tag: `type: Literal["…"] = "…"`.
+        upcasters: Steps that lift payloads of older versions.
+        check: Raises an exception for an event that would not come back equal. By default each event is decoded
+            again before it is stored, and compared: that finds whatever JSON cannot carry, for any models, and
+            makes encoding about twice as dear.
+        tags: Fields by which `EventQuery` may ask for events: text, integers, UUIDs, enumerations of those, or `None`,
+            which nothing matches; not every member needs them.
+
+    Attributes:
+        decoders: What `decode` calls for a payload, by event type: to be called without explanation of failures.
+        tags: As given.
+
+    Raises:
+        TypeError: A member of the union is not an event.
+        ValueError: Two members, or two upcasters, claim the same; a tag is a field of no member, or of other values,
+            or stored under an alias.
+    """
+
+    @overload
+    def __init__(
+        self,
+        union: type[EventT],
+        *,
+        upcasters: Iterable[Upcaster] = (),
+        check: Callable[[EventT], None] | None = None,
+        tags: Iterable[str] = (),
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        union: Any,
+        *,
+        upcasters: Iterable[Upcaster] = (),
+        check: Callable[[EventT], None] | None = None,
+        tags: Iterable[str] = (),
+    ) -> None: ...
+    def __init__(
+        self,
+        union: Any,
+        *,
+        upcasters: Iterable[Upcaster] = (),
+        check: Callable[[EventT], None] | None = None,
+        tags: Iterable[str] = (),
+    ) -> None:
+        self._check = check
+        self._types: dict[type[BaseModel], _EventType] = {}
+        self.decoders: dict[str, Callable[[str | bytes], EventT]] = {}
+        for model in _members(union):
+            event_type = _EventType(model)
+            if event_type.name in self.decoders:
+                raise ValueError(f"two members of the union have the type {event_type.name}")
+            self._types[model] = event_type
+            self.decoders[event_type.name] = event_type.read
+        self._current = {event_type.name: event_type for event_type in self._types.values()}
+        self.tags = _checked_tags(tags, self._types)
+        self._names: set[object] = set()
+        for model in self._types:
+            collect_names(model, self._names)
+        self._lifts: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+        current = {(event_type.name, event_type.version) for event_type in self._types.values()}
+        # The others are decoded without a look at the version.
+        versioned = {name for name, version in current if version != 1}
+        for upcaster in upcasters:
+            versioned.add(upcaster.event_type)
+            step = (upcaster.event_type, upcaster.from_version)
+            if step in self._lifts:
+                raise ValueError(f"two upcasters lift {step[0]} from version {step[1]}")
+            if step in current:
+                raise ValueError(
+                    f"an upcaster lifts {step[0]} from version {step[1]}, which is its current one: give the "
+                    f"event a field  {SCHEMA_VERSION}: Literal[{step[1] + 1}] = {step[1] + 1}"
+                )
+            self._lifts[step] = upcaster.lift
+        for name in versioned:
+            self.decoders[name] = partial(self._lift_and_decode, name)
+
+    def encode(self, events: Iterable[EventT]) -> tuple[list[str], list[str]]:
+        """Returns the columns `event_type` and `payload`.
+
+        Raises:
+            EventEncodeError: At the first event that would not come back as it is.
+        """
+        names = []
+        payloads = []
+        types = self._types
+        check = self._check
+        for index, event in enumerate(events):
+            try:
+                event_type = types[type(event)]
+                if check is not None:
+                    check(event)
+                payload = event_type.write(event).decode()
+                if check is None and self.decoders[event_type.name](payload) != event:
+                    raise _Refused("what is read back is not equal to it")
+            except Exception as error:
+                raise EventEncodeError(index, type(event).__name__, self._refusal(event, error)) from None
+            names.append(event_type.name)
+            payloads.append(payload)
+        return names, payloads
+
+    def decode(self, sequence: int, event_type: str, payload: str) -> EventT:
+        """Returns the event of a stored row; `sequence` only serves the error.
+
+        Raises:
+            EventDecodeError: No member of the union has the type, or the payload is not one of it.
+        """
+        try:
+            return self.decoders[event_type](payload)
+        except ValidationError as error:
+            reason = describe(error, self._names)
+        except KeyError:
+            reason = "no event of this type is known; it may come from a newer version"
+        except _Refused as error:
+            reason = str(error)
+        # Outside the handlers, as pydantic's error shows parts of the payload.
+        raise EventDecodeError(sequence, event_type, reason)
+
+    def _lift_and_decode(self, event_type: str, payload: str | bytes) -> EventT:
+        fields = _parse_object(payload)
+        step = _step_of(fields)
+        if step[0] != event_type:
+            raise _Refused("the type in its payload is another one")
+        passed = set()
+        while lift := self._lifts.get(step):
+            if step in passed:
+                raise _Refused(
+                    f"the upcasters go in a circle at {step[0]} version {step[1]}: each sets the next {SCHEMA_VERSION}"
+                )
+            passed.add(step)
+            try:
+                fields = lift(fields)
+                payload = to_json(fields)
+            except Exception as error:
+                # Its name and place: its text may hold parts of the payload.
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                raise _Refused(
+                    f"the upcaster of {step[0]} from version {step[1]} failed with {type(error).__name__} "
+                    f"at {place.filename}:{place.lineno}"
+                ) from None
+            step = _step_of(fields)
+        current = self._current[step[0]]
+        if current.version != step[1]:
+            raise _Refused(f"it is of version {step[1]}, and no upcaster lifts that to version {current.version}")
+        event: EventT = current.read(payload)
+        return event
+
+    def _refusal(self, event: object, error: Exception) -> str:
+        if not isinstance(event, BaseModel):
+            return "it is not an event"
+        event_type = self._types.get(type(event))
+        if event_type is None:
+            return "its class is not in the codec's union of events"
+        try:
+            event_type.validate(event.__dict__, strict=True)
+        except ValidationError as invalid:
+            return f"it was changed after validation: {describe(invalid, self._names)}"
+        if isinstance(error, _Refused):
+            return str(error)
+        if isinstance(error, ValidationError):
+            return f"it could not be read back: {describe(error, self._names)}"
+        return f"it cannot be written as JSON ({type(error).__name__})"
+
+
+class _EventType:
+    """One member of the union, with what is asked of it for each event at hand."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self.name = event_type_name(model)
+        adapter = TypeAdapter(model)
+        version = model.model_fields.get(SCHEMA_VERSION)
+        self.version: int = 1 if version is None else version.default
+        # By class, and not through the union: that saves pydantic the search for the member.
+        self.write = adapter.serializer.to_json
+        self.read = adapter.validator.validate_json
+        self.validate = adapter.validator.validate_python
+
+
+class _Refused(Exception):  # noqa: N818
+    """Carries a reason to the method that knows where the event stands."""
+
+
+def _checked_tags(tags: Iterable[str], models: Collection[type[BaseModel]]) -> frozenset[str]:
+    if isinstance(tags, str):
+        raise TypeError(f"tags takes a list of names: [{tags!r}]")
+    checked = frozenset(tags)
+    for tag in checked:
+        having = [model for model in models if tag in model.model_fields]
+        if not having or tag == "type":
+            raise ValueError(f"tag {tag!r} is a field of no member of the union")
+        for model in having:
+            field = model.model_fields[tag]
+            if not _is_tag(field.annotation):
+                raise ValueError(
+                    f"tag {tag!r} is a field of neither text nor integers nor UUIDs alone in {model.__name__}"
+                )
+            if model.model_config.get("serialize_by_alias") and field.serialization_alias not in (None, tag):
+                raise ValueError(
+                    f"tag {tag!r} is stored as {field.serialization_alias!r} by {model.__name__}: a tag has no alias"
+                )
+    return checked
+
+
+def _is_tag(annotation: Any) -> bool:
+    """Tells whether each value of the annotation has a key: JSON has it as text or as an integer, or it is null."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return all(map(_is_tag, get_args(annotation)))
+    if origin is Annotated:
+        return _is_tag(get_args(annotation)[0])
+    if origin is Literal:
+        return all(_is_tag(type(value)) for value in get_args(annotation))
+    if hasattr(annotation, "__value__"):  # type X = …
+        return _is_tag(annotation.__value__)
+    if hasattr(annotation, "__supertype__"):  # NewType
+        return _is_tag(annotation.__supertype__)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return all(_is_tag(type(member.value)) for member in annotation)
+    return annotation in (str, int, UUID, None, NoneType)
+
+
+def _members(union: Any) -> Iterator[type[BaseModel]]:
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    if hasattr(union, "__value__"):  # type X = …
+        yield from _members(union.__value__)
+    elif get_origin(union) in (Union, UnionType):
+        for member in get_args(union):
+            yield from _members(member)
+    else:
+        yield union
+
+
+def _parse_object(payload: str | bytes) -> dict[str, Any]:
+    try:
+        fields = from_json(payload)
+    except ValueError as error:
+        raise _Refused(f"invalid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise _Refused("not a JSON object")
+    return fields
+
+
+def _step_of(fields: object) -> tuple[str, int]:
+    event_type = fields.get("type") if isinstance(fields, dict) else None
+    version = fields.get(SCHEMA_VERSION, 1) if isinstance(fields, dict) else None
+    if not isinstance(event_type, str) or type(version) is not int:
+        raise _Refused(f"it is not an object with a type and, after version 1, a number as {SCHEMA_VERSION}")
+    return event_type, version
+
+
+orchestration_codec: EventCodec[OrchestrationEvent] = EventCodec(
+    OrchestrationEvent, check=require_intact, tags=["project_id", "thread_id", "turn_id"]
+)
+"""The codec of the domain's own events."""

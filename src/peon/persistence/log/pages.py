@@ -1,0 +1,133 @@
+"""Reads the rows of the log page by page."""
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select
+from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.engine import single_reads
+from peon.persistence.schema import events
+
+PAGE_EVENTS = 1_000
+"""Rows that are read at once; in smaller pages the query itself begins to cost."""
+
+PAGE_CHARACTERS = 4_000_000
+"""Payload text after which a page ends early, so that large events do not fill the memory."""
+
+FETCHED_EVENTS = 20
+"""Rows between two looks at that."""
+
+LogRow = tuple[int, str, str, str]
+"""sequence, event_type, payload, stored_at; in a damaged file any of the last three may be bytes or `None`."""
+
+Pages = Callable[[int, int | None], Iterator[list[LogRow]]]
+"""Yields the rows above a sequence, at most so many, as `LogPages.read` does."""
+
+_ROW = (events.c.sequence, events.c.event_type, events.c.payload, events.c.stored_at)
+
+
+class LogPages:
+    """The pages of the log of `engine`, of events of all types, or of some."""
+
+    def __init__(self, engine: Engine, driver_errors: DriverErrors, event_types: Collection[str] | None = None) -> None:
+        self._driver_errors = driver_errors
+        self._engine = single_reads(engine)
+        self._in_sqlite = engine.dialect.name == "sqlite"
+        page = select(*_ROW).where(events.c.sequence > bindparam("after")).order_by(events.c.sequence)
+        if event_types is not None:
+            page = page.where(events.c.event_type.in_(list(event_types)))
+        page = page.limit(bindparam("rows"))
+        if not self._in_sqlite or engine.dialect.is_async:
+            page = _cut_to_size(
+                page, func.length if self._in_sqlite else func.octet_length
+            )  # the driver fetches all rows of a result at once
+        some = select(*_ROW).where(events.c.sequence.in_(bindparam("sequences", expanding=True)))
+        # The driver runs the text of the query: after a page of decoding SQLAlchemy's code is no longer in the
+        # processor's cache, and costs a twentieth of the whole replay.
+        self._page: SQLCompiler = page.compile(engine)
+        self._some: SQLCompiler = some.order_by(events.c.sequence).compile(engine)
+
+    def read(self, after: int, limit: int | None) -> Iterator[list[LogRow]]:
+        """Yields the rows above a sequence, at most `limit` of them, until there are no more.
+
+        Between two pages no transaction and no connection is held.
+        """
+        remaining = limit
+        while remaining is None or remaining > 0:
+            rows = PAGE_EVENTS if remaining is None else min(PAGE_EVENTS, remaining)
+            with self._driver_errors, self._engine.connect() as connection:
+                page = self._run(connection, self._page, {"after": after, "rows": rows})
+            # Not at a short page: more may have been stored since, and must not be missed.
+            if not page:
+                return
+            after = page[-1][0]
+            if remaining is not None:
+                remaining -= len(page)
+            yield page
+
+    def read_page(self, connection: Connection, after: int) -> list[LogRow]:
+        """Returns the page above a sequence as the transaction of `connection` sees it; an empty one at the end."""
+        return self._run(connection, self._page, {"after": after, "rows": PAGE_EVENTS})
+
+    def read_range(self, connection: Connection, first: int, count: int) -> list[LogRow]:
+        """Returns so many rows from a sequence on; fewer where the log ends before."""
+        rows: list[LogRow] = []
+        while len(rows) < count and (page := self.read_page(connection, first - 1 + len(rows))):
+            rows += page[: count - len(rows)]
+        return rows
+
+    def read_rows(self, connection: Connection, sequences: Sequence[int]) -> list[LogRow]:
+        """Returns the rows of some events, by sequence."""
+        return self._run(connection, self._some, {"sequences": sequences}) if sequences else []
+
+    def _run(self, connection: Connection, compiled: SQLCompiler, parameters: dict[str, Any]) -> list[LogRow]:
+        query = compiled.construct_expanded_state(parameters)
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(query.statement, query.positional_parameters if compiled.positional else query.parameters)
+            return _fetch(cursor)
+        except sqlite3.OperationalError as error:
+            # Only errors of Python's module itself have no code: it met text that is not UTF-8.
+            if hasattr(error, "sqlite_errorcode"):
+                raise
+        with _damaged_text_escaped(connection), closing(connection.connection.cursor()) as again:
+            again.execute(query.statement, query.positional_parameters)
+            return _fetch(again)
+
+
+def _cut_to_size(page: Select[Any], length: Callable[[ColumnElement[Any]], ColumnElement[int]]) -> Select[Any]:
+    """Ends a page at `PAGE_CHARACTERS`, in the database; its first row is always there."""
+    rows = page.subquery()
+    size = func.coalesce(length(rows.c.payload), 0)
+    before = func.sum(size).over(order_by=rows.c.sequence, rows=(None, -1))
+    sized = select(rows, func.coalesce(before, 0).label("before")).subquery()
+    columns = [sized.c[column.name] for column in _ROW]
+    return select(*columns).where(sized.c.before <= PAGE_CHARACTERS).order_by(sized.c.sequence)
+
+
+def _fetch(cursor: DBAPICursor) -> list[LogRow]:
+    page: list[LogRow] = []
+    characters = 0
+    with closing(cursor):
+        while rows := cursor.fetchmany(FETCHED_EVENTS):
+            page += rows
+            characters += sum([len(payload or "") for _, _, payload, _ in rows])
+            if characters > PAGE_CHARACTERS:
+                break
+    return page
+
+
+@contextmanager
+def _damaged_text_escaped(connection: Connection) -> Iterator[None]:
+    r"""Reads bytes that are not UTF-8 as \xNN, which no JSON contains: such a row fails alone, not its page."""
+    driver: Any = connection.connection.driver_connection
+    driver.text_factory = lambda raw: raw.decode(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        driver.text_factory = str

@@ -1,0 +1,86 @@
+"""The projection of the domain: projects, threads, turns, messages and all that hangs on them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+
+from sqlalchemy import Connection
+
+from peon.orchestration import BranchCreated, BranchPushed, OrchestrationEvent, ProjectDeleted, ThreadDeleted
+from peon.orchestration.events import Event
+from peon.persistence import schema
+from peon.persistence.log.stored_event import StoredEvent
+from peon.persistence.orchestration.batch import Batch
+from peon.persistence.orchestration.handlers import EFFECTS
+from peon.persistence.orchestration.loaded_rows import Contradiction
+from peon.persistence.projections.base import Projection, Refusal
+from peon.persistence.runtime.event_loop import with_pauses
+
+LONGEST_BRANCH_NAME = 2_600
+"""Bytes in UTF-8. A row of an index of PostgreSQL has 2,704 at most, and the identifier of the thread stands before."""
+
+
+class OrchestrationProjection(Projection):
+    """Fills the tables that the read model reads."""
+
+    name = "orchestration"
+    version = 1
+    tables = (
+        schema.projection_projects,
+        schema.projection_threads,
+        schema.projection_turns,
+        schema.projection_messages,
+        schema.projection_message_chunks,
+        schema.projection_approvals,
+        schema.checkpoints,
+        schema.projection_commits,
+        schema.projection_branches,
+        schema.projection_selected_thread,
+    )
+
+    def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Iterable[Refusal]:
+        refusals: list[Refusal] = []
+        in_postgresql = connection.dialect.name == "postgresql"
+        for part in _parts(events):
+            batch = Batch()
+            wanted = batch.wanted()
+            for _, event, _ in with_pauses(part, connection.dialect):
+                for table, field in EFFECTS[type(event)].looks_at:
+                    wanted[table].add(getattr(event, field))
+            batch.load(connection)
+            for sequence, event, _ in with_pauses(part, connection.dialect):
+                try:
+                    if in_postgresql:
+                        _refuse_what_postgresql_cannot_hold(event)
+                    EFFECTS[type(event)].apply(batch, event, sequence)
+                except Contradiction as contradiction:
+                    refusals.append(Refusal(sequence, str(contradiction)))
+            batch.write(connection)
+        return refusals
+
+
+def _parts(
+    events: Sequence[StoredEvent[OrchestrationEvent]],
+) -> Iterator[Sequence[StoredEvent[OrchestrationEvent]]]:
+    """Ends a part at each deletion: what it takes along is then in the tables, where the database knows it."""
+    start = 0
+    for end, (_, event, _) in enumerate(events, 1):
+        if type(event) is ThreadDeleted or type(event) is ProjectDeleted:
+            yield events[start:end]
+            start = end
+    if start < len(events):
+        yield events[start:] if start else events
+
+
+@cache
+def _columns_of_text(event: type[Event]) -> tuple[str, ...]:
+    """Fields that are stored as they are; those stored as JSON can hold anything."""
+    fields = event.model_fields.items()
+    return tuple(name for name, field in fields if field.annotation in (str, str | None) and name != "delta")
+
+
+def _refuse_what_postgresql_cannot_hold(event: OrchestrationEvent) -> None:
+    for name in _columns_of_text(type(event)):
+        if "\0" in (getattr(event, name) or ""):
+            raise Contradiction(f"PostgreSQL cannot hold the NUL character in its {name}")
+    if isinstance(event, BranchCreated | BranchPushed) and (size := len(event.name.encode())) > LONGEST_BRANCH_NAME:
+        raise Contradiction(f"PostgreSQL cannot index its name of {size:,} bytes: {LONGEST_BRANCH_NAME:,} at most")

@@ -1,0 +1,208 @@
+"""Typed queries on the projections. Each reads one committed state, and none waits for a writer."""
+
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Engine, select
+
+from peon.orchestration import (
+    Approval,
+    ApprovalStatus,
+    Branch,
+    Checkpoint,
+    Commit,
+    Message,
+    Project,
+    Snapshot,
+    Thread,
+    Turn,
+)
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.engine import consistent_reads
+from peon.persistence.orchestration.projection import OrchestrationProjection
+from peon.persistence.orchestration.rows import TABLES, ValueT, place_of, read_identifier, read_values
+from peon.persistence.schema import (
+    checkpoints,
+    projection_approvals,
+    projection_branches,
+    projection_commits,
+    projection_messages,
+    projection_positions,
+    projection_selected_thread,
+    projection_threads,
+    projection_turns,
+)
+
+LAST_POSSIBLE_SEQUENCE = 2**63 - 1
+
+_SEQUENCE = select(projection_positions.c.sequence).where(projection_positions.c.name == OrchestrationProjection.name)
+_SELECTED = select(projection_selected_thread.c.thread_id).where(projection_selected_thread.c.number == 1)
+_PENDING = projection_approvals.c.status == ApprovalStatus.PENDING.value
+
+
+class ReadModel:
+    """What the projections hold, as values of the domain.
+
+    Lists are in the order in which their members were created, which never changes: oldest first, or with
+    `newest_first` the other way round. `limit` is how many members to return at most, and `after` identifies the
+    member after which to go on: the last one of the page before. What is not there is `None`, or an empty list.
+
+    A read raises `StoreUnavailable` where the database cannot be read, `ValueError` for a negative limit, and
+    `LookupError` where the member that `after` names is not there, or was deleted meanwhile.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = consistent_reads(engine)
+        self._driver_errors = DriverErrors(
+            engine, hint=". Has the database been migrated? alembic upgrade head does that"
+        )
+
+    def projects(
+        self, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Project]:
+        return self._list(Project, limit=limit, after=_by_id(Project, after), newest_first=newest_first)
+
+    def project(self, project_id: UUID) -> Project | None:
+        return self._one(Project, TABLES[Project].c.id == str(project_id))
+
+    def threads(
+        self, project_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Thread]:
+        of_project = projection_threads.c.project_id == str(project_id)
+        return self._list(
+            Thread, of_project, limit=limit, after=_by_id(Thread, after, of_project), newest_first=newest_first
+        )
+
+    def thread(self, thread_id: UUID) -> Thread | None:
+        return self._one(Thread, projection_threads.c.id == str(thread_id))
+
+    def selected_thread(self) -> Thread | None:
+        """Returns the thread that the user turned to last; `None` before, and after it was deleted."""
+        return self._one(Thread, projection_threads.c.id == _SELECTED.scalar_subquery())
+
+    def turns(
+        self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Turn]:
+        of_thread = projection_turns.c.thread_id == str(thread_id)
+        return self._list(Turn, of_thread, limit=limit, after=_by_id(Turn, after, of_thread), newest_first=newest_first)
+
+    def turn(self, turn_id: UUID) -> Turn | None:
+        return self._one(Turn, projection_turns.c.id == str(turn_id))
+
+    def messages(
+        self, turn_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Message]:
+        """Returns the messages of a turn, with all the text that was streamed to them so far."""
+        of_turn = projection_messages.c.turn_id == str(turn_id)
+        return self._list(
+            Message, of_turn, limit=limit, after=_by_id(Message, after, of_turn), newest_first=newest_first
+        )
+
+    def thread_messages(
+        self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Message]:
+        """Returns the messages of all turns of a thread, as `messages` does those of one."""
+        of_thread = projection_messages.c.thread_id == str(thread_id)
+        return self._list(
+            Message, of_thread, limit=limit, after=_by_id(Message, after, of_thread), newest_first=newest_first
+        )
+
+    def message(self, message_id: UUID) -> Message | None:
+        return self._one(Message, projection_messages.c.id == str(message_id))
+
+    def checkpoints(
+        self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Checkpoint]:
+        of_thread = checkpoints.c.thread_id == str(thread_id)
+        return self._list(
+            Checkpoint, of_thread, limit=limit, after=_by_id(Checkpoint, after, of_thread), newest_first=newest_first
+        )
+
+    def checkpoint(self, checkpoint_id: UUID) -> Checkpoint | None:
+        return self._one(Checkpoint, checkpoints.c.id == str(checkpoint_id))
+
+    def pending_approvals(
+        self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Approval]:
+        """Returns what the agent waits for; the one that `after` names may have been decided meanwhile."""
+        of_thread = projection_approvals.c.thread_id == str(thread_id)
+        return self._list(
+            Approval,
+            _PENDING,
+            of_thread,
+            limit=limit,
+            after=_by_id(Approval, after, of_thread),
+            newest_first=newest_first,
+        )
+
+    def approval(self, approval_id: UUID) -> Approval | None:
+        """Returns an approval, pending or decided."""
+        return self._one(Approval, projection_approvals.c.id == str(approval_id))
+
+    def commits(
+        self, thread_id: UUID, *, limit: int | None = None, after: int | None = None, newest_first: bool = False
+    ) -> list[Commit]:
+        """Returns the commits of a thread; `after` is a commit's `sequence`."""
+        of_thread = projection_commits.c.thread_id == str(thread_id)
+        # A number that the column cannot hold is not there either, and SQLite would take it for an error.
+        sequence = 0 if after is None or abs(after) > LAST_POSSIBLE_SEQUENCE else after
+        place = None if after is None else (projection_commits.c.sequence == sequence, of_thread)
+        return self._list(Commit, of_thread, limit=limit, after=place, newest_first=newest_first)
+
+    def branches(
+        self, thread_id: UUID, *, limit: int | None = None, after: str | None = None, newest_first: bool = False
+    ) -> list[Branch]:
+        """Returns the branches of a thread; `after` is a branch's `name`."""
+        of_thread = projection_branches.c.thread_id == str(thread_id)
+        place = None if after is None else (projection_branches.c.name == after, of_thread)
+        return self._list(Branch, of_thread, limit=limit, after=place, newest_first=newest_first)
+
+    def snapshot(self, *, messages: bool = True) -> Snapshot:
+        """Returns the whole state in one consistent read.
+
+        Args:
+            messages: Off, they are left out: they are nearly all of a large state. `thread_messages` gives those
+                that are looked at.
+        """
+        with self._driver_errors, self._engine.connect() as connection:
+            selected = connection.scalar(_SELECTED)
+            # Its parts are validated one by one.
+            return Snapshot.model_construct(
+                sequence=connection.scalar(_SEQUENCE) or 0,
+                projects=tuple(read_values(connection, Project)),
+                threads=tuple(read_values(connection, Thread)),
+                turns=tuple(read_values(connection, Turn)),
+                messages=tuple(read_values(connection, Message)) if messages else (),
+                checkpoints=tuple(read_values(connection, Checkpoint)),
+                pending_approvals=tuple(read_values(connection, Approval, _PENDING)),
+                commits=tuple(read_values(connection, Commit)),
+                branches=tuple(read_values(connection, Branch)),
+                selected_thread_id=None if selected is None else read_identifier(selected),
+            )
+
+    def _one(self, model: type[ValueT], condition: ColumnElement[bool]) -> ValueT | None:
+        with self._driver_errors, self._engine.connect() as connection:
+            return next(iter(read_values(connection, model, condition)), None)
+
+    def _list(
+        self,
+        model: type[ValueT],
+        *conditions: ColumnElement[bool],
+        limit: int | None,
+        after: tuple[ColumnElement[bool], ...] | None,
+        newest_first: bool,
+    ) -> list[ValueT]:
+        """Returns a page; the conditions of `after` are those of the member after which it begins."""
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise ValueError(f"limit is a number from 0 on, not {limit!r}")
+        with self._driver_errors, self._engine.connect() as connection:
+            if after is not None:
+                place = place_of(connection, model, *after)
+                sequence = TABLES[model].c.sequence
+                conditions += (sequence < place if newest_first else sequence > place,)
+            return read_values(connection, model, *conditions, newest_first=newest_first, limit=limit)
+
+
+def _by_id(
+    model: type[ValueT], identifier: UUID | None, *of_list: ColumnElement[bool]
+) -> tuple[ColumnElement[bool], ...] | None:
+    return None if identifier is None else (TABLES[model].c.id == str(identifier), *of_list)

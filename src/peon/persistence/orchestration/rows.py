@@ -1,0 +1,127 @@
+"""Rows of the projections to values of the domain."""
+
+from typing import Any, TypeVar
+from uuid import UUID
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, select
+
+from peon.orchestration import Approval, Branch, Checkpoint, Commit, Message, Project, Thread, Turn
+from peon.orchestration.model import Value
+from peon.persistence import schema
+from peon.persistence.errors import PersistenceError
+from peon.persistence.runtime.event_loop import with_pauses
+from peon.persistence.runtime.garbage_collection import garbage_collection_paused
+
+ValueT = TypeVar("ValueT", bound=Value)
+
+TABLES: dict[type[Value], Table] = {
+    Project: schema.projection_projects,
+    Thread: schema.projection_threads,
+    Turn: schema.projection_turns,
+    Message: schema.projection_messages,
+    Checkpoint: schema.checkpoints,
+    Approval: schema.projection_approvals,
+    Commit: schema.projection_commits,
+    Branch: schema.projection_branches,
+}
+
+_JSON = {"content", "detail"}
+"""Columns that hold JSON."""
+
+_KEYS_AT_ONCE = 500
+
+MAXIMUM_LIMIT = 2**31
+"""More than any list has, and a number that any database takes."""
+
+_messages, _chunks = schema.projection_messages, schema.projection_message_chunks
+_CHUNKS = (
+    select(_chunks.c.message_id, _chunks.c.turn_id, _chunks.c.sequence, _chunks.c.delta)
+    .join(_messages, (_chunks.c.turn_id == _messages.c.turn_id) & (_chunks.c.message_id == _messages.c.id))
+    .where(_messages.c.id.in_(bindparam("keys", expanding=True)))
+)
+
+
+def read_values(
+    connection: Connection,
+    model: type[ValueT],
+    *conditions: ColumnElement[bool],
+    newest_first: bool = False,
+    limit: int | None = None,
+) -> list[ValueT]:
+    """Returns the values of the rows that meet all conditions, in the order in which they were created."""
+    table = TABLES[model]
+    order = table.c.sequence.desc() if newest_first else table.c.sequence
+    query = select(*[table.c[name] for name in model.model_fields]).where(*conditions).order_by(order)
+    if limit is not None:
+        query = query.limit(min(limit, MAXIMUM_LIMIT))
+    with garbage_collection_paused():
+        found = connection.execute(query).mappings()
+        rows = [dict(row) for row in with_pauses(found, connection.dialect)]
+        for column in _JSON & rows[0].keys() if rows else ():
+            for row in with_pauses(rows, connection.dialect):
+                row[column] = _parse(table, row, column)
+        if model is Message:
+            _add_streamed_text(connection, rows)
+        return [_to_value(model, row) for row in with_pauses(rows, connection.dialect)]
+
+
+def place_of(connection: Connection, model: type[Value], *conditions: ColumnElement[bool]) -> int:
+    """Returns where in the order the member of a list stands that meets all conditions.
+
+    Raises:
+        LookupError: There is none.
+    """
+    place: int | None = connection.scalar(select(TABLES[model].c.sequence).where(*conditions))
+    if place is None:
+        raise LookupError(
+            f"after: that {model.__name__.lower()} is not there, or not any more; read from the beginning again"
+        )
+    return place
+
+
+def read_identifier(text: str) -> UUID:
+    """Returns the identifier of the selected thread."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise _damaged(schema.projection_selected_thread, {"number": 1}) from None
+
+
+def _add_streamed_text(connection: Connection, messages: list[dict[str, Any]]) -> None:
+    """Adds the chunks of messages whose turn has not ended, and those that came after its end."""
+    texts = {
+        message["id"]: message["content"]
+        for message in messages
+        if isinstance(message["content"], dict) and isinstance(message["content"].get("text"), str)
+    }
+    for number in range(0, len(texts), _KEYS_AT_ONCE):
+        keys = list(texts)[number : number + _KEYS_AT_ONCE]
+        for message_id, turn_id, sequence, delta in sorted(connection.execute(_CHUNKS, {"keys": keys}).all()):
+            try:
+                texts[message_id]["text"] += from_json(delta)
+            except (ValueError, TypeError):
+                row = {"turn_id": turn_id, "message_id": message_id, "sequence": sequence}
+                raise _damaged(_chunks, row) from None
+
+
+def _parse(table: Table, row: dict[str, Any], column: str) -> Any:
+    try:
+        return from_json(row[column])
+    except ValueError:
+        raise _damaged(table, row) from None
+
+
+def _to_value(model: type[ValueT], row: dict[str, Any]) -> ValueT:
+    try:
+        return model.model_validate(row)
+    except ValidationError:
+        raise _damaged(TABLES[model], row) from None
+
+
+def _damaged(table: Table, row: dict[str, Any]) -> PersistenceError:
+    key = "/".join(str(row[column.name]) for column in table.primary_key)
+    return PersistenceError(
+        f"row {key} of {table.name} is damaged: projections.verify() says how, and projections.rebuild() mends it"
+    )

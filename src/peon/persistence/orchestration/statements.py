@@ -1,0 +1,122 @@
+"""The statements with which the domain's projection changes its tables."""
+
+from sqlalchemy import BigInteger, BindParameter, Table, Text, bindparam, delete, exists, insert, select, update
+
+from peon.persistence.backends.compiled import DriverQuery, DriverStatement, insert_into
+from peon.persistence.schema import (
+    checkpoints,
+    projection_approvals,
+    projection_branches,
+    projection_commits,
+    projection_message_chunks,
+    projection_messages,
+    projection_projects,
+    projection_selected_thread,
+    projection_threads,
+    projection_turns,
+)
+
+
+def _update(table: Table, *columns: str) -> DriverStatement:
+    """Sets the columns of the row with an `id`, which is the last parameter."""
+    values: dict[str, BindParameter[object]] = {column: bindparam(f"new_{column}") for column in columns}
+    return DriverStatement(
+        update(table).where(table.c.id == bindparam("of_id")).values(values),
+        [*(f"new_{column}" for column in columns), "of_id"],
+    )
+
+
+def _delete(table: Table) -> DriverStatement:
+    return DriverStatement(delete(table).where(table.c.id == bindparam("of_id")), ["of_id"])
+
+
+INSERT_PROJECT = insert_into(projection_projects)
+RENAME_PROJECT = _update(projection_projects, "name")
+DELETE_PROJECT = _delete(projection_projects)
+
+INSERT_THREAD = insert_into(projection_threads)
+SET_THREAD_STATUS = _update(projection_threads, "status", "error")
+TOUCH_THREAD = _update(projection_threads, "updated_at")
+DELETE_THREAD = _delete(projection_threads)
+DESELECT_THREAD = DriverStatement(delete(projection_selected_thread), [])
+SELECT_THREAD = insert_into(projection_selected_thread)
+
+INSERT_TURN = insert_into(projection_turns)
+END_TURN = _update(projection_turns, "status", "error", "completed_at")
+
+INSERT_MESSAGE = insert_into(projection_messages)
+SET_CONTENT = _update(projection_messages, "content")
+
+INSERT_CHUNK = insert_into(projection_message_chunks)
+
+_streamed_before = (
+    projection_message_chunks.c.turn_id == bindparam("of_turn"),
+    projection_message_chunks.c.sequence < bindparam("before"),
+)
+CHUNKS_OF_TURN = DriverQuery(
+    select(projection_message_chunks.c.message_id, projection_message_chunks.c.delta)
+    .where(*_streamed_before)
+    .order_by(projection_message_chunks.c.message_id, projection_message_chunks.c.sequence),
+    ["of_turn", "before"],
+)
+DELETE_CHUNKS_OF_TURN = DriverStatement(
+    delete(projection_message_chunks).where(*_streamed_before), ["of_turn", "before"]
+)
+
+INSERT_APPROVAL = insert_into(projection_approvals)
+DECIDE_APPROVAL = _update(projection_approvals, "status", "reason", "decided_at")
+
+INSERT_CHECKPOINT = insert_into(checkpoints)
+RESTORE_CHECKPOINT = _update(checkpoints, "restored_at")
+
+INSERT_COMMIT = insert_into(projection_commits)
+
+# A branch may be created more than once, as git deletes branches without an event; and one that was there before
+# the thread may be pushed.
+_branch = (projection_branches.c.thread_id == bindparam("of_thread")) & (
+    projection_branches.c.name == bindparam("of_name")
+)
+ADD_BRANCH = DriverStatement(
+    insert(projection_branches).from_select(
+        ["thread_id", "name", "sequence"],
+        select(
+            bindparam("thread_id", type_=Text),
+            bindparam("name", type_=Text),
+            bindparam("sequence", type_=BigInteger),
+        ).where(~exists().where(_branch)),
+    ),
+    ["thread_id", "name", "sequence", "of_thread", "of_name"],
+)
+SET_BRANCH_CREATED = DriverStatement(
+    update(projection_branches).where(_branch).values(created_at=bindparam("new_created_at")),
+    ["new_created_at", "of_thread", "of_name"],
+)
+SET_BRANCH_PUSHED = DriverStatement(
+    update(projection_branches)
+    .where(_branch)
+    .values(remote=bindparam("new_remote"), pushed_at=bindparam("new_pushed_at")),
+    ["new_remote", "new_pushed_at", "of_thread", "of_name"],
+)
+
+ORDER = (
+    INSERT_PROJECT,
+    RENAME_PROJECT,
+    INSERT_THREAD,
+    SET_THREAD_STATUS,
+    INSERT_TURN,
+    END_TURN,
+    INSERT_APPROVAL,
+    DECIDE_APPROVAL,
+    INSERT_CHECKPOINT,
+    RESTORE_CHECKPOINT,
+    INSERT_COMMIT,
+    ADD_BRANCH,
+    SET_BRANCH_CREATED,
+    SET_BRANCH_PUSHED,
+    DESELECT_THREAD,
+    SELECT_THREAD,
+    TOUCH_THREAD,
+    DELETE_THREAD,
+    DELETE_PROJECT,
+)
+"""Parents before their children, rows before their changes, and deletions last."""

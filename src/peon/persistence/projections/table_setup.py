@@ -1,0 +1,96 @@
+"""The tables of projections: those that revisions create, and those that come and go with a projection."""
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy.schema import DropTable
+
+from peon.persistence import schema
+from peon.persistence.projections.base import Projection
+from peon.persistence.projections.shadow_tables import Shadows
+
+
+def check(projections: Sequence[Projection]) -> None:
+    """Raises `ValueError` for projections that could not be kept beside each other, `TypeError` for what is none."""
+    for projection in projections:
+        if not isinstance(projection, Projection):
+            raise TypeError(f"{projection!r} is no projection: give an instance of a subclass of Projection")
+        if problem := next(_problems(projection), None):
+            raise ValueError(f"projection {type(projection).__name__}: {problem}")
+    names = [projection.name for projection in projections]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two projections have the same name: {', '.join(names)}")
+    taken = set(schema.metadata.tables)
+    for projection in projections:
+        own = _names_of_own(projection)
+        if own & taken:
+            raise ValueError(f"projection {projection.name} has a table of another: {', '.join(own & taken)}")
+        taken |= own
+
+
+def _problems(projection: Projection) -> Iterator[str]:
+    if not isinstance(getattr(projection, "name", None), str) or not projection.name:
+        yield "its name is a text"
+    if type(getattr(projection, "version", None)) is not int:
+        yield "its version is an integer"
+    tables = getattr(projection, "tables", ())
+    if not isinstance(tables, list | tuple) or not tables or not all(isinstance(table, Table) for table in tables):
+        yield "its tables are a tuple of Table, with at least one"
+        return
+    if len({id(table.metadata) for table in projection.tables}) > 1:
+        yield "its tables are of more than one MetaData"
+    for table in projection.tables:
+        if table.schema is not None:
+            yield f"{table} has a schema, and would not be found where it is rebuilt"
+        # The tables of others are emptied and filled at other times than these.
+        own = {table.name for table in projection.tables}
+        for key in table.foreign_keys:
+            if key.target_fullname.rpartition(".")[0] not in own:
+                yield f"{key.parent} refers to {key.target_fullname}, which is not in a table of its own"
+        # Numbers that a database hands out depend on more than the events.
+        if table.autoincrement_column is not None:
+            yield f"{table.autoincrement_column} counts by itself: give it autoincrement=False, and a number"
+
+
+def is_migrated(table: Table) -> bool:
+    """Returns whether a revision creates it."""
+    return table.metadata is schema.metadata
+
+
+def prepare(connection: Connection, projection: Projection) -> None:
+    """Makes its tables empty, and forgets its problems; creates those tables that no revision does."""
+    own = _names_of_own(projection)
+    in_order = [table for table in projection.tables[0].metadata.sorted_tables if table in projection.tables]
+    for table in reversed(in_order):
+        # They may be there, with other columns than they have now.
+        connection.execute(DropTable(table, if_exists=True) if table.name in own else delete(table))
+    for table in in_order:
+        if table.name in own:
+            table.create(connection, checkfirst=False)
+    _forget_problems(connection, projection, schema.projection_problems)
+
+
+def replace(connection: Connection, projection: Projection, pair: Shadows, *, version: int | None) -> None:
+    """Puts the rows of the shadows in the place of those of the hidden tables, which are of that version."""
+    own = _names_of_own(projection) if version != projection.version else set()
+    for table in reversed(pair.hidden):
+        if table.name in own:
+            connection.execute(DropTable(table, if_exists=True))
+        elif table.name == schema.projection_problems.name:
+            _forget_problems(connection, projection, table)
+        else:
+            connection.execute(delete(table))
+    for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
+        if table.name in own:
+            table.create(connection, checkfirst=False)
+        columns = [column.name for column in table.columns]
+        connection.execute(insert(table).from_select(columns, select(shadow)))
+
+
+def _forget_problems(connection: Connection, projection: Projection, problems: Table) -> None:
+    connection.execute(delete(problems).where(problems.c.projection == projection.name))
+
+
+def _names_of_own(projection: Projection) -> set[str]:
+    """Returns the tables that come and go with the projection."""
+    return {table.name for table in projection.tables if not is_migrated(table)}

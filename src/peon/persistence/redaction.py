@@ -1,0 +1,48 @@
+"""What may be said of pydantic's errors: they quote the input, which is a payload."""
+
+from collections.abc import Collection
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import core_schema
+
+from peon.payloads import RuleError
+
+DISCREET_ERRORS = frozenset(get_args(core_schema.ErrorType)) - {"union_tag_invalid", "value_error", "assertion_error"}
+"""Errors of pydantic whose message does not quote the input."""
+
+
+def collect_names(annotation: Any, names: set[object]) -> None:
+    """Adds the names of all fields and tags that the models of an annotation have, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation in names:
+            return
+        names.add(annotation)
+        names.update(annotation.model_fields)
+        for field in annotation.model_fields.values():
+            collect_names(field.annotation, names)
+    elif get_origin(annotation) is Literal:
+        names.update(get_args(annotation))
+    else:
+        for part in get_args(annotation):
+            collect_names(part, names)
+
+
+def describe(error: ValidationError, names: Collection[object], whole: str = "payload") -> str:
+    """Says only what cannot be a part of the input: `names` and numbers as places, messages that quote nothing.
+
+    `whole` stands for the input itself.
+    """
+    shown = []
+    for detail in error.errors(include_url=False, include_input=False)[:3]:
+        parts = [str(part) if part in names or isinstance(part, int) else "(unknown)" for part in detail["loc"]]
+        message = detail["msg"]
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, RuleError):
+            message = str(cause)
+        elif detail["type"] not in DISCREET_ERRORS:
+            message = detail["type"].replace("_", " ")
+        shown.append(f"{'.'.join(parts) or whole}: {message}")
+    if error.error_count() > len(shown):
+        shown.append(f"and {error.error_count() - len(shown)} more")
+    return "; ".join(shown)

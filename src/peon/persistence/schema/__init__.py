@@ -1,0 +1,60 @@
+"""The tables, as the newest revision leaves them. Alembic compares them with a database: `alembic check`.
+
+Text everywhere that SQLite and PostgreSQL must agree to the byte: identifiers are UUIDs in their 36-character
+form, times are ISO 8601 in UTC with microseconds and a `Z` (fixed width, so that they sort as text), JSON is
+kept as it was written.
+"""
+
+from peon.persistence.schema.log import (
+    append_lock,
+    command_receipts,
+    event_tags,
+    events,
+    subscription_positions,
+    tag_positions,
+    tags,
+)
+from peon.persistence.schema.metadata import metadata
+from peon.persistence.schema.projections import (
+    projection_positions,
+    projection_problems,
+)
+from peon.persistence.schema.read_model import (
+    checkpoints,
+    projection_approvals,
+    projection_branches,
+    projection_commits,
+    projection_message_chunks,
+    projection_messages,
+    projection_projects,
+    projection_selected_thread,
+    projection_threads,
+    projection_turns,
+)
+from peon.persistence.schema.settings import (
+    settings,
+)
+
+__all__ = [
+    "append_lock",
+    "checkpoints",
+    "command_receipts",
+    "event_tags",
+    "events",
+    "metadata",
+    "projection_approvals",
+    "projection_branches",
+    "projection_commits",
+    "projection_message_chunks",
+    "projection_messages",
+    "projection_positions",
+    "projection_problems",
+    "projection_projects",
+    "projection_selected_thread",
+    "projection_threads",
+    "projection_turns",
+    "settings",
+    "subscription_positions",
+    "tag_positions",
+    "tags",
+]

@@ -1,0 +1,68 @@
+"""The tables of the event log, and of what is recorded beside it: tag index, commands, subscriptions."""
+
+from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, UniqueConstraint
+
+from peon.persistence.schema.metadata import metadata
+
+# The log. Triggers (revision 002) refuse to change or delete a row. AUTOINCREMENT: a number is never used again.
+events = Table(
+    "events",
+    metadata,
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    Column("event_type", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("stored_at", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("idx_events_sequence", events.c.sequence)
+
+# PostgreSQL: whoever appends holds the one row, number 1, until the commit. SQLite has its own write lock.
+append_lock = Table(
+    "append_lock",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+)
+
+# Which events have a field, such as thread_id, with a value: derived from the log when a query first asks for the
+# field, and then on. The type of an event counts as a field.
+tags = Table(
+    "tags",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    UniqueConstraint("name", "value"),
+)
+event_tags = Table(
+    "event_tags",
+    metadata,
+    Column("tag_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+# How far each field is indexed.
+tag_positions = Table(
+    "tag_positions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+)
+
+# What a command has stored: so many events, from the first on.
+command_receipts = Table(
+    "command_receipts",
+    metadata,
+    Column("command_id", Text, primary_key=True),
+    Column("first_sequence", BigInteger, nullable=False),
+    Column("events", Integer, nullable=False),
+    Column("stored_at", Text, nullable=False),
+)
+
+# How far each named subscription has come.
+subscription_positions = Table(
+    "subscription_positions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("saved_at", Text, nullable=False),
+)

@@ -1,0 +1,147 @@
+"""The tables of the read model, filled by the projection of the domain."""
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, Table, Text, text
+
+from peon.persistence.schema.metadata import metadata
+
+# The projections: what the log says, in rows. `sequence` is the place of the event that created the row; lists
+# are in its order. Where it has a default, the table is older than the column.
+
+
+def _sequence() -> Column[int]:
+    return Column("sequence", BigInteger, nullable=False, server_default=text("0"))
+
+
+projection_projects = Table(
+    "projection_projects",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    _sequence(),
+)
+Index(None, projection_projects.c.sequence)
+
+projection_threads = Table(
+    "projection_threads",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", ForeignKey("projection_projects.id", ondelete="CASCADE"), nullable=False),
+    Column("title", Text),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("runtime_mode", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("error", Text),
+    Column("created_at", Text, nullable=False),
+    Column("updated_at", Text, nullable=False),
+    _sequence(),
+)
+Index(None, projection_threads.c.project_id, projection_threads.c.sequence)
+
+projection_turns = Table(
+    "projection_turns",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
+    Column("status", Text, nullable=False),
+    Column("error", Text),
+    Column("started_at", Text, nullable=False),
+    Column("completed_at", Text),
+    _sequence(),
+)
+Index("idx_turns_thread", projection_turns.c.thread_id)
+Index(None, projection_turns.c.thread_id, projection_turns.c.sequence)
+
+projection_messages = Table(
+    "projection_messages",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("turn_id", ForeignKey("projection_turns.id", ondelete="CASCADE"), nullable=False),
+    Column("role", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    _sequence(),
+    Column("thread_id", Text, nullable=False, server_default=""),  # its turn's
+)
+Index("idx_messages_turn", projection_messages.c.turn_id)
+Index(None, projection_messages.c.turn_id, projection_messages.c.sequence)
+Index(None, projection_messages.c.thread_id, projection_messages.c.sequence)
+
+# Text that is still being streamed, as JSON strings: a chunk costs the same for any length of the message. When
+# the turn ends, it goes into the message's content. One row an event, so that a rebuild gives the same rows, and
+# kept by turn, so that ending one is a single range.
+projection_message_chunks = Table(
+    "projection_message_chunks",
+    metadata,
+    Column("turn_id", ForeignKey("projection_turns.id", ondelete="CASCADE"), primary_key=True),
+    Column("message_id", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("delta", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
+    Column("turn_id", ForeignKey("projection_turns.id", ondelete="CASCADE"), nullable=False),
+    Column("git_ref", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    _sequence(),
+    Column("restored_at", Text),
+)
+Index(None, checkpoints.c.thread_id, checkpoints.c.sequence)
+Index(None, checkpoints.c.turn_id)
+
+projection_approvals = Table(
+    "projection_approvals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
+    Column("turn_id", ForeignKey("projection_turns.id", ondelete="CASCADE"), nullable=False),
+    Column("action", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("reason", Text),
+    Column("requested_at", Text, nullable=False),
+    Column("decided_at", Text),
+    Column("sequence", BigInteger, nullable=False),
+)
+Index(None, projection_approvals.c.status, projection_approvals.c.thread_id, projection_approvals.c.sequence)
+Index(None, projection_approvals.c.thread_id)
+Index(None, projection_approvals.c.turn_id)
+
+projection_commits = Table(
+    "projection_commits",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("committed_at", Text, nullable=False),
+)
+Index(None, projection_commits.c.thread_id, projection_commits.c.sequence)
+
+projection_branches = Table(
+    "projection_branches",
+    metadata,
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("created_at", Text),
+    Column("remote", Text),
+    Column("pushed_at", Text),
+    Column("sequence", BigInteger, nullable=False),
+)
+Index(None, projection_branches.c.thread_id, projection_branches.c.sequence)
+
+# One row at most, number 1.
+projection_selected_thread = Table(
+    "projection_selected_thread",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
+)
+Index(None, projection_selected_thread.c.thread_id)

@@ -1,0 +1,133 @@
+"""Many empty databases for one test, for a millisecond each."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy
+from sqlalchemy import URL, text
+
+from peon.config import AppConfig
+from peon.persistence import Database, Projection, create_engine
+from peon.persistence.log import pages
+from peon.persistence.projections import manager
+
+Opener = Callable[..., Database]
+"""Opens an empty database of that name, without a run of Alembic; `projections` as of `Database.open`."""
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few events already need several pages, and several transactions."""
+    monkeypatch.setattr(pages, "PAGE_EVENTS", 4)
+    monkeypatch.setattr(manager, "PAGES_A_COMMIT", 2)
+
+
+@pytest.fixture(params=["file", "memory", "postgresql"], scope="module")
+def open_empty(request: pytest.FixtureRequest) -> Opener:
+    """Opens as many databases as a test asks for; one of a name that was there before takes its place."""
+    opener: Opener = request.getfixturevalue(f"open_empty_{request.param}")
+    return opener
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def open_lasting(request: pytest.FixtureRequest) -> Opener:
+    """The same, for databases that others can open, too: by the `engine.url` of the first."""
+    opener: Opener = request.getfixturevalue(f"open_empty_{request.param}")
+    return opener
+
+
+@pytest.fixture(scope="session")
+def open_empty_file(tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> Iterator[Opener]:
+    opened: dict[str, Database] = {}
+
+    def open_empty(name: str = "peon", projections: bool | Sequence[Projection] = True) -> Database:
+        close(opened, name)
+        path = tmp_path_factory.mktemp("empty") / "peon.db"
+        shutil.copy(migrated_file, path)
+        url = URL.create("sqlite", database=str(path))
+        database = opened[name] = Database.open(AppConfig(), url=url, projections=projections)
+        return database
+
+    yield open_empty
+    close(opened, *opened)
+
+
+@pytest.fixture(scope="session")
+def open_empty_memory(migrated_file: Path) -> Iterator[Opener]:
+    opened: dict[str, Database] = {}
+
+    def open_empty(name: str = "peon", projections: bool | Sequence[Projection] = True) -> Database:
+        close(opened, name)
+        database = opened[name] = Database(create_engine("sqlite://"), projections=projections)
+        with closing(sqlite3.connect(migrated_file)) as source, database.engine.connect() as connection:
+            source.backup(connection.connection.driver_connection)  # type: ignore[arg-type]
+        if projections is not False:
+            database.projections.catch_up()
+        return database
+
+    yield open_empty
+    close(opened, *opened)
+
+
+@pytest.fixture(scope="session")
+def open_empty_postgresql(postgresql_server: URL, statements_for_postgresql: str) -> Iterator[Opener]:
+    schemas = Schemas(postgresql_server, statements_for_postgresql)
+    yield schemas.open_empty
+    schemas.drop()
+
+
+def close(opened: dict[str, Database], *names: str) -> None:
+    for name in names:
+        if name in opened:
+            database = opened.pop(name)
+            database.close()
+            assert database.engine.pool.checkedout() == 0, "a connection was not given back"  # type: ignore[attr-defined]
+
+
+class Schemas:
+    def __init__(self, server: URL, statements: str) -> None:
+        self._server = server
+        self._statements = statements
+        self._engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
+        self._urls: dict[str, URL] = {}
+        self._opened: dict[str, Database] = {}
+
+    def open_empty(self, name: str = "peon", projections: bool | Sequence[Projection] = True) -> Database:
+        close(self._opened, name)
+        if name in self._urls:
+            self._empty(self._urls[name])
+        else:
+            self._urls[name] = self._create()
+        database = self._opened[name] = Database.open(AppConfig(), url=self._urls[name], projections=projections)
+        return database
+
+    def drop(self) -> None:
+        close(self._opened, *self._opened)
+        with self._engine.connect() as connection:
+            for url in self._urls.values():
+                connection.execute(text(f"DROP SCHEMA {self._schema(url)} CASCADE"))
+        self._engine.dispose()
+
+    def _create(self) -> URL:
+        schema = f"test_{uuid4().hex}"
+        with self._engine.connect() as connection:
+            connection.execute(text(f"CREATE SCHEMA {schema}"))
+            connection.exec_driver_sql(f"SET search_path = {schema}")
+            connection.exec_driver_sql(self._statements)
+            connection.exec_driver_sql("ALTER TABLE events DISABLE TRIGGER USER")  # or they could not be removed
+            connection.exec_driver_sql("SET search_path = DEFAULT")
+        return self._server.update_query_dict({"options": f"-csearch_path={schema}"})
+
+    def _empty(self, url: URL) -> None:
+        tables = ("events", "projection_projects", "projection_positions", "projection_problems", "settings")
+        schema = self._schema(url)
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("; ".join(f"DELETE FROM {schema}.{table}" for table in tables))
+
+    def _schema(self, url: URL) -> str:
+        return str(url.query["options"]).rpartition("=")[2]

@@ -1,0 +1,301 @@
+"""Commands that come again: stored once, told again what was stored, never taken for another."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+import pytest
+from processes import PATIENCE, context, die
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from sqlalchemy import URL, event, insert
+
+from peon.orchestration import OrchestrationEvent, ProjectCreated, ProjectRenamed, ThreadDeleted
+from peon.persistence import (
+    AppendCondition,
+    CommandConflict,
+    ConcurrencyError,
+    Database,
+    EventCodec,
+    EventDecodeError,
+    EventEncodeError,
+    EventQuery,
+    EventStore,
+    ProjectionError,
+)
+from peon.persistence.log.head import LogEnd
+from peon.persistence.log.idempotency import Receipt, add_receipt
+from peon.persistence.schema import events as log
+
+PROJECT = UUID(int=1)
+STORED_AT = "2025-03-14T09:26:53.589793Z"
+
+
+@pytest.fixture
+def database(log_alone: Database) -> Database:
+    return log_alone
+
+
+def renamed(name: str = "x", **fields: object) -> ProjectRenamed:
+    return ProjectRenamed(project_id=PROJECT, name=name, **fields)
+
+
+def test_a_repeat_returns_what_was_stored(database: Database) -> None:
+    command, batch = uuid4(), [renamed("a"), renamed("b")]
+    stored = database.events.append_all(batch, command_id=command)
+    database.events.append_all([renamed("between")])
+
+    assert database.events.append_all(batch, command_id=command) == stored
+    assert database.events.append_all(batch, command_id=str(command).upper()) == stored
+    assert database.events.last_sequence() == 3
+
+
+def test_a_repeat_that_was_made_anew_is_the_same_command(database: Database) -> None:
+    """Its events have another occurred_at, which nobody gave them."""
+    command = uuid4()
+    stored = database.events.append_all([renamed()], command_id=command)
+
+    assert database.events.append_all([renamed()], command_id=command) == stored
+
+
+MOMENT = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("repeated", "reason"),
+    [
+        ([renamed("b", occurred_at=MOMENT)], r"event 0 \(ProjectRenamed\) has another name"),
+        ([renamed("a", occurred_at=MOMENT.replace(year=2027))], "has another occurred_at"),
+        ([], "has stored 1 events, and these are 0"),
+        ([renamed("a", occurred_at=MOMENT)] * 2, "and these are 2"),
+        ([ThreadDeleted(thread_id=PROJECT)], "was ProjectRenamed, and is ThreadDeleted"),
+    ],
+)
+def test_other_events_are_a_conflict(database: Database, repeated: list[OrchestrationEvent], reason: str) -> None:
+    command = uuid4()
+    database.events.append_all([renamed("a", occurred_at=MOMENT)], command_id=command)
+
+    with pytest.raises(CommandConflict, match=reason) as caught:
+        database.events.append_all(repeated, command_id=command)
+
+    assert caught.value.command_id == command
+    assert str(PROJECT) not in str(caught.value)
+    assert database.events.last_sequence() == 1
+
+
+def test_a_command_that_stored_nothing_is_known_too(database: Database) -> None:
+    command = uuid4()
+
+    assert database.events.append_all([], command_id=command) == []
+    assert database.events.append_all([], command_id=command) == []
+    with pytest.raises(CommandConflict, match="stored 0 events"):
+        database.events.append_all([renamed()], command_id=command)
+    assert database.events.last_sequence() == 0
+
+
+def test_a_command_that_was_refused_leaves_no_receipt(database: Database) -> None:
+    command = uuid4()
+    database.events.append_all([renamed()])
+    with pytest.raises(ConcurrencyError):
+        database.events.append_all([renamed()], command_id=command, condition=AppendCondition(EventQuery(), 0))
+    with pytest.raises(EventEncodeError):
+        database.events.append_all(["no event"], command_id=command)  # type: ignore[list-item]
+    with database.engine.connect() as connection:
+        database.events.append_all([renamed()], command_id=command, connection=connection)
+        connection.rollback()
+
+    assert database.events.append_all([renamed("b")], command_id=command)[0].sequence == 2
+
+
+def test_a_repeat_does_not_ask_for_its_condition_again(database: Database) -> None:
+    command, condition = uuid4(), AppendCondition(EventQuery(project_id=PROJECT), after=0)
+    stored = database.events.append_all([renamed()], command_id=command, condition=condition)
+
+    assert database.events.append_all([renamed()], command_id=command, condition=condition) == stored
+
+
+def test_a_repeat_within_a_transaction(database: Database) -> None:
+    command = uuid4()
+    with database.engine.begin() as connection:
+        stored = database.events.append_all([renamed()], command_id=command, connection=connection)
+        assert database.events.append_all([renamed()], command_id=command, connection=connection) == stored
+
+    assert database.events.append_all([renamed()], command_id=command) == stored
+
+
+def test_a_large_batch_comes_back_whole(database: Database) -> None:
+    command, batch = uuid4(), [renamed(str(n)) for n in range(2_500)]
+    database.events.append_all([renamed()])
+    stored = database.events.append_all(batch, command_id=command)
+    database.events.append_all([renamed()])
+
+    assert database.events.append_all(batch, command_id=command) == stored
+
+
+def test_threads_that_repeat_one_command_at_once_store_it_once(database: Database) -> None:
+    threads, rounds = 8, 20
+    together = threading.Barrier(threads)
+
+    def work(_: int) -> list[int]:
+        answers = []
+        for turn in range(rounds):
+            together.wait()
+            answers.append(database.events.append_all([renamed(str(turn))], command_id=UUID(int=turn))[0].sequence)
+        return answers
+
+    with ThreadPoolExecutor(threads) as pool:
+        answers = list(pool.map(work, range(threads)))
+    assert all(each == answers[0] for each in answers)
+    assert database.events.last_sequence() == rounds
+
+
+@pytest.mark.parametrize("wrong", ["a command", 7])
+def test_an_identifier_that_is_none_is_told(database: Database, wrong: object) -> None:
+    with pytest.raises((ValueError, TypeError), match="command_id is a UUID"):
+        database.events.append_all([renamed()], command_id=wrong)  # type: ignore[arg-type]
+
+
+def test_projections_see_a_command_once(url: URL, migrated: None) -> None:
+    with Database.open(url=url) as database:
+        command = uuid4()
+        created = ProjectCreated(project_id=PROJECT, name="x", path="/")
+        stored = database.events.append_all([created], command_id=command)
+        with pytest.raises(ProjectionError):
+            database.events.append_all([created])
+        assert database.events.append_all([created], command_id=command) == stored
+        assert database.projections.verify() == []
+
+
+def append_and_die_before_the_answer(url: str, command: UUID) -> None:
+    with Database.open(url=url) as database:
+        append_all = database.events.append_all
+
+        @event.listens_for(database.engine, "commit")
+        def commit_and_die(connection: object) -> None:
+            connection.connection.commit()  # type: ignore[attr-defined]
+            die()
+
+        append_all([ProjectCreated(project_id=PROJECT, name="x", path="/")], command_id=command)
+
+
+def test_killed_between_commit_and_answer_a_retry_does_not_double(lasting_url: URL) -> None:
+    Database.open(url=lasting_url).close()
+    command = uuid4()
+    url = lasting_url.render_as_string(hide_password=False)
+    process = context.Process(target=append_and_die_before_the_answer, args=(url, command))
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == -9
+
+    with Database.open(url=lasting_url) as database:
+        again = [ProjectCreated(project_id=PROJECT, name="x", path="/")]
+        assert [s.sequence for s in database.events.append_all(again, command_id=command)] == [1]
+        assert database.events.last_sequence() == 1
+        assert database.projections.verify() == []
+
+
+def repeat_together(barrier: Any, url: str, rounds: int, answers: Any, number: int) -> None:
+    with Database.open(url=url) as database:
+        for turn in range(rounds):
+            created = ProjectCreated(project_id=UUID(int=turn), name="x", path="/")
+            barrier.wait(PATIENCE)
+            (stored,) = database.events.append_all([created], command_id=UUID(int=turn))
+            answers[number * rounds + turn] = stored.sequence
+
+
+def test_processes_that_repeat_one_command_at_once_store_it_once(lasting_url: URL) -> None:
+    """To store it again would contradict what the projections hold."""
+    Database.open(url=lasting_url).close()
+    count, rounds = 4, 20
+    barrier, answers = context.Barrier(count), context.Array("i", count * rounds)
+    url = lasting_url.render_as_string(hide_password=False)
+    processes = [
+        context.Process(target=repeat_together, args=(barrier, url, rounds, answers, number)) for number in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+
+    assert [process.exitcode for process in processes] == [0] * count
+    assert list(answers) == [*range(1, rounds + 1)] * count
+    with Database.open(url=lasting_url) as database:
+        assert database.events.last_sequence() == rounds
+
+
+def test_a_repeat_whose_event_cannot_be_read_leaves_its_neighbours_alone(database: Database) -> None:
+    """They share its transaction, which goes on."""
+    command = uuid4()
+    with database.engine.begin() as connection:
+        connection.execute(
+            insert(log), {"sequence": 1, "event_type": "Unknown", "payload": "{}", "stored_at": STORED_AT}
+        )
+        add_receipt(connection, command, Receipt(1, 1), STORED_AT)
+    with pytest.raises(EventDecodeError, match=r"event 1 \(Unknown\)"):
+        database.events.append_all([renamed()], command_id=command)
+
+    appender = database.events._appender
+    with database.engine.begin() as connection:
+        requests = [appender.request([renamed()], None, identifier) for identifier in (command, uuid4())]
+        unreadable, stored = appender.perform(LogEnd.join(connection), requests)
+    assert isinstance(unreadable, EventDecodeError)
+    assert [*database.events.stream(after=1)] == stored
+
+
+class Noted(BaseModel):
+    type: Literal["Noted"] = "Noted"
+    items: list[int] = Field(default_factory=list)
+    data: JsonValue = None
+
+
+class Chosen(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+    type: Literal["Chosen"] = "Chosen"
+    numbers: frozenset[bool | int] = frozenset()
+    groups: dict[UUID, list[set[int]]] = Field(default_factory=dict)
+    raw: bytes = b""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Noted(items=[1, 2]), Noted()),
+        (Noted(data={"ok": True}), Noted(data={"ok": 1})),
+        (Noted(data=1), Noted(data=1.0)),
+        (Noted(data={"a": [1]}), Noted(data={"a": [True]})),
+        (Chosen(numbers=frozenset([1])), Chosen(numbers=frozenset([True]))),
+    ],
+)
+def test_what_python_takes_for_equal_is_another_command(
+    database: Database, first: Noted | Chosen, second: Noted | Chosen
+) -> None:
+    store = EventStore(database.engine, EventCodec(Noted | Chosen))
+    command = uuid4()
+    stored = store.append_all([first], command_id=command)
+    with pytest.raises(CommandConflict):
+        store.append_all([second], command_id=command)
+    assert store.append_all([first], command_id=command) == stored
+    store.close()
+
+
+def test_the_order_of_a_set_makes_no_other_command(database: Database) -> None:
+    store = EventStore(database.engine, EventCodec(Chosen))
+    command, orders = uuid4(), ([0, 8], [8, 0])
+    first, second = (Chosen(numbers=order, groups={PROJECT: [order]}, raw=b"\xff") for order in orders)
+    assert [*first.numbers] != [*second.numbers]
+    stored = store.append_all([first], command_id=command)
+    for same in (first, second):
+        assert store.append_all([same], command_id=command) == stored
+    for other in (Chosen(numbers=[0, 8], raw=b"\xff"), Chosen(numbers=[0], groups=first.groups, raw=b"\xff")):
+        with pytest.raises(CommandConflict):
+            store.append_all([other], command_id=command)
+    store.close()
+
+
+def test_the_order_of_keys_makes_no_other_command(database: Database) -> None:
+    store = EventStore(database.engine, EventCodec(Noted))
+    command = uuid4()
+    stored = store.append_all([Noted(data={"a": 1, "b": 2})], command_id=command)
+    assert store.append_all([Noted(data={"b": 2, "a": 1})], command_id=command) == stored
+    store.close()
