@@ -1,96 +1,126 @@
-"""The log alone: events a second, and the ratio to plain `sqlite3` doing the same, in interleaved rounds.
+"""The log alone on SQLite: events a second, and the ratio to plain `sqlite3` in interleaved rounds.
 
-    python benchmarks/append_and_replay.py [--session SESSION.jsonl] [--rounds 40] [--folder FOLDER]
-
-The best round of each counts: these are short, and what disturbs a machine only ever makes them slower.
+python benchmarks/append_and_replay.py [--session SESSION.jsonl] [--rounds 40] [--folder FOLDER]
 """
 
 import argparse
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
+from comparison import BestRates, Comparison, comparison_table
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from workload import SAMPLE, PlainStore, consume, each, seconds, session_events
+from workload import (
+    SAMPLE,
+    SESSION_COMMIT_EVENTS,
+    Append,
+    PlainStore,
+    append_each,
+    batches_of,
+    consume,
+    payload_characters,
+    session_events,
+    some_batches,
+)
 
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import Database
 
-TOGETHER = "append, 1 each, 16 threads"
-TARGETS: dict[int | str, float] = {1: 0.85, 10: 0.85, 1_000: 0.95, TOGETHER: 3.0, "stream": 0.95, "replay_all": 1.0}
+BASELINE = "plain sqlite3"
+APPEND_TARGETS = {1: 0.85, 10: 0.85, 1_000: 0.95}
+STREAM_TARGET = 0.95
+REPLAY_ALL_TARGET = 1.0
+
 COMMITS = {1: 200, 10: 60, 1_000: 2}
+"""Commits in a round of each batch size: few enough that many rounds run undisturbed."""
+
 THREADS = 16
-"""Commits in a round of each batch size: short enough for a round to go undisturbed."""
+THREADS_TARGET = 3.0
+COMMITS_PER_THREAD = 50
+THREADS_NAME = f"append, 1 a commit, {THREADS} threads (baseline: one thread)"
+
+REPLAYED_EVENTS = 20_000
+"""Events in the log that is read: enough that opening the read does not count."""
 
 
-def together(append: Callable[[list[OrchestrationEvent]], object], batches: list[list[OrchestrationEvent]]) -> None:
+def append_name(size: int) -> str:
+    return f"append, {size:,} a commit"
+
+
+def append_from_threads(append: Append, batches: Sequence[list[OrchestrationEvent]]) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = [batches[thread::THREADS] for thread in range(THREADS)]
-        deque(pool.map(partial(each, append), parts), maxlen=0)
+        shares = [batches[thread::THREADS] for thread in range(THREADS)]
+        deque(pool.map(partial(append_each, append), shares), maxlen=0)
+
+
+def measure(folder: Path, events: list[OrchestrationEvent], rounds: int, console: Console) -> list[Comparison]:
+    """Measures appends and reads of the log.
+
+    Args:
+        folder: Where the databases are created. Its disk decides what a commit costs.
+        events: Stored in the log that is read; parts of them are appended in each round.
+    """
+    best = BestRates()
+    with ExitStack() as stack:
+
+        def open_stores(name: str, stored: Sequence[OrchestrationEvent] = ()) -> tuple[PlainStore, Database]:
+            plain = stack.enter_context(closing(PlainStore(folder / f"plain-{name}.db")))
+            url = f"sqlite:///{folder}/peon-{name}.db"
+            database = stack.enter_context(Database.open(url=url, projections=False))
+            for batch in batches_of(stored, SESSION_COMMIT_EVENTS):
+                plain.append_all(batch)
+                database.events.append_all(batch)
+            return plain, database
+
+        appended = {size: open_stores(str(size)) for size in COMMITS}
+        threaded = open_stores("threads", events)
+        replayed = open_stores("replay", events)
+        single = batches_of(events[: COMMITS_PER_THREAD * THREADS], 1)
+
+        for turn in track(range(rounds), "Appending and replaying", console=console, transient=True):
+            for size, commits in COMMITS.items():
+                plain, database = appended[size]
+                batches = some_batches(events, size, commits, turn)
+                count, name = sum(map(len, batches)), append_name(size)
+                best.measure(name, "baseline", count, partial(append_each, plain.append_all, batches))
+                best.measure(name, "peon", count, partial(append_each, database.events.append_all, batches))
+            plain, database = threaded
+            best.measure(THREADS_NAME, "baseline", len(single), partial(append_each, plain.append_all, single))
+            appends = partial(append_from_threads, database.events.append_all, single)
+            best.measure(THREADS_NAME, "peon", len(single), appends)
+            plain, database = replayed
+            best.measure("stream", "baseline", len(events), partial(consume, plain.stream))
+            best.measure("stream", "peon", len(events), partial(consume, database.events.stream))
+            best.measure("replay_all", "baseline", len(events), plain.replay_all)
+            best.measure("replay_all", "peon", len(events), database.events.replay_all)
+    return [
+        *(best.comparison(append_name(size), target) for size, target in APPEND_TARGETS.items()),
+        best.comparison(THREADS_NAME, THREADS_TARGET),
+        best.comparison("stream", STREAM_TARGET),
+        best.comparison("replay_all", REPLAY_ALL_TARGET),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--session", type=Path, default=SAMPLE)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--replayed", type=int, default=20_000, help="events in the log that is replayed")
-    parser.add_argument("--folder", type=Path, help="where the databases are put; decides what a commit costs")
+    parser.add_argument("--replayed", type=int, default=REPLAYED_EVENTS, help="events in the log that is read")
+    parser.add_argument("--folder", type=Path, help="where the databases are created; decides what a commit costs")
     arguments = parser.parse_args()
     console = Console()
-
     events = session_events(arguments.session, arguments.replayed)
-    payload = sum(len(event.model_dump_json()) for event in events) / len(events)
-    best: dict[tuple[int | str, str], float] = {}
-
-    def note(what: int | str, who: str, rate: float) -> None:
-        best[what, who] = max(best.get((what, who), 0.0), rate)
-
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        stores: dict[int | str, tuple[PlainStore, Database]] = {}
-        for what in TARGETS:
-            plain = PlainStore(Path(folder, f"plain-{what}.db"))
-            database = Database.open(url=f"sqlite:///{folder}/peon-{what}.db", projections=False)
-            stores[what] = plain, database
-            if isinstance(what, str):
-                for start in range(0, len(events), 10):  # as a session would leave them
-                    plain.append_all(events[start : start + 10])
-                    database.events.append_all(events[start : start + 10])
-        for turn in track(range(arguments.rounds), "Measuring", console=console, transient=True):
-            for size, commits in COMMITS.items():
-                plain, database = stores[size]
-                start = turn * size * commits % max(1, len(events) - size * commits)
-                batches = [events[at : at + size] for at in range(start, start + size * commits, size)]
-                for who, append in (("plain", plain.append_all), ("peon", database.events.append_all)):
-                    note(size, who, size * commits / seconds(partial(each, append, batches)))
-            plain, database = stores[TOGETHER]
-            batches = [[event] for event in events[: 50 * THREADS]]
-            note(TOGETHER, "plain", len(batches) / seconds(partial(each, plain.append_all, batches)))
-            note(TOGETHER, "peon", len(batches) / seconds(partial(together, database.events.append_all, batches)))
-            plain, database = stores["stream"]
-            for who, stream in (("plain", plain.stream), ("peon", database.events.stream)):
-                note("stream", who, len(events) / seconds(partial(consume, stream)))
-            plain, database = stores["replay_all"]
-            for who, replay in (("plain", plain.replay_all), ("peon", database.events.replay_all)):
-                note("replay_all", who, len(events) / seconds(replay))
-        for plain, database in stores.values():
-            plain.close()
-            database.close()
-
-    table = Table("", "plain sqlite3", "peon", "ratio", "target")
-    for what, target in TARGETS.items():
-        ours, theirs = best[what, "peon"], best[what, "plain"]
-        label = f"append, {what:,} a commit" if isinstance(what, int) else what
-        table.add_row(label, f"{theirs:,.0f}", f"{ours:,.0f}", f"{ours / theirs:.2f}", f"{target:.2f}")
+        results = measure(Path(folder), events, arguments.rounds, console)
     console.print(
-        f"Events a second, best of {arguments.rounds} rounds; payloads of {payload:,.0f} characters on average,"
-        " synchronous=FULL."
+        f"Best of {arguments.rounds} rounds, synchronous=FULL, {payload_characters(events):,.0f} characters a payload."
     )
-    console.print(table)
+    console.print(comparison_table(results, BASELINE).for_terminal())
 
 
 if __name__ == "__main__":

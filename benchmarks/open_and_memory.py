@@ -1,8 +1,8 @@
-"""How long a database takes to open, and what memory long work takes, with twenty events and with many.
+"""How long a database takes to open, and how much memory long work adds, with few events and with many.
 
     python benchmarks/open_and_memory.py [--events 1000000] [--folder FOLDER]
 
-Each is measured in a process of its own, after its imports; the best of several openings counts.
+Each figure comes from its own process, see open_and_memory_process.py, and counts from the end of its imports.
 """
 
 import argparse
@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
+from open_and_memory_process import WORKS
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from tables import Table, target_text
 
 from peon.orchestration import (
     MessageAppended,
@@ -33,46 +35,32 @@ from peon.orchestration import (
 )
 from peon.persistence import Database
 
-BATCH = 10_000
-TURN = 20
-"""Events in a turn, one of which is a message, and all but three are chunks of it."""
+PROCESS = Path(__file__).with_name("open_and_memory_process.py")
+OPEN_TARGET_MS = 20.0
+STREAM_TARGET_MB = 30.0
+
+FEW_EVENTS = 20
+MANY_EVENTS = 1_000_000
+FILL_BATCH_EVENTS = 10_000
+TURN_EVENTS = 20
+"""Events in a turn: its start and end, one message, and chunks of that message."""
+
 THREADS = 200
 OPENINGS = 9
-WORKS = ("stream", "catch_up", "rebuild", "verify")
 
-OPEN = """
-import sys, time
-from peon.config import AppConfig
-from peon.persistence import Database
-start = time.perf_counter()
-database = Database.open(url=sys.argv[1])
-print((time.perf_counter() - start) * 1000)
-database.close()
-"""
 
-WORK = """
-import resource, sys
-from peon.persistence import Database
-def resident():
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
-with Database.open(url=sys.argv[1], projections=False) as database:
-    before = highest = resident()
-    def look(done, total):
-        global highest
-        highest = max(highest, resident())
-    if sys.argv[2] == "stream":
-        for number, _ in enumerate(database.events.stream()):
-            if number % 10_000 == 0:
-                look(number, None)
-    else:
-        getattr(database.projections, sys.argv[2])(look)
-print((highest - before) / 1e6)
-"""
+@dataclass(frozen=True)
+class LongLog:
+    """A log of so many events: the shortest of several openings, and the memory that each work adds at most."""
+
+    events: int
+    messages: int
+    open_ms: float
+    added_mb: dict[str, float]
 
 
 def streaming_turns(count: int) -> Iterator[OrchestrationEvent]:
-    """Yields about `count` events: a project with `THREADS` threads, and turns in one after the other."""
+    """Yields about `count` events: a project with `THREADS` threads, and their turns."""
     project_id = uuid4()
     threads = [uuid4() for _ in range(THREADS)]
     yield ProjectCreated(project_id=project_id, name="tide-table", path="/home/ada/tide-table")
@@ -84,46 +72,67 @@ def streaming_turns(count: int) -> Iterator[OrchestrationEvent]:
             model="a-model",
             runtime_mode=RuntimeMode.SUPERVISED,
         )
-    for number in range(count // TURN):
+    for number in range(count // TURN_EVENTS):
         place = {"turn_id": uuid4(), "thread_id": threads[number % THREADS]}
         message_id = uuid4()
         yield TurnStarted(**place)
         yield MessageAppended(message_id=message_id, role=MessageRole.ASSISTANT, content=TextContent(text=""), **place)
-        for _ in range(TURN - 3):
+        for _ in range(TURN_EVENTS - 3):
             yield MessageChunkReceived(message_id=message_id, delta="the tide comes in at four", **place)
         yield TurnCompleted(**place)
-
-
-def measure(script: str, *arguments: str) -> float:
-    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    return float(result.stdout)
 
 
 def fill(url: str, count: int, console: Console) -> None:
     with Database.open(url=url, projections=False) as database:
         events = streaming_turns(count)
-        for _ in track(range(0, count, BATCH), f"Filling with {count:,}", console=console, transient=True):
-            database.events.append_all(islice(events, BATCH))
+        name = f"Filling with {count:,} events"
+        for _ in track(range(0, count, FILL_BATCH_EVENTS), name, console=console, transient=True):
+            database.events.append_all(islice(events, FILL_BATCH_EVENTS))
         database.events.append_all(events)
+
+
+def run_process(work: str, url: str) -> float:
+    command = [sys.executable, str(PROCESS), work, url]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def measure(folder: Path, console: Console, *, many_events: int = MANY_EVENTS) -> list[LongLog]:
+    results = []
+    for count in (FEW_EVENTS, many_events):
+        url = f"sqlite:///{folder}/{count}.db"
+        fill(url, count, console)
+        added = {}
+        for work in WORKS:
+            with console.status(f"{work} with {count:,} events"):
+                added[work] = run_process(work, url)
+        with console.status(f"Opening with {count:,} events"):
+            opened = min(run_process("open", url) for _ in range(OPENINGS))
+        results.append(LongLog(count, count // TURN_EVENTS, opened, added))
+    return results
+
+
+def table(results: list[LongLog]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    openings = [result.open_ms for result in results]
+    target = target_text(OPEN_TARGET_MS, max(openings) <= OPEN_TARGET_MS, "≤", " ms")
+    rows.append(("`Database.open()`", *(f"{opened:.1f} ms" for opened in openings), target))
+    for work in WORKS:
+        added = [result.added_mb[work] for result in results]
+        target = ""
+        if work == "stream":
+            target = target_text(STREAM_TARGET_MB, max(added) <= STREAM_TARGET_MB, "≤", " MB")
+        rows.append((f"memory that `{work}` adds", *(f"{memory:.1f} MB" for memory in added), target))
+    return Table(("", *(f"{result.events:,} events" for result in results), "target"), rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="where the databases are put")
+    parser.add_argument("--events", type=int, default=MANY_EVENTS)
+    parser.add_argument("--folder", type=Path, help="where the databases are created")
     arguments = parser.parse_args()
     console = Console()
-    table = Table("", "messages", "open, ms", *(f"{work}, MB" for work in WORKS))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for count in (TURN, arguments.events):
-            url = f"sqlite:///{folder}/{count}.db"
-            fill(url, count, console)
-            with console.status(f"Measuring with {count:,} events"):
-                memory = [f"{measure(WORK, url, work):.1f}" for work in WORKS]
-                opened = min(measure(OPEN, url) for _ in range(OPENINGS))
-            table.add_row(f"{count:,} events", f"{count // TURN:,}", f"{opened:.1f}", *memory)
-    console.print("Targets with a million events: 20 ms to open, with projections; 30 MB added by stream().")
-    console.print(table)
+        console.print(table(measure(Path(folder), console, many_events=arguments.events)).for_terminal())
 
 
 if __name__ == "__main__":

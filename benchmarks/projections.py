@@ -1,62 +1,94 @@
-"""Projections: appends with them against plain `sqlite3` without any, catch-up and rebuild against `stream`.
+"""Projections: appends that keep them up to date, against plain `sqlite3`; catch-up and rebuild against `stream`.
 
-    python benchmarks/projections.py [--session SESSION.jsonl] [--chunk 8] [--rounds 20] [--folder FOLDER]
-
-The best of several interleaved rounds of one run counts, as in append_and_replay.py.
+python benchmarks/projections.py [--session SESSION.jsonl] [--chunk 8] [--rounds 20] [--folder FOLDER]
 """
 
 import argparse
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from comparison import BestRates, Comparison, comparison_table
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from workload import SAMPLE, STREAMED, PlainStore, consume, each, seconds, session_events
+from tables import Table, share
+from workload import (
+    SAMPLE,
+    STREAMED_CHUNK_CHARACTERS,
+    PlainStore,
+    append_each,
+    batches_of,
+    consume,
+    session_events,
+)
 
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import Database
 
-TARGETS = {1: 0.35, 10: 0.45}
+APPEND_TARGETS = {1: 0.35, 10: 0.45}
+REPLAY_TARGETS = {"stream": None, "catch_up": 0.3, "rebuild": 0.3, "verify": None}
 COMMITS = {1: 200, 10: 60}
-REPLAYED = 100_000
-REPLAYS = 3
+"""Commits in a round of each batch size: few enough that many rounds run undisturbed."""
+
+REPLAYED_EVENTS = 100_000
+REPLAY_ROUNDS = 3
+"""A round takes seconds here, and its length averages out what disturbs it."""
 
 
-def measure_appends(folder: Path, events: list[OrchestrationEvent], rounds: int, console: Console) -> Table:
-    best: dict[tuple[int, str], float] = {}
-    table = Table("", "plain sqlite3", "with projections", "ratio", "target", title="Append, events a second")
-    stores = {
-        size: (PlainStore(folder / f"plain-{size}.db"), Database.open(url=f"sqlite:///{folder}/peon-{size}.db"))
-        for size in TARGETS
-    }
-    for turn in track(range(rounds), "Appending", console=console, transient=True):
-        for size, (plain, database) in stores.items():
-            length = size * COMMITS[size]
-            batches = [events[at : at + size] for at in range(turn * length, (turn + 1) * length, size)]
-            for who, append in (("plain", plain.append_all), ("peon", database.events.append_all)):
-                rate = length / seconds(partial(each, append, batches))
-                best[size, who] = max(best.get((size, who), 0.0), rate)
-    for size, (plain, database) in stores.items():
-        plain.close()
-        database.close()
-        ours, theirs = best[size, "peon"], best[size, "plain"]
-        table.add_row(f"{size} a commit", f"{theirs:,.0f}", f"{ours:,.0f}", f"{ours / theirs:.2f}", f"{TARGETS[size]}")
-    return table
+@dataclass(frozen=True)
+class ProjectionResults:
+    """What projections cost in a session with chunks of one length.
+
+    Attributes:
+        chunk_share: How many of the events are chunks, from 0 to 1.
+        replayed_events: Events in the log that was replayed.
+        appends: Against plain `sqlite3`, which stores the events only.
+        replays: Against `stream` of the same log.
+    """
+
+    chunk_characters: int
+    chunk_share: float
+    replayed_events: int
+    appends: list[Comparison]
+    replays: list[Comparison]
 
 
-def measure_replays(folder: Path, events: list[OrchestrationEvent], console: Console) -> Table:
+def append_name(size: int) -> str:
+    return f"append with projections, {size:,} a commit"
+
+
+def measure_appends(folder: Path, events: list[OrchestrationEvent], rounds: int, console: Console) -> list[Comparison]:
+    best = BestRates()
+    with ExitStack() as stack:
+        stores: dict[int, tuple[PlainStore, Database]] = {}
+        for size in COMMITS:
+            plain = stack.enter_context(closing(PlainStore(folder / f"plain-{size}.db")))
+            database = stack.enter_context(Database.open(url=f"sqlite:///{folder}/peon-{size}.db"))
+            stores[size] = plain, database
+        for turn in track(range(rounds), "Appending with projections", console=console, transient=True):
+            for size, (plain, database) in stores.items():
+                # Not `some_batches`: projections refuse an event whose ids they have seen.
+                length = size * COMMITS[size]
+                batches = batches_of(events[turn * length : (turn + 1) * length], size)
+                name = append_name(size)
+                best.measure(name, "baseline", length, partial(append_each, plain.append_all, batches))
+                best.measure(name, "peon", length, partial(append_each, database.events.append_all, batches))
+    return [best.comparison(append_name(size), target) for size, target in APPEND_TARGETS.items()]
+
+
+def measure_replays(folder: Path, events: list[OrchestrationEvent], console: Console) -> list[Comparison]:
     log = folder / "log.db"
     with Database.open(url=f"sqlite:///{log}", projections=False) as database:
-        for start in range(0, len(events), 1_000):
-            database.events.append_all(events[start : start + 1_000])
-    best: dict[str, float] = {}
-    for turn in track(range(REPLAYS), "Replaying", console=console, transient=True):
+        for batch in batches_of(events, 1_000):
+            database.events.append_all(batch)
+    best = BestRates()
+    for turn in track(range(REPLAY_ROUNDS), "Catching up and rebuilding", console=console, transient=True):
         copy = folder / f"{turn}.db"
-        shutil.copy(log, copy)
+        shutil.copy(log, copy)  # without projections, so that there is something to catch up
         with Database.open(url=f"sqlite:///{copy}", projections=False) as database:
             works: dict[str, Callable[[], object]] = {
                 "stream": partial(consume, database.events.stream),
@@ -64,30 +96,64 @@ def measure_replays(folder: Path, events: list[OrchestrationEvent], console: Con
                 "rebuild": database.projections.rebuild,
                 "verify": database.projections.verify,
             }
-            for what, work in works.items():
-                best[what] = max(best.get(what, 0.0), len(events) / seconds(work))
-    table = Table("", "events a second", "ratio to stream", "target", title=f"A log of {len(events):,} events")
-    for what, rate in best.items():
-        target = "0.3" if what in ("catch_up", "rebuild") else ""
-        table.add_row(what, f"{rate:,.0f}", f"{rate / best['stream']:.2f}", target)
-    return table
+            for name, work in works.items():
+                best.measure(name, "peon", len(events), work)
+        copy.unlink()
+    return [best.comparison(name, target, baseline="stream") for name, target in REPLAY_TARGETS.items()]
+
+
+def measure(
+    folder: Path,
+    rounds: int,
+    console: Console,
+    *,
+    session: Path = SAMPLE,
+    chunk_characters: int = STREAMED_CHUNK_CHARACTERS,
+    replayed_events: int = REPLAYED_EVENTS,
+) -> ProjectionResults:
+    appended = max(size * commits for size, commits in COMMITS.items()) * rounds
+    events = session_events(session, max(appended, replayed_events), chunk_characters)
+    return ProjectionResults(
+        chunk_characters=chunk_characters,
+        chunk_share=sum(event.type == "MessageChunkReceived" for event in events) / len(events),
+        replayed_events=replayed_events,
+        appends=measure_appends(folder, events, rounds, console),
+        replays=measure_replays(folder, events[:replayed_events], console),
+    )
+
+
+def session_name(results: ProjectionResults) -> str:
+    chunks = f"{results.chunk_characters} characters"
+    return f"chunks of {chunks}: {share(results.chunk_share)} of the events"
+
+
+def tables(results: ProjectionResults) -> list[Table]:
+    return [
+        comparison_table(results.appends, "plain sqlite3", f"Append, {session_name(results)}"),
+        comparison_table(results.replays, "stream", f"A log of {results.replayed_events:,} events"),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--session", type=Path, default=SAMPLE)
-    parser.add_argument("--chunk", type=int, default=STREAMED, help="characters of streamed text in a chunk")
+    parser.add_argument("--chunk", type=int, default=STREAMED_CHUNK_CHARACTERS, help="characters of text in a chunk")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--folder", type=Path, help="where the databases are put; decides what a commit costs")
+    parser.add_argument("--replayed", type=int, default=REPLAYED_EVENTS, help="events in the log that is replayed")
+    parser.add_argument("--folder", type=Path, help="where the databases are created; decides what a commit costs")
     arguments = parser.parse_args()
     console = Console()
-    length = max(size * COMMITS[size] for size in COMMITS) * arguments.rounds
-    events = session_events(arguments.session, max(length, REPLAYED), arguments.chunk)
-    chunks = sum(event.type == "MessageChunkReceived" for event in events) / len(events)
-    console.print(f"{arguments.session.name}: {chunks:.0%} of the events are chunks of {arguments.chunk} characters.")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        console.print(measure_appends(Path(folder), events, arguments.rounds, console))
-        console.print(measure_replays(Path(folder), events[:REPLAYED], console))
+        results = measure(
+            Path(folder),
+            arguments.rounds,
+            console,
+            session=arguments.session,
+            chunk_characters=arguments.chunk,
+            replayed_events=arguments.replayed,
+        )
+    for table in tables(results):
+        console.print(table.for_terminal())
 
 
 if __name__ == "__main__":

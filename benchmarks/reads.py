@@ -1,18 +1,18 @@
-"""Reads of the read model, in milliseconds: a page of a long thread, and a snapshot of many.
+"""Reads of the read model, in milliseconds: a page of a long thread, and a snapshot of many threads.
 
-    python benchmarks/reads.py [--folder FOLDER]
-
-The best of many reads of each counts.
+python benchmarks/reads.py [--folder FOLDER]
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
 from rich.console import Console
-from rich.table import Table
+from tables import Table, target_text
 from workload import SAMPLE, seconds, session_events
 
 from peon.orchestration import (
@@ -28,70 +28,98 @@ from peon.orchestration import (
 )
 from peon.persistence import Database
 
-MESSAGES = 20_000
-PAGE = 50
-THREADS = 200
-EVENTS_A_SESSION = 60
+PAGE_MESSAGES = 50
+PAGE_TARGET_MS = 2.0
+PAGE_READS = 200
+THREAD_MESSAGES = 20_000
+TURN_MESSAGES = 20
+
+SNAPSHOT_EVENTS = 12_000
+"""About 200 threads of the sample session."""
+
+SNAPSHOT_READS = 20
 
 
-def long_thread(thread_id: UUID) -> list[OrchestrationEvent]:
-    """A thread with a turn to every 20 messages."""
+@dataclass(frozen=True)
+class Read:
+    """The shortest of several identical reads."""
+
+    name: str
+    milliseconds: float
+    target: float | None = None
+
+    @property
+    def reached(self) -> bool:
+        return self.target is None or self.milliseconds <= self.target
+
+
+def long_thread(thread_id: UUID, messages: int) -> Iterator[OrchestrationEvent]:
+    """Yields the events of a project with one thread."""
     project_id = uuid4()
-    events: list[OrchestrationEvent] = [
-        ProjectCreated(project_id=project_id, name="tide-table", path="/home/ada/tide-table"),
-        ThreadCreated(
-            thread_id=thread_id,
-            project_id=project_id,
-            provider=Provider.CLAUDE,
-            model="a-model",
-            runtime_mode=RuntimeMode.SUPERVISED,
-        ),
-    ]
+    yield ProjectCreated(project_id=project_id, name="tide-table", path="/home/ada/tide-table")
+    yield ThreadCreated(
+        thread_id=thread_id,
+        project_id=project_id,
+        provider=Provider.CLAUDE,
+        model="a-model",
+        runtime_mode=RuntimeMode.SUPERVISED,
+    )
     turn_id = uuid4()
-    for number in range(MESSAGES):
-        if number % 20 == 0:
+    for number in range(messages):
+        if number % TURN_MESSAGES == 0:
             turn_id = uuid4()
-            events.append(TurnStarted(turn_id=turn_id, thread_id=thread_id))
+            yield TurnStarted(turn_id=turn_id, thread_id=thread_id)
         content = TextContent(text=f"{number}: " + "the tide comes in " * 20)
-        events.append(
-            MessageAppended(
-                message_id=uuid4(), turn_id=turn_id, thread_id=thread_id, role=MessageRole.ASSISTANT, content=content
-            )
+        yield MessageAppended(
+            message_id=uuid4(), turn_id=turn_id, thread_id=thread_id, role=MessageRole.ASSISTANT, content=content
         )
-    return events
 
 
-def best(read: Callable[[], object], times: int) -> float:
-    return min(seconds(read) for _ in range(times)) * 1000
+def shortest_ms(read: Callable[[], object], times: int) -> float:
+    return min(seconds(read) for _ in range(times)) * 1_000
+
+
+def measure(folder: Path, console: Console, *, thread_messages: int = THREAD_MESSAGES) -> list[Read]:
+    results = []
+    thread_id = uuid4()
+    with console.status("Reading pages"), Database.open(url=f"sqlite:///{folder}/thread.db") as database:
+        database.events.append_all(long_thread(thread_id, thread_messages))
+        read = database.read_model.thread_messages
+        middle = read(thread_id, limit=thread_messages // 2)[-1].id
+        pages = {
+            "the first": partial(read, thread_id, limit=PAGE_MESSAGES),
+            "the last": partial(read, thread_id, limit=PAGE_MESSAGES, newest_first=True),
+            "from the middle": partial(read, thread_id, limit=PAGE_MESSAGES, after=middle),
+        }
+        for which, page in pages.items():
+            name = f"{PAGE_MESSAGES} of {thread_messages:,} messages of a thread, {which}"
+            results.append(Read(name, shortest_ms(page, PAGE_READS), PAGE_TARGET_MS))
+    with console.status("Reading snapshots"), Database.open(url=f"sqlite:///{folder}/snapshot.db") as database:
+        database.events.append_all(session_events(SAMPLE, SNAPSHOT_EVENTS))
+        snapshot = database.read_model.snapshot()
+        content = f"{len(snapshot.threads):,} threads and {len(snapshot.turns):,} turns"
+        without = shortest_ms(partial(database.read_model.snapshot, messages=False), SNAPSHOT_READS)
+        results.append(Read(f"`snapshot(messages=False)`: {content}", without))
+        whole = shortest_ms(database.read_model.snapshot, SNAPSHOT_READS)
+        results.append(Read(f"`snapshot()`: the same and {len(snapshot.messages):,} messages", whole))
+    return results
+
+
+def table(results: list[Read]) -> Table:
+    rows = [
+        (result.name, f"{result.milliseconds:.2f}", target_text(result.target, result.reached, "≤"))
+        for result in results
+    ]
+    return Table(("read", "ms", "target"), rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where the databases are put")
+    parser.add_argument("--folder", type=Path, help="where the databases are created")
     arguments = parser.parse_args()
-    table = Table("", "ms", "target")
-    thread_id = uuid4()
+    console = Console()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        with Database.open(url=f"sqlite:///{folder}/thread.db") as database:
-            database.events.append_all(long_thread(thread_id))
-            read = database.read_model.thread_messages
-            middle = read(thread_id, limit=MESSAGES // 2)[-1].id
-            pages = {
-                "the first": lambda: read(thread_id, limit=PAGE),
-                "the last": lambda: read(thread_id, limit=PAGE, newest_first=True),
-                "from the middle on": lambda: read(thread_id, limit=PAGE, after=middle),
-            }
-            for which, page in pages.items():
-                table.add_row(f"{PAGE} of {MESSAGES:,} messages, {which}", f"{best(page, 200):.2f}", "2")
-        with Database.open(url=f"sqlite:///{folder}/snapshot.db") as database:
-            database.events.append_all(session_events(SAMPLE, EVENTS_A_SESSION * THREADS))
-            snapshot = database.read_model.snapshot()
-            contents = f"{len(snapshot.threads)} threads, {len(snapshot.turns)} turns"
-            without = best(lambda: database.read_model.snapshot(messages=False), 20)
-            table.add_row(f"snapshot of {contents}", f"{without:.1f}", "")
-            whole = best(database.read_model.snapshot, 20)
-            table.add_row(f"… and their {len(snapshot.messages):,} messages", f"{whole:.1f}", "")
-    Console().print(table)
+        console.print(table(measure(Path(folder), console)).for_terminal())
 
 
 if __name__ == "__main__":

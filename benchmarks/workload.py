@@ -1,4 +1,7 @@
-"""The events that the benchmarks store, and plain `sqlite3` storing the same, to compare with."""
+"""The events that the benchmarks store, plain `sqlite3` as the baseline, and a stopwatch.
+
+Imports nothing but `peon.orchestration` from the package, because compare.py runs it against other checkouts.
+"""
 
 import gc
 import sqlite3
@@ -18,6 +21,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SAMPLE = EXAMPLES / "session.jsonl"
 sys.path.append(str(EXAMPLES))
 
+RECORDED_CHUNK_CHARACTERS = 40
+"""Characters of text in a chunk of the recorded session: chunks are a third of its events."""
+
+STREAMED_CHUNK_CHARACTERS = 8
+"""Characters of text in a chunk of a streaming session: two or three words, as models stream them."""
+
+SESSION_COMMIT_EVENTS = 10
+"""Events a commit when a log is filled for reading, so that its pages lie in the file as a session leaves them."""
+
 TABLES = """
 CREATE TABLE events (
     sequence INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -30,13 +42,14 @@ CREATE INDEX idx_events_sequence ON events (sequence);
 INSERT = "INSERT INTO events (event_type, payload, stored_at) VALUES (?, ?, ?)"
 SELECT = "SELECT sequence, event_type, payload, stored_at FROM events ORDER BY sequence"
 
+Append = Callable[[list[OrchestrationEvent]], object]
+Stored = tuple[int, OrchestrationEvent, datetime]
 
-STREAMED = 8
-"""Characters of text in a chunk of a streaming session: two words or three."""
 
-
-def session_events(session: Path, count: int, chunk_characters: int = 40) -> list[OrchestrationEvent]:
-    """Returns `count` events of a recorded session, played as often as it takes, as new threads of one project."""
+def session_events(
+    session: Path, count: int, chunk_characters: int = RECORDED_CHUNK_CHARACTERS
+) -> list[OrchestrationEvent]:
+    """Returns `count` events of a recorded session, repeated as often as needed as new threads of one project."""
     from claude_code_session import SessionReader
 
     lines = session.read_text(encoding="utf-8").splitlines()
@@ -48,16 +61,35 @@ def session_events(session: Path, count: int, chunk_characters: int = 40) -> lis
     return events[:count]
 
 
-def each(append: Callable[[list[OrchestrationEvent]], object], batches: list[list[OrchestrationEvent]]) -> None:
+def payload_characters(events: Sequence[OrchestrationEvent]) -> float:
+    """Returns the average length of a payload as JSON."""
+    return sum(len(event.model_dump_json()) for event in events) / len(events)
+
+
+def batches_of(events: Sequence[OrchestrationEvent], size: int) -> list[list[OrchestrationEvent]]:
+    return [list(events[start : start + size]) for start in range(0, len(events), size)]
+
+
+def some_batches(
+    events: Sequence[OrchestrationEvent], size: int, count: int, turn: int
+) -> list[list[OrchestrationEvent]]:
+    """Returns `count` batches, other ones each turn; begins again at the first event when all were used."""
+    start = turn * size * count % max(1, len(events) - size * count)
+    return batches_of(events[start : start + size * count], size)
+
+
+def append_each(append: Append, batches: Sequence[list[OrchestrationEvent]]) -> None:
     for batch in batches:
         append(batch)
 
 
 def consume(stream: Callable[[], Iterator[object]]) -> None:
+    """Reads a stream to its end and keeps nothing."""
     deque(stream(), maxlen=0)
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Returns how long `work` takes. Collects garbage first, so that `work` does not pay for what came before."""
     gc.collect()
     start = time.perf_counter()
     work()
@@ -65,7 +97,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 class PlainStore:
-    """What a developer would write by hand: one connection, the same table, the same durability, pydantic."""
+    """The SQLite baseline: one connection, the same table, the same durability, pydantic in and out."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)
@@ -74,7 +106,7 @@ class PlainStore:
         self._connection.executescript(TABLES)
         self._adapter: TypeAdapter[OrchestrationEvent] = TypeAdapter(OrchestrationEvent)
 
-    def append_all(self, events: Sequence[OrchestrationEvent]) -> list[tuple[int, OrchestrationEvent, datetime]]:
+    def append_all(self, events: Sequence[OrchestrationEvent]) -> list[Stored]:
         moment = datetime.now(UTC)
         stored_at = moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         rows = [(event.type, event.model_dump_json(), stored_at) for event in events]
@@ -85,11 +117,11 @@ class PlainStore:
         first = last - len(events) + 1
         return [(sequence, event, moment) for sequence, event in enumerate(events, first)]
 
-    def stream(self) -> Iterator[tuple[int, OrchestrationEvent, datetime]]:
+    def stream(self) -> Iterator[Stored]:
         for sequence, _, payload, stored_at in self._connection.execute(SELECT):
             yield sequence, self._adapter.validate_json(payload), datetime.fromisoformat(stored_at)
 
-    def replay_all(self) -> list[tuple[int, OrchestrationEvent, datetime]]:
+    def replay_all(self) -> list[Stored]:
         return list(self.stream())
 
     def close(self) -> None:
