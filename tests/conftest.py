@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from postgresql_schemas import MigratedSchemas, in_schema
+from helpers.postgresql_schemas import MigratedSchemas, in_schema
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import OperationalError
 

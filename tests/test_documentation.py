@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from strategies import EVENT_CLASSES
+from helpers.event_strategies import EVENT_CLASSES
 
 RUN = ("guide", "events", "projections", "backends", "writers", "subscriptions", "async")
 ROOT = Path(__file__).parents[1]

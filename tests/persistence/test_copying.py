@@ -10,13 +10,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from helpers.agent_session import long_session
+from helpers.processes import PATIENCE
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from processes import PATIENCE
 from sqlalchemy import URL, Connection, Engine, Table, insert, select, text
 from sqlalchemy.exc import OperationalError
-from story import long_session
 
 from peon.orchestration import ProjectCreated, ProjectRenamed
 from peon.persistence import (

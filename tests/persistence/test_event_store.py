@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 import sqlalchemy
+from helpers.event_strategies import orchestration_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, event, text
-from strategies import orchestration_events
 
 from peon.orchestration import MessageChunkReceived, OrchestrationEvent, ProjectCreated, ProjectRenamed
 from peon.persistence import (

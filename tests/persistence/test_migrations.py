@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import processes
 import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from helpers import migration_processes, processes
 from sqlalchemy import URL, Engine, MetaData, inspect, select, text
 
 from peon.config import AppConfig
@@ -416,7 +416,7 @@ def test_no_refusal_shows_the_password(postgresql_url: URL, place: str) -> None:
 def test_sixteen_processes_open_the_same_new_database(lasting_url: URL) -> None:
     barrier = processes.context.Barrier(16)
 
-    codes = processes.exit_codes(processes.open_and_append, [(barrier, address(lasting_url))] * 16)
+    codes = processes.exit_codes(migration_processes.open_and_append, [(barrier, address(lasting_url))] * 16)
 
     assert codes == [0] * 16
     with Database.open(url=lasting_url, projections=False) as database:
@@ -429,14 +429,14 @@ def test_processes_open_the_same_new_database_whatever_isolation_the_server_has(
     url = address(postgresql_url.update_query_dict({"options": options}))
     barrier = processes.context.Barrier(4)
 
-    assert processes.exit_codes(processes.open_and_append, [(barrier, url)] * 4) == [0] * 4
+    assert processes.exit_codes(migration_processes.open_and_append, [(barrier, url)] * 4) == [0] * 4
 
 
 def test_sixteen_processes_open_the_same_old_database(populated_url: URL) -> None:
     barrier = processes.context.Barrier(16)
     before = rows_of(populated_url)
 
-    codes = processes.exit_codes(processes.open_and_append, [(barrier, address(populated_url))] * 16)
+    codes = processes.exit_codes(migration_processes.open_and_append, [(barrier, address(populated_url))] * 16)
 
     assert codes == [0] * 16
     after = cut_to(before, rows_of(populated_url))
@@ -474,7 +474,7 @@ def test_threads_open_the_same_new_database_at_the_same_time(lasting_url: URL, a
 def test_a_process_forked_in_the_middle_of_a_migration_opens_a_database(tmp_path: Path) -> None:
     url, url_of_child = (f"sqlite:///{tmp_path}/{name}.db" for name in ("parent", "child"))
 
-    assert processes.run(processes.fork_while_another_thread_migrates, url, url_of_child) == 0
+    assert processes.run(migration_processes.fork_while_another_thread_migrates, url, url_of_child) == 0
 
 
 def test_a_reader_of_the_old_database_reads_on_while_it_is_migrated(populated_url: URL) -> None:
@@ -506,7 +506,7 @@ def test_a_writer_of_the_old_database_is_waited_for_and_no_longer_than_configure
 def kill_after_statement(url: URL, number: int) -> bool:
     """Returns whether there was a statement of that number to kill the migration after."""
     schema, rows = schema_of(url), rows_of(url)
-    (code,) = processes.exit_codes(processes.open_and_die_after_statement, [(address(url), number)])
+    (code,) = processes.exit_codes(migration_processes.open_and_die_after_statement, [(address(url), number)])
     if code == 0:
         return False
     assert code == -signal.SIGKILL
@@ -551,7 +551,9 @@ def test_a_migration_killed_before_its_commit_leaves_the_old_schema(lasting_url:
     populate(lasting_url, "001_initial", tmp_path)
     before = state_of(lasting_url)
 
-    assert processes.exit_codes(processes.open_and_die_before_commit, [(address(lasting_url),)]) == [-signal.SIGKILL]
+    assert processes.exit_codes(migration_processes.open_and_die_before_commit, [(address(lasting_url),)]) == [
+        -signal.SIGKILL
+    ]
 
     assert state_of(lasting_url) == before
     Database.open(url=lasting_url, projections=False).close()
@@ -562,7 +564,9 @@ def test_a_copy_is_never_half_a_copy(populated_url: URL) -> None:
     before = state_of(populated_url)
     folder = file_of(populated_url).parent
 
-    codes = processes.exit_codes(processes.open_and_die_before_the_copy_has_its_name, [(address(populated_url),)])
+    codes = processes.exit_codes(
+        migration_processes.open_and_die_before_the_copy_has_its_name, [(address(populated_url),)]
+    )
 
     assert codes == [-signal.SIGKILL]
     assert "peon.db.001_initial.backup" not in names_in(folder)
@@ -669,7 +673,7 @@ def test_a_copy_is_sound_though_the_last_reader_of_the_one_it_replaces_was_kille
     stand_in_the_way(path, "update")
     with pytest.raises(MigrationFailed):
         Database.open(url=populated_url, projections=False)
-    assert processes.exit_codes(processes.write_and_die, [(str(copy),)]) == [-signal.SIGKILL]
+    assert processes.exit_codes(migration_processes.write_and_die, [(str(copy),)]) == [-signal.SIGKILL]
     with closing(sqlite3.connect(path)) as connection:
         connection.executemany("INSERT INTO settings VALUES (?, ?)", [(f"key {n}", "long" * 100) for n in range(200)])
         connection.commit()
@@ -739,7 +743,9 @@ def test_a_logging_handler_that_opens_the_database_in_its_migration_gets_an_erro
 ) -> None:
     rows = populate(lasting_url, "001_initial", tmp_path)
 
-    outcomes = processes.run(processes.open_while_a_handler_opens, address(lasting_url), logger, address(lasting_url))
+    outcomes = processes.run(
+        migration_processes.open_while_a_handler_opens, address(lasting_url), logger, address(lasting_url)
+    )
 
     assert outcomes
     assert all("in the middle of a migration" in outcome for outcome in outcomes)
@@ -751,7 +757,7 @@ def test_a_logging_handler_may_open_another_database_that_is_up_to_date(populate
     log = f"sqlite:///{tmp_path}/log.db"
     Database.open(url=log, projections=False).close()
 
-    outcomes = processes.run(processes.open_while_a_handler_opens, address(populated_url), "alembic", log)
+    outcomes = processes.run(migration_processes.open_while_a_handler_opens, address(populated_url), "alembic", log)
 
     assert outcomes == ["stored"] * len(outcomes) != []
     with Database.open(url=log, projections=False) as database:
@@ -759,7 +765,7 @@ def test_a_logging_handler_may_open_another_database_that_is_up_to_date(populate
 
 
 def test_a_logging_handler_with_a_thread_of_its_own_waits_for_the_migration(lasting_url: URL) -> None:
-    assert processes.run(processes.open_while_a_thread_of_a_handler_opens, address(lasting_url)) == ["stored"]
+    assert processes.run(migration_processes.open_while_a_thread_of_a_handler_opens, address(lasting_url)) == ["stored"]
     assert revision_of(lasting_url) == [revisions()[-1]]
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
-import processes
 import pytest
+from helpers import processes
+from helpers.event_strategies import json_values, texts
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from pydantic import BaseModel
 from sqlalchemy import URL, text
-from strategies import json_values, texts
 
 from peon.config import AppConfig
 from peon.orchestration import ProjectCreated

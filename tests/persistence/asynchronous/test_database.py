@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy
-from asynchronous_processes import BATCH, end_the_event_loop_in_the_middle
-from processes import exit_codes
+from helpers.asynchronous_processes import BATCH, end_the_event_loop_in_the_middle
+from helpers.processes import exit_codes
 from sqlalchemy import URL, insert, text
 from sqlalchemy.exc import SQLAlchemyError
 

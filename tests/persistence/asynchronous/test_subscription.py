@@ -10,9 +10,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from processes import context
+from helpers.processes import context
+from helpers.subscription_processes import append_names
 from sqlalchemy import URL
-from subscription_processes import append_names
 
 from peon.orchestration import ProjectRenamed, ThreadSelected
 from peon.persistence import EventDecodeError, EventQuery, SubscriptionConflict

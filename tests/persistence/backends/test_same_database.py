@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy
-from postgresql_schemas import MigratedSchemas, in_schema
+from helpers.postgresql_schemas import MigratedSchemas, in_schema
 from sqlalchemy import URL, Connection, Engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 

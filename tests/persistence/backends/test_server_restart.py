@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy
-from private_server import PrivateServer, binaries
+from helpers.private_postgresql_server import PrivateServer, binaries
 from sqlalchemy import URL
 
 from peon.orchestration import OrchestrationEvent, ProjectCreated

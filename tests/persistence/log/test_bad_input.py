@@ -11,9 +11,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers.event_strategies import EVENT_CLASSES
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy import insert, text
-from strategies import EVENT_CLASSES
 
 from peon.orchestration import (
     ApprovalRequested,

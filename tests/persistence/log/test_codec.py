@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, NewType, Optional, Union
 from uuid import UUID
 
 import pytest
+from helpers.event_strategies import CONTENT_CLASSES, EVENT_CLASSES, orchestration_events
 from hypothesis import given, settings
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, TypeAdapter, create_model, field_serializer
 from sqlalchemy import URL, insert, select, text
-from strategies import CONTENT_CLASSES, EVENT_CLASSES, orchestration_events
 from typing_extensions import TypeAliasType
 
 from peon.orchestration import (

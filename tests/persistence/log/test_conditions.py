@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
+from helpers.processes import PATIENCE, context
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import PATIENCE, context
 from pydantic import BaseModel, Field
 from sqlalchemy import URL, Connection, event, insert, text
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
-from processes import PATIENCE, context, die
+from helpers.processes import PATIENCE, context, die
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import URL, event, insert
 

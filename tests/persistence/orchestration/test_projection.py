@@ -9,11 +9,12 @@ from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
-import processes
-import projection_processes
 import pytest
+from helpers import processes, projection_processes
+from helpers.agent_session import long_session
+from helpers.random_events import NOWHERE, batches
+from helpers.reference_model import ReferenceModel, State, state_of
 from sqlalchemy import URL, Connection, Integer, Table, delete, event, insert, select, text, update
-from story import NOWHERE, State, Story, batches, long_session, state_of
 
 from peon.config import AppConfig
 from peon.orchestration import (
@@ -223,10 +224,10 @@ def found(database: Database) -> State:
     return state_of(database.read_model, [PENDING, DECIDED, NEW])
 
 
-def told(*events: OrchestrationEvent) -> Story:
-    story = Story()
-    assert story.follow_all(events) == {}
-    return story
+def told(*events: OrchestrationEvent) -> ReferenceModel:
+    model = ReferenceModel()
+    assert model.follow_all(events) == {}
+    return model
 
 
 def is_postgresql(database: Database) -> bool:
@@ -738,7 +739,7 @@ class TestCatchUp:
     def test_goes_on_where_it_was_interrupted(self, database: Database) -> None:
         events = long_session(6)
         append_alone(database, *events)
-        story = Story()
+        model = ReferenceModel()
         done = 0
         for _ in range(4):
             calls = iter(range(2))
@@ -750,16 +751,16 @@ class TestCatchUp:
             with pytest.raises(KeyboardInterrupt):
                 database.projections.catch_up(interrupt)
             assert database.projections.position() == done + 3 * 8
-            story.follow_all(events[done : done + 3 * 8])
+            model.follow_all(events[done : done + 3 * 8])
             done += 3 * 8
-            assert state_of(database.read_model, story.approvals) == story.state()
+            assert state_of(database.read_model, model.approvals) == model.state()
 
         totals: list[tuple[int, int]] = []
         database.projections.catch_up(lambda *pair: totals.append(pair))
 
         assert totals[-1] == (len(events) - done, len(events) - done)
-        story.follow_all(events[done:])
-        assert state_of(database.read_model, story.approvals) == story.state()
+        model.follow_all(events[done:])
+        assert state_of(database.read_model, model.approvals) == model.state()
 
     def test_reports_what_others_append_meanwhile(self, database: Database) -> None:
         append_alone(database, *SCENE)
@@ -821,9 +822,9 @@ class TestCatchUp:
         codes = processes.exit_codes(projection_processes.open_together, [(together, url)] * processes_at_once)
 
         assert codes == [0] * processes_at_once
-        story = Story()
-        story.follow_all(events)
-        assert state_of(database.read_model, story.approvals) == story.state()
+        model = ReferenceModel()
+        model.follow_all(events)
+        assert state_of(database.read_model, model.approvals) == model.state()
         assert database.projections.verify() == []
 
 
@@ -848,9 +849,9 @@ class TestProblems:
         (problem,) = database.projections.problems()
         assert problem[:3] == ("orchestration", len(SCENE) + 1, contradictory.type)
         assert reason in problem.reason
-        story = Story()
-        assert list(story.follow_all([*SCENE, contradictory, renamed("x")])) == [len(SCENE) + 1]
-        assert found(database) == story.state()
+        model = ReferenceModel()
+        assert list(model.follow_all([*SCENE, contradictory, renamed("x")])) == [len(SCENE) + 1]
+        assert found(database) == model.state()
 
     def test_what_cannot_be_decoded_is_passed_over(self, open_lasting: Opener) -> None:
         database = open_lasting(projections=False)
@@ -1127,10 +1128,10 @@ class TestRebuild:
         stop.set()
         thread.join()
 
-        story = Story()
-        story.follow_all(events)
-        assert seen in ([tampered], [tampered, story.snapshot()])
-        assert database.read_model.snapshot() == story.snapshot()
+        model = ReferenceModel()
+        model.follow_all(events)
+        assert seen in ([tampered], [tampered, model.snapshot()])
+        assert database.read_model.snapshot() == model.snapshot()
 
     def test_what_others_append_meanwhile_is_in_it(self, open_lasting: Opener) -> None:
         database = open_lasting()
@@ -1202,9 +1203,9 @@ class TestRebuild:
         stop.set()
         thread.join()
 
-        story = Story()
-        story.follow_all(stored.event for stored in database.events.stream())
-        assert state_of(database.read_model, story.approvals) == story.state()
+        model = ReferenceModel()
+        model.follow_all(stored.event for stored in database.events.stream())
+        assert state_of(database.read_model, model.approvals) == model.state()
         assert database.projections.verify() == []
 
 

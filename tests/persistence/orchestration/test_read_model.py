@@ -9,11 +9,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from helpers.agent_session import long_session
+from helpers.event_strategies import json_values, message_contents, texts
 from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 from sqlalchemy import URL, event, text
-from story import long_session
-from strategies import json_values, message_contents, texts
 
 from peon.orchestration import (
     ActionApproved,

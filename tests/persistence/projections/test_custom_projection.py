@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
-from processes import PATIENCE
+from helpers.processes import PATIENCE
 from sqlalchemy import (
     JSON,
     URL,

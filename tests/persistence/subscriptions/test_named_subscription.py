@@ -5,9 +5,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from processes import exit_codes
+from helpers.processes import exit_codes
+from helpers.subscription_processes import CONSUMER, append_names, consume_until
 from sqlalchemy import URL, text
-from subscription_processes import CONSUMER, append_names, consume_until
 
 from peon.orchestration import ProjectRenamed
 from peon.persistence import Database, NamedSubscription, SubscriptionConflict, create_engine

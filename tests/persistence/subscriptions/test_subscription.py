@@ -13,10 +13,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from network import Network
-from processes import context
+from helpers.processes import context
+from helpers.stalling_network import Network
+from helpers.subscription_processes import append_names
 from sqlalchemy import URL, event, insert, text
-from subscription_processes import append_names
 
 from peon.orchestration import OrchestrationEvent, ProjectRenamed, ThreadSelected
 from peon.persistence import (

@@ -1,7 +1,8 @@
 """Many processes share a database: nothing fails, is lost, doubled, or out of order."""
 
 import pytest
-from processes import append_one_by_one, context, exit_codes_of, read_until
+from helpers.log_processes import append_one_by_one, read_until
+from helpers.processes import context, exit_codes_of
 
 from peon.persistence import Database
 

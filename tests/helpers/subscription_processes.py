@@ -1,9 +1,9 @@
-"""What tests of subscriptions run in other processes: importable there, as the modules of tests are not."""
+"""Child processes of the tests of subscriptions."""
 
 from random import Random
 from uuid import UUID
 
-from processes import die
+from helpers.processes import die
 from sqlalchemy import text
 
 from peon.orchestration import ProjectRenamed

@@ -1,100 +1,27 @@
-"""What tests run in other processes: importable there, as the modules of tests are not."""
+"""Child processes of the tests of migrations."""
 
 import logging
-import multiprocessing
 import os
 import signal
 import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from multiprocessing.synchronize import Barrier
 from threading import Event, Thread
-from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
+from helpers.processes import PATIENCE, die
 from sqlalchemy import Engine, event
 
 from peon.orchestration import ProjectRenamed
 from peon.persistence import Database, PersistenceError
-
-ResultT = TypeVar("ResultT")
-
-PATIENCE = 60
-"""Seconds after which a process is taken to hang."""
-
-context = multiprocessing.get_context("forkserver")
-# Each process then starts in milliseconds.
-context.set_forkserver_preload(["peon.persistence", "alembic.command"])
-
-
-def run(function: Callable[..., ResultT], *args: object) -> ResultT:
-    """Returns what the function returns in a process of its own; raises what it raises, or `TimeoutError`."""
-    with context.Pool(1) as pool:
-        return pool.apply_async(function, args).get(timeout=PATIENCE)
-
-
-def exit_codes(function: Callable[..., object], arguments: list[tuple[Any, ...]]) -> list[int | None]:
-    """Runs the function in as many processes at once as there are arguments; `None` for one that hangs."""
-    return exit_codes_of([(function, args) for args in arguments], PATIENCE)
-
-
-def exit_codes_of(calls: list[tuple[Callable[..., object], tuple[Any, ...]]], patience: float) -> list[int | None]:
-    """Makes each call in a process of its own, all at once.
-
-    Returns:
-        `None` for one that was still running after so many seconds, or when another had failed.
-    """
-    processes = [context.Process(target=function, args=args) for function, args in calls]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + patience
-    running = {process.sentinel for process in processes}
-    try:
-        while running and not any(process.exitcode for process in processes):
-            if not (ended := wait(running, deadline - time.monotonic())):
-                break
-            running.difference_update(ended)
-        return [process.exitcode for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
 
 
 def open_and_append(barrier: Barrier, url: str) -> None:
     barrier.wait(PATIENCE)
     with Database.open(url=url, projections=False) as database:
         database.events.append_all([ProjectRenamed(project_id=uuid4(), name=str(os.getpid()))])
-
-
-def append_one_by_one(barrier: Barrier, url: str, writer: int, count: int) -> None:
-    with Database.open(url=url, projections=False) as database:
-        barrier.wait(PATIENCE)
-        for number in range(count):
-            (stored,) = database.events.append_all([ProjectRenamed(project_id=UUID(int=writer), name=str(number))])
-            assert stored.sequence > number
-
-
-def read_until(barrier: Barrier, url: str, writers: int, last: int) -> None:
-    """Reads whatever is there, again and again: each event once, in order, and in the order of its writer."""
-    expected = dict.fromkeys((UUID(int=writer) for writer in range(writers)), 0)
-    with Database.open(url=url, projections=False) as database:
-        barrier.wait(PATIENCE)
-        position = 0
-        while position < last:
-            for stored in database.events.stream(after=position):
-                assert stored.sequence == position + 1
-                assert isinstance(stored.event, ProjectRenamed)
-                assert int(stored.event.name) == expected[stored.event.project_id]
-                expected[stored.event.project_id] += 1
-                position = stored.sequence
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def open_and_die_after_statement(url: str, number: int) -> None:

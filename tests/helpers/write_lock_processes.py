@@ -1,4 +1,4 @@
-"""What tests of turns run in other processes: importable there, as the modules of tests are not."""
+"""Child processes of the tests of SQLite's write lock."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from threading import Thread
 
-from processes import PATIENCE
+from helpers.processes import PATIENCE
 from sqlalchemy import text
 
 from peon.persistence import create_engine

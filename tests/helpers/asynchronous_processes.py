@@ -1,4 +1,4 @@
-"""What tests of the asynchronous face run in other processes: importable there, as the modules of tests are not."""
+"""Child processes of the tests of the asynchronous API."""
 
 import asyncio
 from uuid import uuid4

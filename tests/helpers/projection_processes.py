@@ -1,12 +1,13 @@
-"""What tests of the projections run in other processes: importable there, as the modules of tests are not."""
+"""Child processes of the tests of projections."""
 
 from multiprocessing.synchronize import Barrier
 from random import Random
 from typing import Any
 
-from processes import PATIENCE, die
+from helpers.agent_session import long_session
+from helpers.processes import PATIENCE, die
+from helpers.random_events import batches
 from sqlalchemy import Engine, event
-from story import batches, long_session
 
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import Database
