@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from helpers.postgresql_schemas import MigratedSchemas, in_schema
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import OperationalError
 
 from peon.config import AppConfig
 from peon.persistence import Database
 from peon.persistence.migrations import alembic_folder
+
+# Before they are imported: or their assertions would not show the values that they compare.
+pytest.register_assert_rewrite("helpers")
+
+from helpers.postgresql_schemas import MigratedSchemas, in_schema  # noqa: E402
 
 POSTGRESQL = make_url(os.environ.get("POSTGRESQL_TEST_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"))
 

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers.secret import SECRET, assert_secret_is_kept
 from sqlalchemy import URL, text
 
 from peon.config import AppConfig, DatabaseConfig
@@ -39,7 +40,6 @@ def database(log_alone: Database) -> Database:
     return log_alone
 
 
-PASSWORD = "5a1t-0f-the-5ea"  # noqa: S105
 NOBODY = 65_534
 IMPATIENT = AppConfig(database=DatabaseConfig(busy_timeout=0.3))
 
@@ -70,12 +70,7 @@ def unavailable(url: URL, saying: str = "") -> Iterator[pytest.ExceptionInfo[Sto
     assert str(caught.value).startswith(url.render_as_string(hide_password=True) + ": ")
     assert saying in str(caught.value)
     assert caught.value.__cause__ is not None
-    assert_password_is_kept(caught.value)
-
-
-def assert_password_is_kept(error: BaseException) -> None:
-    for shown in (str(error), repr(error), "".join(traceback.format_exception(error))):
-        assert PASSWORD not in shown
+    assert_secret_is_kept(caught.value)
 
 
 def assert_works(database: Database, before: Stored) -> None:
@@ -233,7 +228,7 @@ def test_a_failed_open_keeps_no_file_open(tmp_path: Path) -> None:
 
 def test_text_that_cannot_be_sent_is_not_shown(database: Database) -> None:
     with unavailable(database.engine.url, "text with a lone surrogate cannot be encoded as UTF-8") as caught:
-        list(database.events.stream(event_types=[f"{PASSWORD}\ud800"]))
+        list(database.events.stream(event_types=[f"{SECRET}\ud800"]))
     assert isinstance(caught.value.__cause__, UnicodeEncodeError)
     shown = caught.value.__cause__.object != ""  # which the report of a failure could not encode either
     assert not shown
@@ -751,7 +746,7 @@ def test_a_database_that_was_emptied_is_told(database: Database) -> None:
 
 
 def test_a_server_that_does_not_answer_is_told_without_the_password() -> None:
-    url = URL.create("postgresql+psycopg", "ada", PASSWORD, "127.0.0.1", 1, "peon")
+    url = URL.create("postgresql+psycopg", "ada", SECRET, "127.0.0.1", 1, "peon")
 
     for address in (url, url.render_as_string(hide_password=False)):
         with unavailable(url, "127.0.0.1"):
@@ -759,16 +754,16 @@ def test_a_server_that_does_not_answer_is_told_without_the_password() -> None:
 
 
 def test_a_password_in_the_query_of_a_url_is_not_told_either() -> None:
-    url = URL.create("postgresql+psycopg", "ada", None, "127.0.0.1", 1, "peon", {"password": PASSWORD})
+    url = URL.create("postgresql+psycopg", "ada", None, "127.0.0.1", 1, "peon", {"password": SECRET})
 
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1") as caught:
         Database.open(url=url, projections=False)
 
-    assert_password_is_kept(caught.value)
+    assert_secret_is_kept(caught.value)
 
 
 def test_a_database_that_a_server_does_not_have_is_told_without_the_password(postgresql_server: URL) -> None:
-    url = postgresql_server.set(database="no_such_database", password=PASSWORD)
+    url = postgresql_server.set(database="no_such_database", password=SECRET)
 
     with unavailable(url, "no_such_database"):
         Database.open(url=url, projections=False)
@@ -779,15 +774,15 @@ def test_a_database_that_a_server_does_not_have_is_told_without_the_password(pos
 NO_ADDRESSES = {
     "nothing": "",
     "a word": "peon",
-    "a path": f"/home/ada/{PASSWORD}/peon.db",
-    "no slashes": f"postgresql+psycopg:ada:{PASSWORD}@127.0.0.1/peon",
+    "a path": f"/home/ada/{SECRET}/peon.db",
+    "no slashes": f"postgresql+psycopg:ada:{SECRET}@127.0.0.1/peon",
     "SQLite with two slashes": "sqlite://peon.db",
-    "SQLite on a host": f"sqlite://ada:{PASSWORD}@127.0.0.1/peon.db",
-    "port that is a word": f"postgresql+psycopg://ada:{PASSWORD}@127.0.0.1:port/peon",
-    "password that is taken for a port": f"postgresql+psycopg://127.0.0.1:{PASSWORD}/peon",
-    "another backend": f"mysql+pymysql://ada:{PASSWORD}@127.0.0.1/peon",
-    "backend that does not exist": f"nonsense://ada:{PASSWORD}@127.0.0.1/peon",
-    "driver that does not exist": f"postgresql+nonsense://ada:{PASSWORD}@127.0.0.1/peon",
+    "SQLite on a host": f"sqlite://ada:{SECRET}@127.0.0.1/peon.db",
+    "port that is a word": f"postgresql+psycopg://ada:{SECRET}@127.0.0.1:port/peon",
+    "password that is taken for a port": f"postgresql+psycopg://127.0.0.1:{SECRET}/peon",
+    "another backend": f"mysql+pymysql://ada:{SECRET}@127.0.0.1/peon",
+    "backend that does not exist": f"nonsense://ada:{SECRET}@127.0.0.1/peon",
+    "driver that does not exist": f"postgresql+nonsense://ada:{SECRET}@127.0.0.1/peon",
     "driver of SQLite that does not exist": "sqlite+nonsense:///peon.db",
     "not even text": 5,
 }
@@ -801,7 +796,7 @@ def test_what_is_no_address_is_refused_without_the_password(
     for use in (lambda: Database.open(url=address, projections=False), lambda: create_engine(address)):
         with pytest.raises(PersistenceError) as caught:
             use()
-        assert_password_is_kept(caught.value)
+        assert_secret_is_kept(caught.value)
         if not caught.value.__cause__:
             assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
@@ -811,7 +806,7 @@ def test_what_is_no_address_is_refused_without_the_password(
 @pytest.mark.parametrize(
     ("address", "saying"),
     [
-        (f"mysql+pymysql://ada:{PASSWORD}@127.0.0.1/peon", "mysql; only sqlite and postgresql are supported"),
+        (f"mysql+pymysql://ada:{SECRET}@127.0.0.1/peon", "mysql; only sqlite and postgresql are supported"),
         ("peon", "not one of SQLAlchemy: give sqlite:///… or postgresql+psycopg://…"),
         ("postgresql+nonsense://127.0.0.1/peon", "asks for nonsense; give postgresql+psycopg"),
     ],

@@ -67,11 +67,6 @@ MATCHES: list[tuple[EventQuery, OrchestrationEvent, bool]] = [
 ]
 
 
-@pytest.fixture
-def database(log_alone: Database) -> Database:
-    return log_alone
-
-
 @pytest.fixture(params=["from the log", "by the index"])
 def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two ways in which a query finds its events."""

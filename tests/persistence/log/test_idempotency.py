@@ -32,11 +32,6 @@ PROJECT = UUID(int=1)
 STORED_AT = "2025-03-14T09:26:53.589793Z"
 
 
-@pytest.fixture
-def database(log_alone: Database) -> Database:
-    return log_alone
-
-
 def renamed(name: str = "x", **fields: object) -> ProjectRenamed:
     return ProjectRenamed(project_id=PROJECT, name=name, **fields)
 
