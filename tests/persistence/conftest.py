@@ -9,9 +9,11 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy
+from helpers.migrated_databases import file_of, thaw
 from sqlalchemy import URL, text
 
 from peon.config import AppConfig
+from peon.orchestration import OrchestrationEvent, ProjectRenamed
 from peon.persistence import Database, Projection, create_engine
 from peon.persistence.log import pages
 from peon.persistence.projections import manager
@@ -25,6 +27,18 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few events already need several pages, and several transactions."""
     monkeypatch.setattr(pages, "PAGE_EVENTS", 4)
     monkeypatch.setattr(manager, "PAGES_A_COMMIT", 2)
+
+
+@pytest.fixture
+def populated_url(sqlite_url: URL) -> URL:
+    """A database at the first revision, with rows in every table."""
+    thaw("001_initial", file_of(sqlite_url))
+    return sqlite_url
+
+
+@pytest.fixture
+def an_event() -> OrchestrationEvent:
+    return ProjectRenamed(project_id=uuid4(), name="new")
 
 
 @pytest.fixture(params=["file", "memory", "postgresql"], scope="module")

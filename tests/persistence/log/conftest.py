@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import URL
 
 from peon.persistence import Database
+from peon.persistence.log import tag_index
 
 
 @pytest.fixture
@@ -17,3 +19,15 @@ def memory() -> Iterator[Database]:
     """For tests of what is decided before a database is asked."""
     with Database.open(url="sqlite://", projections=False) as database:
         yield database
+
+
+@pytest.fixture(params=["from the log", "by the index"])
+def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ways in which a query finds its events."""
+    if request.param == "by the index":
+        monkeypatch.setattr(tag_index, "TAIL", 0)
+
+
+@pytest.fixture
+def migrated_lasting(lasting_url: URL) -> None:
+    Database.open(url=lasting_url, projections=False).close()
