@@ -2,14 +2,16 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import OperationalError
 
 from peon.config import AppConfig
@@ -117,8 +119,27 @@ def migrated_lasting_url(request: pytest.FixtureRequest) -> URL:
 
 
 @pytest.fixture
-def migrated(url: URL) -> None:
+def migrated(url: URL, request: pytest.FixtureRequest) -> None:
     """Has `url` lead to a database with all tables: a run of Alembic takes longer than most tests do."""
+    if url.database == ":memory:":
+        request.getfixturevalue("migrated_memory")
+
+
+@pytest.fixture
+def migrated_memory(migrated_file: Path) -> Iterator[None]:
+    """Gives each new database in memory all tables as soon as it is connected to."""
+
+    def copy_tables(connection: object, _: object) -> None:
+        # The asynchronous driver has its connection in a thread of its own: those databases are migrated by Alembic.
+        if isinstance(connection, sqlite3.Connection):
+            ((_, _, file),) = connection.execute("PRAGMA database_list").fetchall()
+            if not file:
+                with closing(sqlite3.connect(migrated_file)) as source:
+                    source.backup(connection)
+
+    event.listen(Engine, "connect", copy_tables)
+    yield
+    event.remove(Engine, "connect", copy_tables)
 
 
 @pytest.fixture

@@ -201,10 +201,10 @@ class TestJoiningATransaction:
         assert database.events.last_sequence() == 0
 
 
-def test_settings_survive_a_restart(lasting_url: URL) -> None:
-    with Database.open(url=lasting_url) as database:
+def test_settings_survive_a_restart(migrated_lasting_url: URL) -> None:
+    with Database.open(url=migrated_lasting_url) as database:
         database.settings.set("theme", "dark")
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=migrated_lasting_url) as database:
         assert database.settings.get("theme") == "dark"
 
 
@@ -216,15 +216,15 @@ def set_many(barrier: Barrier, url: str, process: int) -> None:
             database.settings.set("shared", [process, number])
 
 
-def test_processes_that_set_different_keys_lose_none(lasting_url: URL) -> None:
-    Database.open(url=lasting_url).close()
-    address = lasting_url.render_as_string(hide_password=False)
+def test_processes_that_set_different_keys_lose_none(migrated_lasting_url: URL) -> None:
+    Database.open(url=migrated_lasting_url).close()
+    address = migrated_lasting_url.render_as_string(hide_password=False)
     barrier = processes.context.Barrier(4)
 
     codes = processes.exit_codes(set_many, [(barrier, address, process) for process in range(4)])
 
     assert codes == [0] * 4
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=migrated_lasting_url) as database:
         found = database.settings.all()
     assert found.pop("shared") in [[process, 24] for process in range(4)]
     assert found == {f"{process}-{number}": number for process in range(4) for number in range(25)}

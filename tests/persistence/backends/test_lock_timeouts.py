@@ -105,8 +105,8 @@ def test_a_lock_on_a_database_that_must_be_migrated_is_told(tmp_path: Path, begi
         assert_works(database, [])
 
 
-def test_an_append_outside_the_transaction_of_its_own_thread_is_told_what_to_do(lasting_url: URL) -> None:
-    with Database.open(IMPATIENT, url=lasting_url, projections=False) as database:
+def test_an_append_outside_the_transaction_of_its_own_thread_is_told_what_to_do(migrated_lasting_url: URL) -> None:
+    with Database.open(IMPATIENT, url=migrated_lasting_url, projections=False) as database:
         with database.engine.begin() as connection:
             before = database.events.append_all([renamed()], connection=connection)
 
@@ -116,8 +116,11 @@ def test_an_append_outside_the_transaction_of_its_own_thread_is_told_what_to_do(
         assert_works(database, before)
 
 
-def test_threads_that_wait_for_a_forgotten_transaction_are_told_at_the_same_time(lasting_url: URL) -> None:
-    with Database.open(IMPATIENT, url=lasting_url, projections=False) as database, ThreadPoolExecutor(8) as pool:
+def test_threads_that_wait_for_a_forgotten_transaction_are_told_at_the_same_time(migrated_lasting_url: URL) -> None:
+    with (
+        Database.open(IMPATIENT, url=migrated_lasting_url, projections=False) as database,
+        ThreadPoolExecutor(8) as pool,
+    ):
         with database.engine.begin() as connection:
             before = database.events.append_all([renamed()], connection=connection)
 
@@ -129,9 +132,9 @@ def test_threads_that_wait_for_a_forgotten_transaction_are_told_at_the_same_time
         assert_works(database, before)
 
 
-def test_an_event_loop_is_told_too(lasting_url: URL) -> None:
+def test_an_event_loop_is_told_too(migrated_lasting_url: URL) -> None:
     async def append() -> None:
-        async with await AsyncDatabase.open(IMPATIENT, url=lasting_url, projections=False) as database:
+        async with await AsyncDatabase.open(IMPATIENT, url=migrated_lasting_url, projections=False) as database:
             async with database.engine.begin() as connection:
                 await database.events.append_all([renamed()], connection=connection)
                 with taking(0.3, 5), unavailable(database.engine.url, "database.busy_timeout"):

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import URL
 
 from peon.persistence import Database
 from peon.persistence.log import tag_index
@@ -15,7 +14,7 @@ def database(log_alone: Database) -> Database:
 
 
 @pytest.fixture
-def memory() -> Iterator[Database]:
+def memory(migrated_memory: None) -> Iterator[Database]:
     """For tests of what is decided before a database is asked."""
     with Database.open(url="sqlite://", projections=False) as database:
         yield database
@@ -26,8 +25,3 @@ def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """The two ways in which a query finds its events."""
     if request.param == "by the index":
         monkeypatch.setattr(tag_index, "TAIL", 0)
-
-
-@pytest.fixture
-def migrated_lasting(lasting_url: URL) -> None:
-    Database.open(url=lasting_url, projections=False).close()

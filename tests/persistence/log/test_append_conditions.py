@@ -110,10 +110,10 @@ def compete(barrier: Any, url: str, rounds: int, wins: Any) -> None:
                 wins[turn] += 1
 
 
-def test_of_many_processes_exactly_one_wins_each_round(lasting_url: URL, migrated_lasting: None) -> None:
+def test_of_many_processes_exactly_one_wins_each_round(migrated_lasting_url: URL) -> None:
     processes, rounds = 5, 25
     barrier, wins = context.Barrier(processes), context.Array("i", rounds)
-    url = lasting_url.render_as_string(hide_password=False)
+    url = migrated_lasting_url.render_as_string(hide_password=False)
     competitors = [context.Process(target=compete, args=(barrier, url, rounds, wins)) for _ in range(processes)]
     for competitor in competitors:
         competitor.start()
@@ -122,7 +122,7 @@ def test_of_many_processes_exactly_one_wins_each_round(lasting_url: URL, migrate
 
     assert [competitor.exitcode for competitor in competitors] == [0] * processes
     assert list(wins) == [1] * rounds
-    with Database.open(url=lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, projections=False) as database:
         assert [s.event.thread_id.int for s in database.events.stream()] == list(range(rounds))  # type: ignore[union-attr]
 
 

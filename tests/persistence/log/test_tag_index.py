@@ -133,14 +133,12 @@ def test_an_index_that_was_emptied_as_documented_is_filled_anew(
     assert conflict(database.events, AppendCondition(query, after=0)) == 2
 
 
-def test_threads_that_index_at_once_take_turns(
-    lasting_url: URL, migrated_lasting: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_that_index_at_once_take_turns(migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = 4
     monkeypatch.setattr(pages, "PAGE_EVENTS", 10)
     monkeypatch.setattr(tag_index, "PAGES_A_COMMIT", 1)
     together = threading.Barrier(threads)
-    with Database.open(url=lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, projections=False) as database:
         database.events.append_all(padding(1_000))
         index = database.events._reader._index
 
@@ -281,7 +279,7 @@ def test_a_tag_of_few_events_is_found_among_many_of_another(
 
 
 def test_much_of_the_index_is_not_read_under_the_lock(
-    lasting_url: URL, migrated_lasting: None, monkeypatch: pytest.MonkeyPatch
+    migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tags that take turns and never meet are the worst there is."""
     for name, value in {"TAIL": 10, "RANGE": 5, "ROUNDS": 3}.items():
@@ -296,7 +294,7 @@ def test_much_of_the_index_is_not_read_under_the_lock(
 
     turns = [ThreadDeleted(thread_id=THREAD), ThreadSelected(thread_id=OTHER)] * 100
     query = EventQuery(event_types=["ThreadSelected"], thread_id=THREAD)
-    with Database.open(url=lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, projections=False) as database:
         event.listen(database.engine, "before_cursor_execute", note)
         database.events.append_all(turns)
         assert list(database.events.stream(query=query)) == []
@@ -324,11 +322,11 @@ def test_a_file_that_may_only_be_read_is_read_without_an_index(sqlite_url: URL, 
 
 
 def test_a_read_does_not_wait_for_the_lock_that_its_index_needs(
-    lasting_url: URL, migrated_lasting: None, monkeypatch: pytest.MonkeyPatch
+    migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tag_index, "TAIL", 3)
     query = EventQuery(thread_id=THREAD)
-    with Database.open(url=lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, projections=False) as database:
         database.events.append_all([*padding(10), ThreadDeleted(thread_id=THREAD)])
         with database.engine.begin() as connection:
             database.events.append_all([], condition=AppendCondition(query, after=11), connection=connection)
