@@ -54,7 +54,7 @@ def main() -> None:
         stores: dict[int | str, tuple[PlainStore, Database]] = {}
         for what in TARGETS:
             plain = PlainStore(Path(folder, f"plain-{what}.db"))
-            database = Database.open(url=f"sqlite:///{folder}/peon-{what}.db", projections=False)
+            database = Database.open(url=f"sqlite:///{folder}/peon-{what}.db", maintain_projections=False)
             stores[what] = plain, database
             if isinstance(what, str):
                 for start in range(0, len(events), 10):  # as a session would leave them

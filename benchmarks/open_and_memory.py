@@ -56,7 +56,7 @@ from peon.persistence import Database
 def resident():
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize()
-with Database.open(url=sys.argv[1], projections=False) as database:
+with Database.open(url=sys.argv[1], maintain_projections=False) as database:
     before = highest = resident()
     def look(done, total):
         global highest
@@ -100,7 +100,7 @@ def measure(script: str, *arguments: str) -> float:
 
 
 def fill(url: str, count: int, console: Console) -> None:
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         events = streaming_turns(count)
         for _ in track(range(0, count, BATCH), f"Filling with {count:,}", console=console, transient=True):
             database.events.append_all(islice(events, BATCH))

@@ -215,7 +215,7 @@ def measure_log(server: URL, events: list[OrchestrationEvent], rounds: int, cons
             plain = PlainPostgresql(stack.enter_context(new_schema(server)))
             stack.callback(plain.close)
             url = stack.enter_context(new_schema(server))
-            return plain, stack.enter_context(Database.open(url=url, projections=False))
+            return plain, stack.enter_context(Database.open(url=url, maintain_projections=False))
 
         with console.status("Filling"):
             appended = {size: stores() for size in COMMITS}

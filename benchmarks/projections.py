@@ -50,14 +50,14 @@ def measure_appends(folder: Path, events: list[OrchestrationEvent], rounds: int,
 
 def measure_replays(folder: Path, events: list[OrchestrationEvent], console: Console) -> Table:
     log = folder / "log.db"
-    with Database.open(url=f"sqlite:///{log}", projections=False) as database:
+    with Database.open(url=f"sqlite:///{log}", maintain_projections=False) as database:
         for start in range(0, len(events), 1_000):
             database.events.append_all(events[start : start + 1_000])
     best: dict[str, float] = {}
     for turn in track(range(REPLAYS), "Replaying", console=console, transient=True):
         copy = folder / f"{turn}.db"
         shutil.copy(log, copy)
-        with Database.open(url=f"sqlite:///{copy}", projections=False) as database:
+        with Database.open(url=f"sqlite:///{copy}", maintain_projections=False) as database:
             works: dict[str, Callable[[], object]] = {
                 "stream": partial(consume, database.events.stream),
                 "catch_up": database.projections.catch_up,

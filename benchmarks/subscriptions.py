@@ -30,7 +30,7 @@ IDLE_SECONDS = 5.0
 
 def deliver(url: str, count: int, report: Connection) -> None:
     """Reports when it is ready, and then the moments at which it got events."""
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         after = database.events.last_sequence()
         report.send(after)
         moments = []
@@ -45,7 +45,7 @@ def latencies(url: str, *, other_process: bool, console: Console, what: str) -> 
     """Returns the milliseconds of each delivery, sorted."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     returned: list[float] = []
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         arguments = (url, APPENDS, sender)
         consumer: threading.Thread | BaseProcess
         if other_process:
@@ -66,7 +66,7 @@ def latencies(url: str, *, other_process: bool, console: Console, what: str) -> 
 
 def idle_cost(url: str) -> float:
     """Returns the share of a processor, in percent, that a subscription takes that waits."""
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         subscription = database.events.subscribe(after=database.events.last_sequence())
         waiting = threading.Thread(target=next, args=(subscription, None))
         waiting.start()

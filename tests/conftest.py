@@ -168,17 +168,17 @@ def statements_for_postgresql() -> str:
 
 @pytest.fixture
 def database(url: URL, migrated: None) -> Iterator[Database]:
-    yield from opened(url, projections=True)
+    yield from opened(url, maintain_projections=True)
 
 
 @pytest.fixture
 def log_alone(url: URL, migrated: None) -> Iterator[Database]:
     """For the tests of the log: any event goes."""
-    yield from opened(url, projections=False)
+    yield from opened(url, maintain_projections=False)
 
 
-def opened(url: URL, *, projections: bool) -> Iterator[Database]:
-    with Database.open(url=url, projections=projections) as database:
+def opened(url: URL, *, maintain_projections: bool) -> Iterator[Database]:
+    with Database.open(url=url, maintain_projections=maintain_projections) as database:
         yield database
         database.events.close()
         assert database.engine.pool.checkedout() == 0, "a connection was not given back"

@@ -10,7 +10,7 @@ from peon.persistence import Database
 
 
 def append_one_by_one(barrier: Barrier, url: str, writer: int, count: int) -> None:
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         barrier.wait(PATIENCE)
         for number in range(count):
             (stored,) = database.events.append_all([ProjectRenamed(project_id=UUID(int=writer), name=str(number))])
@@ -20,7 +20,7 @@ def append_one_by_one(barrier: Barrier, url: str, writer: int, count: int) -> No
 def read_until(barrier: Barrier, url: str, writers: int, last: int) -> None:
     """Reads whatever is there, again and again: each event once, in order, and in the order of its writer."""
     expected = dict.fromkeys((UUID(int=writer) for writer in range(writers)), 0)
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         barrier.wait(PATIENCE)
         position = 0
         while position < last:

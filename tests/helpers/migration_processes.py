@@ -20,7 +20,7 @@ from peon.persistence import Database, PersistenceError
 
 def open_and_append(barrier: Barrier, url: str) -> None:
     barrier.wait(PATIENCE)
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         database.events.append_all([ProjectRenamed(project_id=uuid4(), name=str(os.getpid()))])
 
 
@@ -34,17 +34,17 @@ def open_and_die_after_statement(url: str, number: int) -> None:
         if count == number:
             die()
 
-    Database.open(url=url, projections=False).close()
+    Database.open(url=url, maintain_projections=False).close()
 
 
 def open_and_die_before_commit(url: str) -> None:
     event.listen(Engine, "commit", lambda _: die())
-    Database.open(url=url, projections=False).close()
+    Database.open(url=url, maintain_projections=False).close()
 
 
 def open_and_die_before_the_copy_has_its_name(url: str) -> None:
     sys.addaudithook(lambda name, args: die() if name == "os.rename" and str(args[1]).endswith(".backup") else None)
-    Database.open(url=url, projections=False).close()
+    Database.open(url=url, maintain_projections=False).close()
 
 
 def write_and_die(path: str) -> None:
@@ -65,7 +65,7 @@ class OpensDatabase(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            with Database.open(url=self.url, projections=False) as database:
+            with Database.open(url=self.url, maintain_projections=False) as database:
                 database.events.append_all([ProjectRenamed(project_id=uuid4(), name=record.getMessage())])
         except PersistenceError as error:
             self.outcomes.append(str(error))
@@ -76,7 +76,7 @@ class OpensDatabase(logging.Handler):
 def open_while_a_handler_opens(url: str, logger: str, other: str) -> list[str]:
     handler = OpensDatabase(other)
     with _handling(handler, logger):
-        Database.open(url=url, projections=False).close()
+        Database.open(url=url, maintain_projections=False).close()
     return handler.outcomes
 
 
@@ -96,7 +96,7 @@ def open_while_a_thread_of_a_handler_opens(url: str) -> list[str]:
     opener = OpensDatabase(url)
     thread = Thread(target=opener.emit, args=[logging.makeLogRecord({"msg": "one of them"})])
     with _handling(StartsThread(thread), "alembic"):
-        Database.open(url=url, projections=False).close()
+        Database.open(url=url, maintain_projections=False).close()
     thread.join()
     return opener.outcomes
 
@@ -111,7 +111,7 @@ def fork_while_another_thread_migrates(url: str, url_of_child: str) -> int:
         if not child:
             signal.alarm(10)
             logging.getLogger("alembic").handlers.clear()
-            Database.open(url=url_of_child, projections=False).close()
+            Database.open(url=url_of_child, maintain_projections=False).close()
             os._exit(0)
         children.append(child)
         forked.set()
@@ -122,7 +122,7 @@ def fork_while_another_thread_migrates(url: str, url_of_child: str) -> int:
             forked.wait(PATIENCE)
 
     with _handling(WaitsForFork(Thread(target=fork)), "alembic"):
-        Database.open(url=url, projections=False).close()
+        Database.open(url=url, maintain_projections=False).close()
     return os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
 
 

@@ -246,7 +246,7 @@ def another(database: Database, **options: Any) -> Iterator[Database]:
 
 def append_alone(database: Database, *events: OrchestrationEvent) -> None:
     """Stores them without projections, as an older version would."""
-    alone = Database(database.engine, projections=False)
+    alone = Database(database.engine, maintain_projections=False)
     alone.events.append_all(events)
     alone.events.close()
 

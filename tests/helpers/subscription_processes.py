@@ -14,7 +14,7 @@ CONSUMER = "mailer"
 
 def append_names(url: str, names: list[str]) -> None:
     """Appends an event for each name, each in its own transaction."""
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         for name in names:
             database.events.append_all([ProjectRenamed(project_id=UUID(int=1), name=name)])
 
@@ -27,13 +27,16 @@ def consume_until(url: str, last: int, seed: int | None) -> None:
         if seed is not None and chance.random() < 0.02:
             die()
 
-    with Database.open(url=url, projections=False) as database, database.events.subscription(CONSUMER) as subscription:
+    with (
+        Database.open(url=url, maintain_projections=False) as database,
+        database.events.durable_subscription(CONSUMER) as subscription,
+    ):
         while subscription.position < last:
             stored = next(subscription)
             perhaps_die()
             with database.engine.begin() as connection:
                 connection.execute(text("INSERT INTO effects VALUES (:sequence)"), {"sequence": stored.sequence})
                 perhaps_die()
-                subscription.commit(connection=connection)
+                subscription.save_position(connection=connection)
                 perhaps_die()
             perhaps_die()

@@ -70,7 +70,7 @@ def in_child(action: Callable[[], None], *, as_nobody: bool = False) -> None:
     """Runs it in a process of its own, whose rights and limits may then be taken; root could write anything."""
     if as_nobody and os.geteuid() == 0:
         # Nothing is left to import, which nobody might not be allowed to.
-        Database.open(url="sqlite://", projections=False).close()
+        Database.open(url="sqlite://", maintain_projections=False).close()
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, as the runner has some
@@ -96,17 +96,17 @@ def in_child(action: Callable[[], None], *, as_nobody: bool = False) -> None:
 
 def fill(url: URL, count: int = 3) -> Stored:
     """Leaves a database of so many events; no -wal file is left."""
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         return database.events.append_all([renamed(f"name {n}") for n in range(count)])
 
 
 def read_and_fail_to_append(url: URL, expected: Stored) -> None:
     """SQLite cannot read such a database at all where it cannot make the -shm file that goes with it."""
     try:
-        database = Database.open(url=url, projections=False)
+        database = Database.open(url=url, maintain_projections=False)
     except StoreUnavailable:
         with unavailable(url, "this user"):
-            Database.open(url=url, projections=False)
+            Database.open(url=url, maintain_projections=False)
         return
     with database:
         for _ in range(2):

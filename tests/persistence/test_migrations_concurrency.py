@@ -23,7 +23,7 @@ def test_sixteen_processes_open_the_same_new_database(lasting_url: URL) -> None:
     codes = processes.exit_codes(migration_processes.open_and_append, [(barrier, address(lasting_url))] * 16)
 
     assert codes == [0] * 16
-    with Database.open(url=lasting_url, projections=False) as database:
+    with Database.open(url=lasting_url, maintain_projections=False) as database:
         assert [stored.sequence for stored in database.events.replay_all()] == list(range(1, 17))
     assert revision_of(lasting_url) == [revisions()[-1]]
 
@@ -56,7 +56,7 @@ def test_threads_open_different_new_databases_at_the_same_time(tmp_path: Path, a
 
     def open_and_append(number: int) -> list[int]:
         barrier.wait(processes.PATIENCE)
-        with Database.open(url=f"sqlite:///{tmp_path}/{number}/peon.db", projections=False) as database:
+        with Database.open(url=f"sqlite:///{tmp_path}/{number}/peon.db", maintain_projections=False) as database:
             return [stored.sequence for stored in database.events.append_all([an_event])]
 
     with ThreadPoolExecutor(8) as pool:
@@ -68,7 +68,7 @@ def test_threads_open_the_same_new_database_at_the_same_time(lasting_url: URL, a
 
     def open_and_append(_: int) -> int:
         barrier.wait(processes.PATIENCE)
-        with Database.open(url=lasting_url, projections=False) as database:
+        with Database.open(url=lasting_url, maintain_projections=False) as database:
             return database.events.append_all([an_event])[0].sequence
 
     with ThreadPoolExecutor(8) as pool:
@@ -86,7 +86,7 @@ def test_a_reader_of_the_old_database_reads_on_while_it_is_migrated(populated_ur
         reader.execute("BEGIN")
         before = reader.execute("SELECT * FROM events").fetchall()
 
-        Database.open(url=populated_url, projections=False).close()
+        Database.open(url=populated_url, maintain_projections=False).close()
 
         assert reader.execute("SELECT * FROM events").fetchall() == before
 
@@ -98,7 +98,7 @@ def test_a_writer_of_the_old_database_is_waited_for_and_no_longer_than_configure
         writer.execute("BEGIN IMMEDIATE")
 
         with pytest.raises(StoreUnavailable, match="locked"):
-            Database.open(AppConfig(database={"busy_timeout": 0.05}), url=populated_url, projections=False)
+            Database.open(AppConfig(database={"busy_timeout": 0.05}), url=populated_url, maintain_projections=False)
 
     assert state_of(populated_url) == before
     assert names_in(path.parent) == ["peon.db"]
@@ -122,12 +122,12 @@ def test_a_logging_handler_that_opens_the_database_in_its_migration_gets_an_erro
 
 def test_a_logging_handler_may_open_another_database_that_is_up_to_date(populated_url: URL, tmp_path: Path) -> None:
     log = f"sqlite:///{tmp_path}/log.db"
-    Database.open(url=log, projections=False).close()
+    Database.open(url=log, maintain_projections=False).close()
 
     outcomes = processes.run(migration_processes.open_while_a_handler_opens, address(populated_url), "alembic", log)
 
     assert outcomes == ["stored"] * len(outcomes) != []
-    with Database.open(url=log, projections=False) as database:
+    with Database.open(url=log, maintain_projections=False) as database:
         assert len(database.events.replay_all()) == len(outcomes)
 
 

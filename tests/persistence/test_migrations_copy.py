@@ -19,7 +19,7 @@ def test_a_populated_file_is_copied_before_it_is_migrated(populated_url: URL, mo
     path.chmod(mode)
     before = state_of(populated_url)
 
-    Database.open(url=populated_url, projections=False).close()
+    Database.open(url=populated_url, maintain_projections=False).close()
 
     copy = path.with_name("peon.db.001_initial.backup")
     assert names_in(path.parent) == [path.name, copy.name]
@@ -35,7 +35,7 @@ def test_the_copy_holds_what_is_only_in_the_write_ahead_log(populated_url: URL) 
         writer.execute("INSERT INTO settings VALUES ('late', 'row')")
         writer.commit()
 
-        Database.open(url=populated_url, projections=False).close()
+        Database.open(url=populated_url, maintain_projections=False).close()
 
     copy = populated_url.set(database=f"{populated_url.database}.001_initial.backup")
     assert {"key": "late", "value": "row"} in rows_of(copy)["settings"]
@@ -43,12 +43,12 @@ def test_the_copy_holds_what_is_only_in_the_write_ahead_log(populated_url: URL) 
 
 def test_the_copy_takes_the_place_of_the_database(populated_url: URL) -> None:
     path = file_of(populated_url)
-    with Database.open(url=populated_url, projections=False) as database:
+    with Database.open(url=populated_url, maintain_projections=False) as database:
         log = database.events.replay_all()
 
     path.with_name("peon.db.001_initial.backup").replace(path)
 
-    with Database.open(url=populated_url, projections=False) as database:
+    with Database.open(url=populated_url, maintain_projections=False) as database:
         assert database.events.replay_all() == log
 
 
@@ -57,7 +57,7 @@ def test_there_is_no_copy_of_a_database_without_rows(sqlite_url: URL, revision: 
     if revision:
         migrate(sqlite_url, command.upgrade, revision)
 
-    Database.open(url=sqlite_url, projections=False).close()
+    Database.open(url=sqlite_url, maintain_projections=False).close()
 
     assert names_in(file_of(sqlite_url).parent) == ["peon.db"]
 
@@ -66,14 +66,14 @@ def test_a_second_failing_attempt_replaces_the_copy(populated_url: URL) -> None:
     path = file_of(populated_url)
     stand_in_the_way(path, "update")
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url, projections=False)
+        Database.open(url=populated_url, maintain_projections=False)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("INSERT INTO settings VALUES ('between', 'attempts')")
         connection.commit()
     before = state_of(populated_url)
 
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url, projections=False)
+        Database.open(url=populated_url, maintain_projections=False)
 
     copy = path.with_name("peon.db.001_initial.backup")
     assert state_of(URL.create("sqlite", database=str(copy))) == before
@@ -85,7 +85,7 @@ def test_a_copy_is_sound_though_the_last_reader_of_the_one_it_replaces_was_kille
     copy = path.with_name("peon.db.001_initial.backup")
     stand_in_the_way(path, "update")
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url, projections=False)
+        Database.open(url=populated_url, maintain_projections=False)
     assert processes.exit_codes(migration_processes.write_and_die, [(str(copy),)]) == [-signal.SIGKILL]
     with closing(sqlite3.connect(path)) as connection:
         connection.executemany("INSERT INTO settings VALUES (?, ?)", [(f"key {n}", "long" * 100) for n in range(200)])
@@ -93,7 +93,7 @@ def test_a_copy_is_sound_though_the_last_reader_of_the_one_it_replaces_was_kille
     before = state_of(populated_url)
 
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url, projections=False)
+        Database.open(url=populated_url, maintain_projections=False)
 
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -55,7 +55,7 @@ def test_a_migration_killed_after_any_statement_leaves_the_old_schema_and_can_be
         if not kill_after_statement(url, number):
             assert number > at_least, "hardly a migration"
             break
-        with Database.open(url=url, projections=False) as database:
+        with Database.open(url=url, maintain_projections=False) as database:
             assert [stored.sequence for stored in database.events.replay_all()] == list(
                 range(1, len(rows.get("events", [])) + 1)
             )
@@ -70,7 +70,7 @@ def test_a_migration_of_a_server_database_killed_at_times_leaves_the_old_schema(
             assert number > 20, "hardly a migration"
             break
 
-    Database.open(url=postgresql_url, migrate=False, projections=False).close()
+    Database.open(url=postgresql_url, migrate=False, maintain_projections=False).close()
 
 
 def test_a_migration_killed_before_its_commit_leaves_the_old_schema(lasting_url: URL, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_migration_killed_before_its_commit_leaves_the_old_schema(lasting_url:
     ]
 
     assert state_of(lasting_url) == before
-    Database.open(url=lasting_url, projections=False).close()
+    Database.open(url=lasting_url, maintain_projections=False).close()
     assert cut_to(before[1], rows_of(lasting_url)) == before[1]
 
 
@@ -97,7 +97,7 @@ def test_a_copy_is_never_half_a_copy(populated_url: URL) -> None:
     assert codes == [-signal.SIGKILL]
     assert "peon.db.001_initial.backup" not in names_in(folder)
     assert state_of(populated_url) == before
-    Database.open(url=populated_url, projections=False).close()
+    Database.open(url=populated_url, maintain_projections=False).close()
     assert names_in(folder) == ["peon.db", "peon.db.001_initial.backup"]
 
 
@@ -108,7 +108,7 @@ def test_a_failing_migration_leaves_the_file_as_it_was_and_names_the_copy(popula
     before = state_of(populated_url)
 
     with pytest.raises(MigrationFailed) as caught:
-        Database.open(url=populated_url, projections=False)
+        Database.open(url=populated_url, maintain_projections=False)
 
     copy = path.with_name("peon.db.001_initial.backup")
     assert str(copy) in str(caught.value)
@@ -124,11 +124,11 @@ def test_a_migration_succeeds_once_nothing_stands_in_its_way(populated_url: URL)
     path = file_of(populated_url)
     stand_in_the_way(path, "delete")
     with pytest.raises(MigrationFailed):
-        Database.open(url=populated_url, projections=False)
+        Database.open(url=populated_url, maintain_projections=False)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TRIGGER events_refuse_delete")
 
-    Database.open(url=populated_url, projections=False).close()
+    Database.open(url=populated_url, maintain_projections=False).close()
 
     assert revision_of(populated_url) == [revisions()[-1]]
 
@@ -140,7 +140,7 @@ def test_a_failing_migration_leaves_a_server_database_as_it_was(postgresql_url: 
     before = state_of(postgresql_url)
 
     with pytest.raises(MigrationFailed) as caught:
-        Database.open(url=postgresql_url, projections=False)
+        Database.open(url=postgresql_url, maintain_projections=False)
 
     assert isinstance(caught.value.__cause__, psycopg.errors.DuplicateFunction)
     assert state_of(postgresql_url) == before
@@ -154,7 +154,7 @@ def test_the_tables_of_another_application_are_not_overwritten(sqlite_url: URL) 
     before = schema_of(sqlite_url), rows_of(sqlite_url)
 
     with pytest.raises(MigrationFailed) as caught:
-        Database.open(url=sqlite_url, projections=False)
+        Database.open(url=sqlite_url, maintain_projections=False)
 
     copy = path.with_name("peon.db.base.backup")
     assert str(copy) in str(caught.value)

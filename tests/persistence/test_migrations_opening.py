@@ -17,7 +17,7 @@ from peon.persistence.migrations import revisions
 
 
 def test_an_up_to_date_database_opens_without_alembic(lasting_url: URL) -> None:
-    Database.open(url=lasting_url, projections=False).close()
+    Database.open(url=lasting_url, maintain_projections=False).close()
     script = (
         "import sys; from peon.persistence import Database; "
         f"[Database.open(url={address(lasting_url)!r}, migrate=migrate).close() for migrate in (True, False)]; "
@@ -33,7 +33,7 @@ def test_an_up_to_date_database_is_not_written_when_it_is_opened(sqlite_url: URL
     path = thaw(revisions()[-1], file_of(sqlite_url))
     content, modified = path.read_bytes(), path.stat().st_mtime_ns
 
-    Database.open(url=sqlite_url, projections=False).close()
+    Database.open(url=sqlite_url, maintain_projections=False).close()
 
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, modified)
 
@@ -49,7 +49,7 @@ def no_umask() -> Iterator[None]:
 def test_a_new_database_is_private_to_its_owner(tmp_path: Path, an_event: OrchestrationEvent) -> None:
     folder = tmp_path / "deep" / "data" / "peon"
 
-    with Database.open(url=f"sqlite:///{folder}/peon.db", projections=False) as database:
+    with Database.open(url=f"sqlite:///{folder}/peon.db", maintain_projections=False) as database:
         database.events.append_all([an_event])
         modes = {path.name: mode_of(path) for path in folder.iterdir()}
 
@@ -62,7 +62,7 @@ def test_the_mode_of_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o751)
 
-    Database.open(url=f"sqlite:///{folder}/peon.db", projections=False).close()
+    Database.open(url=f"sqlite:///{folder}/peon.db", maintain_projections=False).close()
 
     assert mode_of(folder) == 0o751
 
@@ -70,14 +70,14 @@ def test_the_mode_of_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
 def test_the_mode_of_an_existing_file_is_left_alone(populated_url: URL) -> None:
     file_of(populated_url).chmod(0o640)
 
-    Database.open(url=populated_url, projections=False).close()
+    Database.open(url=populated_url, maintain_projections=False).close()
 
     assert mode_of(file_of(populated_url)) == 0o640
 
 
 def test_a_missing_file_is_refused_without_being_created(sqlite_url: URL) -> None:
     with pytest.raises(SchemaOutOfDate, match="is at revision base"):
-        Database.open(url=sqlite_url, migrate=False, projections=False)
+        Database.open(url=sqlite_url, migrate=False, maintain_projections=False)
 
     assert not Path(str(sqlite_url.database)).parent.exists()
 

@@ -28,12 +28,12 @@ def test_a_database_out_of_date_is_refused_with_the_command_that_helps(
         populate(lasting_url, revision, tmp_path)
 
     with pytest.raises(SchemaOutOfDate) as caught:
-        Database.open(url=lasting_url, migrate=False, projections=False)
+        Database.open(url=lasting_url, migrate=False, maintain_projections=False)
 
     assert (caught.value.revision, caught.value.head) == (revision, revisions()[-1])
     assert (revision or "base") in str(caught.value)
     run_advice(caught.value, monkeypatch)
-    Database.open(url=lasting_url, migrate=False, projections=False).close()
+    Database.open(url=lasting_url, migrate=False, maintain_projections=False).close()
 
 
 @pytest.mark.parametrize("name", ["it's my $HOME.db", "a?b=c&d%20#e.db", "größe;`\\n.db"])
@@ -41,10 +41,10 @@ def test_the_command_works_for_any_file_name(tmp_path: Path, name: str, monkeypa
     url = URL.create("sqlite", database=str(tmp_path / "data" / name))
 
     with pytest.raises(SchemaOutOfDate) as caught:
-        Database.open(url=url, migrate=False, projections=False)
+        Database.open(url=url, migrate=False, maintain_projections=False)
 
     run_advice(caught.value, monkeypatch)
-    Database.open(url=url, migrate=False, projections=False).close()
+    Database.open(url=url, migrate=False, maintain_projections=False).close()
     assert names_in(tmp_path / "data") == [name]
 
 
@@ -61,7 +61,7 @@ def test_an_outdated_database_is_refused_at_once_while_another_connection_writes
         config = AppConfig(database={"busy_timeout": 0})
 
         with pytest.raises(SchemaOutOfDate):
-            Database.open(config, url=populated_url, migrate=False, projections=False)
+            Database.open(config, url=populated_url, migrate=False, maintain_projections=False)
 
 
 @pytest.mark.parametrize("migrate_it", [True, False])
@@ -73,7 +73,7 @@ def test_a_file_of_a_newer_version_is_refused_and_not_touched(sqlite_url: URL, m
     content, modified = path.read_bytes(), path.stat().st_mtime_ns
 
     with pytest.raises(SchemaTooNew) as caught:
-        Database.open(url=sqlite_url, migrate=migrate_it, projections=False)
+        Database.open(url=sqlite_url, migrate=migrate_it, maintain_projections=False)
 
     for detail in (str(path), FUTURE, revisions()[-1]):
         assert detail in str(caught.value)
@@ -95,18 +95,18 @@ def test_a_file_of_another_application_is_refused_and_not_touched(sqlite_url: UR
     content = path.read_bytes()
 
     with pytest.raises(SchemaTooNew):
-        Database.open(url=sqlite_url, migrate=migrate_it, projections=False)
+        Database.open(url=sqlite_url, migrate=migrate_it, maintain_projections=False)
 
     assert path.read_bytes() == content
     assert names_in(path.parent) == ["peon.db"]
 
 
 def test_a_log_further_down_the_search_path_is_another(postgresql_url: URL, url_before_another: URL) -> None:
-    with Database.open(url=postgresql_url, projections=False) as behind:
+    with Database.open(url=postgresql_url, maintain_projections=False) as behind:
         stored = behind.events.append_all([ProjectRenamed(project_id=uuid4(), name="tides")])
         with pytest.raises(SchemaOutOfDate):
             Database.open(url=url_before_another, migrate=False)
-        with Database.open(url=url_before_another, projections=False) as database:
+        with Database.open(url=url_before_another, maintain_projections=False) as database:
             assert database.events.replay_all() == []
             database.events.append_all([ProjectRenamed(project_id=uuid4(), name="tides")] * 2)
         assert behind.events.replay_all() == stored
@@ -126,12 +126,12 @@ def test_so_is_another_applications_table_of_revisions(postgresql_url: URL, url_
 
 @pytest.mark.parametrize("migrate_it", [True, False])
 def test_a_server_database_of_a_newer_version_is_refused_and_not_touched(postgresql_url: URL, migrate_it: bool) -> None:
-    Database.open(url=postgresql_url, projections=False).close()
+    Database.open(url=postgresql_url, maintain_projections=False).close()
     set_revision(postgresql_url, FUTURE)
     before = state_of(postgresql_url)
 
     with pytest.raises(SchemaTooNew) as caught:
-        Database.open(url=postgresql_url, migrate=migrate_it, projections=False)
+        Database.open(url=postgresql_url, migrate=migrate_it, maintain_projections=False)
 
     for detail in (str(postgresql_url.host), FUTURE, revisions()[-1]):
         assert detail in str(caught.value)
@@ -153,11 +153,11 @@ def test_no_refusal_shows_the_password(postgresql_url: URL, place: str) -> None:
     )
 
     with pytest.raises(SchemaOutOfDate) as out_of_date:
-        Database.open(url=url, migrate=False, projections=False)
-    Database.open(url=url, projections=False).close()
+        Database.open(url=url, migrate=False, maintain_projections=False)
+    Database.open(url=url, maintain_projections=False).close()
     set_revision(url, FUTURE)
     with pytest.raises(SchemaTooNew) as too_new:
-        Database.open(url=url, projections=False)
+        Database.open(url=url, maintain_projections=False)
 
     for error in (out_of_date.value, too_new.value):
         assert secret not in str(error)

@@ -59,9 +59,9 @@ def test_a_database_of_any_revision_becomes_like_a_new_one_with_its_rows(
     before = rows_of(sqlite_url)
     assert all(before.values()), "a table without rows shows nothing"
     fresh = sqlite_url.set(database=str(tmp_path / "fresh.db"))
-    Database.open(url=fresh, projections=False).close()
+    Database.open(url=fresh, maintain_projections=False).close()
 
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         log = database.events.replay_all()
 
     assert schema_of(sqlite_url) == schema_of(fresh)
@@ -77,7 +77,7 @@ def test_a_database_of_any_revision_goes_on_counting(
 ) -> None:
     thaw(revision, file_of(sqlite_url))
 
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         last = database.events.last_sequence()
         assert [stored.sequence for stored in database.events.append_all([an_event, an_event])] == [last + 1, last + 2]
 
@@ -90,7 +90,7 @@ def test_an_upgrade_in_steps_ends_where_one_at_once_does(lasting_url: URL, tmp_p
     in_steps = schema_of(lasting_url)
     migrate(lasting_url, command.downgrade, "base")
 
-    Database.open(url=lasting_url, projections=False).close()
+    Database.open(url=lasting_url, maintain_projections=False).close()
 
     assert schema_of(lasting_url) == in_steps
 
@@ -114,7 +114,7 @@ def test_each_revision_can_be_undone_and_done_again(lasting_url: URL, tmp_path: 
     assert rows_of(lasting_url) == {}
     assert {row[0] for row in schema_of(lasting_url) if row[0] in ("trigger", "view")} == set()
 
-    with Database.open(url=lasting_url, projections=False) as database:
+    with Database.open(url=lasting_url, maintain_projections=False) as database:
         assert database.events.replay_all() == []
 
 

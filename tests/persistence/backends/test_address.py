@@ -35,7 +35,7 @@ def test_what_is_no_address_is_refused_without_the_password(
     address: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for use in (lambda: Database.open(url=address, projections=False), lambda: create_engine(address)):
+    for use in (lambda: Database.open(url=address, maintain_projections=False), lambda: create_engine(address)):
         with pytest.raises(PersistenceError) as caught:
             use()
         assert_secret_is_kept(caught.value)
@@ -55,6 +55,6 @@ def test_what_is_no_address_is_refused_without_the_password(
 )
 def test_what_is_no_address_is_refused_with_the_remedy(address: str, saying: str) -> None:
     with pytest.raises(PersistenceError) as caught:
-        Database.open(url=address, projections=False)
+        Database.open(url=address, maintain_projections=False)
 
     assert saying in str(caught.value)

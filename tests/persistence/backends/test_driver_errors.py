@@ -30,7 +30,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     path.mkdir()
 
     with unavailable(sqlite(path), "the file cannot be opened: it must be a file, in a folder that this user may"):
-        Database.open(url=sqlite(path), projections=False)
+        Database.open(url=sqlite(path), maintain_projections=False)
 
     assert files(tmp_path) == {"data": None}
 
@@ -53,14 +53,14 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path, co
 
     for migrate in (True, False):
         with unavailable(sqlite(path), "the file is not an SQLite database: name another, or move it away"):
-            Database.open(url=sqlite(path), migrate=migrate, projections=False)
+            Database.open(url=sqlite(path), migrate=migrate, maintain_projections=False)
         assert files(tmp_path) == {"diary.txt": content}
 
 
 def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     (tmp_path / "peon.db").touch()
 
-    with Database.open(url=sqlite(tmp_path / "peon.db"), projections=False) as database:
+    with Database.open(url=sqlite(tmp_path / "peon.db"), maintain_projections=False) as database:
         assert_works(database, [])
 
 
@@ -69,7 +69,7 @@ def test_a_path_through_a_file_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "diary.txt").write_text("Dear diary")
 
     with unavailable(sqlite(tmp_path / "diary.txt" / below), "name a file in a folder that this user may write"):
-        Database.open(url=sqlite(tmp_path / "diary.txt" / below), projections=False)
+        Database.open(url=sqlite(tmp_path / "diary.txt" / below), maintain_projections=False)
 
     assert files(tmp_path) == {"diary.txt": b"Dear diary"}
 
@@ -77,7 +77,7 @@ def test_a_path_through_a_file_is_refused(tmp_path: Path, below: str) -> None:
 def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
     for name in ("x" * 300, "nul\0"):
         with pytest.raises(PersistenceError):
-            Database.open(url=sqlite(tmp_path / name), projections=False)
+            Database.open(url=sqlite(tmp_path / name), maintain_projections=False)
 
     assert files(tmp_path) == {}
 
@@ -86,7 +86,7 @@ def test_a_symbolic_link_into_the_void_is_not_mistaken_for_a_database(tmp_path: 
     (tmp_path / "peon.db").symlink_to(tmp_path / "missing" / "peon.db")
 
     with unavailable(sqlite(tmp_path / "peon.db")):
-        Database.open(url=sqlite(tmp_path / "peon.db"), projections=False)
+        Database.open(url=sqlite(tmp_path / "peon.db"), maintain_projections=False)
 
     assert [path.name for path in tmp_path.iterdir()] == ["peon.db"]
 
@@ -95,7 +95,7 @@ def test_no_file_appears_elsewhere_when_an_open_fails(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for url in (sqlite(tmp_path), URL.create("postgresql+psycopg", host="127.0.0.1", port=1, database="peon")):
         with pytest.raises(StoreUnavailable):
-            Database.open(url=url, projections=False)
+            Database.open(url=url, maintain_projections=False)
 
     assert files(tmp_path) == {}
 
@@ -111,7 +111,7 @@ def test_a_failed_open_keeps_no_file_open(tmp_path: Path) -> None:
         other.execute("BEGIN IMMEDIATE")
         for name in ("diary.txt", "locked.db"):
             with pytest.raises(StoreUnavailable):
-                Database.open(IMPATIENT, url=sqlite(tmp_path / name), projections=False)
+                Database.open(IMPATIENT, url=sqlite(tmp_path / name), maintain_projections=False)
     opened = [descriptor.resolve() for descriptor in descriptors.iterdir()]
     assert [path for path in opened if path.is_relative_to(tmp_path)] == []
 
@@ -156,14 +156,14 @@ def test_a_server_that_does_not_answer_is_told_without_the_password() -> None:
 
     for address in (url, url.render_as_string(hide_password=False)):
         with unavailable(url, "127.0.0.1"):
-            Database.open(url=address, projections=False)
+            Database.open(url=address, maintain_projections=False)
 
 
 def test_a_password_in_the_query_of_a_url_is_not_told_either() -> None:
     url = URL.create("postgresql+psycopg", "ada", None, "127.0.0.1", 1, "peon", {"password": SECRET})
 
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1") as caught:
-        Database.open(url=url, projections=False)
+        Database.open(url=url, maintain_projections=False)
 
     assert_secret_is_kept(caught.value)
 
@@ -172,4 +172,4 @@ def test_a_database_that_a_server_does_not_have_is_told_without_the_password(pos
     url = postgresql_server.set(database="no_such_database", password=SECRET)
 
     with unavailable(url, "no_such_database"):
-        Database.open(url=url, projections=False)
+        Database.open(url=url, maintain_projections=False)

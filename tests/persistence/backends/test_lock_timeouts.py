@@ -42,7 +42,7 @@ LOCKED = "it is locked by another connection: end what holds it"
 def test_an_append_waits_for_a_lock_and_then_gives_up(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path))
-    with Database.open(IMPATIENT, url=sqlite(path), projections=False) as database:
+    with Database.open(IMPATIENT, url=sqlite(path), maintain_projections=False) as database:
         before += database.events.append_all([renamed()])
 
         for _ in range(2):
@@ -58,7 +58,7 @@ def test_an_append_does_not_wait_when_told_so(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path))
     config = AppConfig(database=DatabaseConfig(busy_timeout=0))
-    with Database.open(config, url=sqlite(path), projections=False) as database:
+    with Database.open(config, url=sqlite(path), maintain_projections=False) as database:
         with locked(path), taking(0, 5), unavailable(sqlite(path), "database.busy_timeout"):
             database.events.append_all([renamed()])
 
@@ -68,7 +68,7 @@ def test_an_append_does_not_wait_when_told_so(tmp_path: Path) -> None:
 def test_a_lock_of_the_own_process_is_told_too(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path))
-    with Database.open(IMPATIENT, url=sqlite(path), projections=False) as database:
+    with Database.open(IMPATIENT, url=sqlite(path), maintain_projections=False) as database:
         with database.engine.begin(), unavailable(sqlite(path), LOCKED):
             database.events.append_all([renamed()])
 
@@ -78,16 +78,16 @@ def test_a_lock_of_the_own_process_is_told_too(tmp_path: Path) -> None:
 def test_a_lock_blocks_no_reader(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path))
-    with Database.open(url=sqlite(path), projections=False) as database, locked(path) as other:
+    with Database.open(url=sqlite(path), maintain_projections=False) as database, locked(path) as other:
         other.execute("INSERT INTO events (event_type, payload, stored_at) VALUES ('x', 'not committed', '')")
 
         with taking(0, 5):
             assert database.events.replay_all() == before
             assert database.events.last_sequence() == len(before)
             assert list(database.events.stream(after=1)) == before[1:]
-            with Database.open(url=sqlite(path), projections=False) as second:
+            with Database.open(url=sqlite(path), maintain_projections=False) as second:
                 assert second.events.replay_all() == before
-            with Database.open(url=sqlite(path), migrate=False, projections=False) as third:
+            with Database.open(url=sqlite(path), migrate=False, maintain_projections=False) as third:
                 assert third.events.replay_all() == before
 
 
@@ -99,14 +99,14 @@ def test_a_lock_on_a_database_that_must_be_migrated_is_told(tmp_path: Path, begi
         connection.execute(f"PRAGMA journal_mode = {mode}")
 
     with locked(path, begin), taking(0.3, 5), unavailable(sqlite(path), LOCKED):
-        Database.open(IMPATIENT, url=sqlite(path), projections=False)
+        Database.open(IMPATIENT, url=sqlite(path), maintain_projections=False)
 
-    with Database.open(IMPATIENT, url=sqlite(path), projections=False) as database:
+    with Database.open(IMPATIENT, url=sqlite(path), maintain_projections=False) as database:
         assert_works(database, [])
 
 
 def test_an_append_outside_the_transaction_of_its_own_thread_is_told_what_to_do(migrated_lasting_url: URL) -> None:
-    with Database.open(IMPATIENT, url=migrated_lasting_url, projections=False) as database:
+    with Database.open(IMPATIENT, url=migrated_lasting_url, maintain_projections=False) as database:
         with database.engine.begin() as connection:
             before = database.events.append_all([renamed()], connection=connection)
 
@@ -118,7 +118,7 @@ def test_an_append_outside_the_transaction_of_its_own_thread_is_told_what_to_do(
 
 def test_threads_that_wait_for_a_forgotten_transaction_are_told_at_the_same_time(migrated_lasting_url: URL) -> None:
     with (
-        Database.open(IMPATIENT, url=migrated_lasting_url, projections=False) as database,
+        Database.open(IMPATIENT, url=migrated_lasting_url, maintain_projections=False) as database,
         ThreadPoolExecutor(8) as pool,
     ):
         with database.engine.begin() as connection:
@@ -134,7 +134,9 @@ def test_threads_that_wait_for_a_forgotten_transaction_are_told_at_the_same_time
 
 def test_an_event_loop_is_told_too(migrated_lasting_url: URL) -> None:
     async def append() -> None:
-        async with await AsyncDatabase.open(IMPATIENT, url=migrated_lasting_url, projections=False) as database:
+        async with await AsyncDatabase.open(
+            IMPATIENT, url=migrated_lasting_url, maintain_projections=False
+        ) as database:
             async with database.engine.begin() as connection:
                 await database.events.append_all([renamed()], connection=connection)
                 with taking(0.3, 5), unavailable(database.engine.url, "database.busy_timeout"):
@@ -147,14 +149,14 @@ def test_an_event_loop_is_told_too(migrated_lasting_url: URL) -> None:
 def test_a_migration_that_waits_for_another_is_told(lasting_url: URL) -> None:
     engine = create_engine(lasting_url)
     with migration_transaction(engine), taking(0.3, 5), unavailable(engine.url, "database.busy_timeout"):
-        Database.open(IMPATIENT, url=lasting_url, projections=False)
+        Database.open(IMPATIENT, url=lasting_url, maintain_projections=False)
     engine.dispose()
 
-    Database.open(IMPATIENT, url=lasting_url, projections=False).close()
+    Database.open(IMPATIENT, url=lasting_url, maintain_projections=False).close()
 
 
 def test_the_transactions_of_an_application_wait_as_the_server_says(migrated_postgresql_url: URL) -> None:
-    with Database.open(IMPATIENT, url=migrated_postgresql_url, projections=False) as database:
+    with Database.open(IMPATIENT, url=migrated_postgresql_url, maintain_projections=False) as database:
         database.events.append_all([renamed()])
         database.events.close()
         with database.engine.begin() as connection:  # the one that has appended
@@ -165,7 +167,7 @@ def test_the_transactions_of_an_application_wait_as_the_server_says(migrated_pos
 def test_a_lock_on_a_table_of_a_server_is_told(postgresql_url: URL) -> None:
     options = str(postgresql_url.query["options"])
     with Database.open(
-        url=postgresql_url.update_query_dict({"options": f"{options} -clock_timeout=100"}), projections=False
+        url=postgresql_url.update_query_dict({"options": f"{options} -clock_timeout=100"}), maintain_projections=False
     ) as database:
         before = database.events.append_all([renamed()])
         url = database.engine.url

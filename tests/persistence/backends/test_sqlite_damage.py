@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from helpers.unavailable_databases import fill, renamed, sqlite, unavailable
 
+from peon import UndecodableEvent
 from peon.persistence import (
     Database,
     PersistenceError,
@@ -49,7 +50,7 @@ def test_a_damaged_file_is_told_by_errors_of_this_package(
     tmp_path: Path, damage: Callable[[Path, int], object]
 ) -> None:
     path = tmp_path / "peon.db"
-    with Database.open(url=sqlite(path), projections=False) as database:
+    with Database.open(url=sqlite(path), maintain_projections=False) as database:
         before = database.events.append_all([renamed(f"{n} " + "x" * (n % 7) * 1_000) for n in range(1_000)])
     damage(path, path.stat().st_size)
     told: list[PersistenceError] = []
@@ -61,11 +62,11 @@ def test_a_damaged_file_is_told_by_errors_of_this_package(
             told.append(error)
             return None
 
-    if opened := attempt(lambda: Database.open(url=sqlite(path), projections=False)):
+    if opened := attempt(lambda: Database.open(url=sqlite(path), maintain_projections=False)):
         with opened as database:
             replayed = attempt(database.events.replay_all)
             assert replayed is None, "damage was not noticed"
-            attempt(lambda: database.events.replay_all(undecodable="keep"))
+            attempt(lambda: database.events.replay_all(undecodable=UndecodableEvent))
             attempt(lambda: list(database.events.stream(after=500, event_types=["ProjectRenamed"])))
             attempt(database.events.last_sequence)
             attempt(lambda: database.events.append_all([renamed()]))
@@ -85,7 +86,7 @@ def test_a_damaged_file_is_told_with_the_remedy(tmp_path: Path) -> None:
     overwrite(path, path.stat().st_size // 8_192 * 4_096, bytes(8_192))  # two whole pages
 
     with (
-        Database.open(url=sqlite(path), projections=False) as database,
+        Database.open(url=sqlite(path), maintain_projections=False) as database,
         unavailable(sqlite(path), "damaged: restore a backup"),
     ):
         database.events.replay_all()
@@ -97,9 +98,9 @@ def test_rows_that_damage_turned_into_nulls_are_told(tmp_path: Path) -> None:
     # Not the beginning of the page, so that SQLite still finds rows in it: all their columns are NULL.
     overwrite(path, path.stat().st_size // 16_384 * 3 * 4_096 + 1_000, bytes(3_096))
 
-    with Database.open(url=sqlite(path), projections=False) as database:
+    with Database.open(url=sqlite(path), maintain_projections=False) as database:
         assert list(database.events.stream(limit=100)) == before[:100]
         with pytest.raises(PersistenceError):
             database.events.replay_all()
         with suppress(PersistenceError):
-            database.events.replay_all(undecodable="keep")
+            database.events.replay_all(undecodable=UndecodableEvent)

@@ -43,7 +43,7 @@ def append_until_full(database: Database) -> Stored:
 
 
 def survive_a_full_disk(path: Path, fill_disk: Callable[[], object], free_disk: Callable[[], object]) -> None:
-    with Database.open(url=sqlite(path), projections=False) as database:
+    with Database.open(url=sqlite(path), maintain_projections=False) as database:
         before = database.events.append_all([renamed("before")])
         fill_disk()
 
@@ -57,7 +57,7 @@ def survive_a_full_disk(path: Path, fill_disk: Callable[[], object], free_disk: 
         assert_sound(path)
         assert_works(database, before + acknowledged)
         after = database.events.replay_all()
-    with Database.open(url=sqlite(path), projections=False) as database:
+    with Database.open(url=sqlite(path), maintain_projections=False) as database:
         assert_works(database, after)
     assert_sound(path)
 
@@ -79,7 +79,7 @@ def test_a_limit_of_file_sizes_stops_no_reader(tmp_path: Path) -> None:
 
     def attempt() -> None:
         limit_files(65_536)  # what SQLite shares between processes needs half of that
-        with Database.open(url=sqlite(tmp_path / "peon.db"), projections=False) as database:
+        with Database.open(url=sqlite(tmp_path / "peon.db"), maintain_projections=False) as database:
             assert database.events.replay_all() == before
 
     in_child(attempt)
@@ -92,11 +92,11 @@ def test_a_database_that_does_not_fit_is_not_left_half_made(tmp_path: Path, size
     def attempt() -> None:
         limit_files(size)
         with unavailable(sqlite(path), "the disk "):
-            Database.open(url=sqlite(path), projections=False)
+            Database.open(url=sqlite(path), maintain_projections=False)
         limit_files(resource.RLIM_INFINITY)
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == []
-        with Database.open(url=sqlite(path), projections=False) as database:
+        with Database.open(url=sqlite(path), maintain_projections=False) as database:
             assert_works(database, [])
 
     in_child(attempt)
@@ -130,10 +130,10 @@ def test_a_disk_that_is_full_already_is_told(small_disk: Path) -> None:
             file.write(bytes(65_536))
 
     with unavailable(sqlite(small_disk / "peon.db"), "the disk "):
-        Database.open(url=sqlite(small_disk / "peon.db"), projections=False)
+        Database.open(url=sqlite(small_disk / "peon.db"), maintain_projections=False)
 
     filler.unlink()
-    with Database.open(url=sqlite(small_disk / "peon.db"), projections=False) as database:
+    with Database.open(url=sqlite(small_disk / "peon.db"), maintain_projections=False) as database:
         assert_works(database, [])
 
 
@@ -144,5 +144,5 @@ def test_a_disk_that_became_read_only_is_told(small_disk: Path) -> None:
     read_and_fail_to_append(sqlite(small_disk / "peon.db"), before)
 
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    with Database.open(url=sqlite(small_disk / "peon.db"), projections=False) as database:
+    with Database.open(url=sqlite(small_disk / "peon.db"), maintain_projections=False) as database:
         assert_works(database, before)

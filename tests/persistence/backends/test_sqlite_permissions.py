@@ -27,7 +27,7 @@ def test_a_folder_that_may_not_be_written_is_refused(folder: Path, below: str) -
 
     def attempt() -> None:
         with unavailable(sqlite(folder / below), "in a folder that this user may write"):
-            Database.open(url=sqlite(folder / below), projections=False)
+            Database.open(url=sqlite(folder / below), maintain_projections=False)
 
     in_child(attempt, as_nobody=True)
     assert files(folder) == {}
@@ -41,7 +41,7 @@ def test_an_empty_file_in_a_folder_that_may_not_be_written_is_refused(folder: Pa
 
     def attempt() -> None:
         with unavailable(sqlite(path), "folder"):
-            Database.open(url=sqlite(path), projections=False)
+            Database.open(url=sqlite(path), maintain_projections=False)
 
     in_child(attempt, as_nobody=True)
     assert files(folder) == {"peon.db": b""}
@@ -65,7 +65,7 @@ def test_a_database_that_may_not_be_written_is_not_appended_to(folder: Path, of_
         file.chmod(0o666)
 
     def append() -> None:
-        with Database.open(url=sqlite(path), projections=False) as database:
+        with Database.open(url=sqlite(path), maintain_projections=False) as database:
             assert_works(database, before)
 
     in_child(append, as_nobody=True)
@@ -77,7 +77,7 @@ def test_a_store_works_again_when_its_database_may_be_written_again(folder: Path
     before = fill(sqlite(path))
 
     def attempt() -> None:
-        with Database.open(url=sqlite(path), projections=False) as database:
+        with Database.open(url=sqlite(path), maintain_projections=False) as database:
             # As if the file system were mounted anew, read-only; which takes more rights than a test has.
             with closing(database.engine.raw_connection()) as connection:  # the pool's only one
                 connection.cursor().execute("PRAGMA query_only = ON")
@@ -98,10 +98,10 @@ def test_a_database_that_may_not_be_read_is_refused(folder: Path) -> None:
 
     def attempt() -> None:
         with unavailable(sqlite(path), "this user may"):
-            Database.open(url=sqlite(path), projections=False)
+            Database.open(url=sqlite(path), maintain_projections=False)
 
     in_child(attempt, as_nobody=True)
     assert list(path.parent.iterdir()) == [path]
     path.chmod(0o600)
-    with Database.open(url=sqlite(path), projections=False) as database:
+    with Database.open(url=sqlite(path), maintain_projections=False) as database:
         assert_works(database, before)

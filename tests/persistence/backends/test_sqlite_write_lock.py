@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from peon.persistence import create_engine
 from peon.persistence.asynchronous import create_async_engine
-from peon.persistence.backends.engine import READ_ONLY
+from peon.persistence.backends.interface import READ_ONLY
 
 
 @pytest.fixture

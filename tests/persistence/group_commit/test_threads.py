@@ -29,8 +29,9 @@ from peon.persistence import (
     StoredEvent,
     StoreUnavailable,
 )
+from peon.persistence.backends.postgresql_log_head import PostgreSQLLogHead
+from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
 from peon.persistence.group_commit import threads
-from peon.persistence.log.head import LogEnd
 
 CONNECTION_POOL = (str(Path(sqlalchemy.pool.__file__).parent), str(sqlalchemy.util.queue.__file__))
 """Where the modules of SQLAlchemy's connection pool are."""
@@ -73,14 +74,15 @@ def refuse_encoding(database: Database) -> None:
 
 def fail_in_the_transaction(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the rows are written and before they are committed."""
-    written = LogEnd.add
+    head = PostgreSQLLogHead if database.engine.dialect.name == "postgresql" else SQLiteLogHead
+    written = head.add
 
     def write_then_fail(*arguments: Any) -> None:
         written(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(LogEnd, "add", write_then_fail)
+        patched.setattr(head, "add", write_then_fail)
         with pytest.raises(KeyboardInterrupt):
             database.events.append_all([renamed("x")])
 
@@ -242,7 +244,9 @@ def test_a_batch_that_fails_does_not_fail_those_that_share_its_commit(database: 
 
 
 def test_an_unavailable_database_is_told_to_all_that_share_a_commit(sqlite_url: URL) -> None:
-    with Database.open(AppConfig(database={"busy_timeout": 0.05}), url=sqlite_url, projections=False) as database:
+    with Database.open(
+        AppConfig(database={"busy_timeout": 0.05}), url=sqlite_url, maintain_projections=False
+    ) as database:
         with database.engine.begin(), ThreadPoolExecutor(8) as pool:
             futures = [pool.submit(database.events.append_all, [renamed(str(n))]) for n in range(8)]
             errors = [future.exception() for future in futures]
@@ -271,7 +275,7 @@ def test_an_interrupted_leader_leaves_the_others_their_appends(database: Databas
 
 
 def test_a_thread_that_is_interrupted_while_it_waits_stores_nothing(migrated_lasting_url: URL) -> None:
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         held = HeldCommit(database, others=2)  # which never come: this thread is one
         leader = threading.Thread(target=database.events.append_all, args=([renamed("leader")],))
         leader.start()
@@ -299,7 +303,7 @@ def test_a_thread_that_is_interrupted_in_a_shared_commit_keeps_nobody_asleep(mig
     left = threading.Event()
     outcomes: list[str] = []
 
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         writer: Any = database.events._writer
 
         def append(name: str, after: int) -> None:
@@ -364,7 +368,7 @@ def test_interrupts_at_any_moment_neither_hang_nor_tear_anything(
             with suppress(StoreUnavailable):  # it shared the commit of the one that is interrupted
                 append(database, "other")
 
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         others = [threading.Thread(target=go_on, args=(database,), daemon=True) for _ in range(2)]
         for thread in others:
             thread.start()
@@ -414,7 +418,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_closing_gives_the_connection_back_and_leaves_the_store_usable(migrated_lasting_url: URL) -> None:
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([renamed("a")])
         database.events.close()
         assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -424,7 +428,7 @@ def test_closing_gives_the_connection_back_and_leaves_the_store_usable(migrated_
 
 
 def test_a_store_that_nobody_uses_any_more_gives_its_connection_back_at_once(migrated_lasting_url: URL) -> None:
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         store = EventStore(database.engine)
         store.append_all([renamed("a")])
 
@@ -450,7 +454,7 @@ def test_a_child_forked_in_the_middle_of_an_append_of_another_thread_does_not_ha
     # In SQLite the child waits in vain; on a server it has its turn.
     busy_timeout = 0.2 if migrated_lasting_url.get_backend_name() == "sqlite" else 20
     config = AppConfig(database={"busy_timeout": busy_timeout})
-    with Database.open(config, url=migrated_lasting_url, projections=False) as database:
+    with Database.open(config, url=migrated_lasting_url, maintain_projections=False) as database:
         in_the_middle = threading.Event()
         forked = threading.Event()
 
@@ -479,7 +483,7 @@ def test_a_child_forked_in_the_middle_of_an_append_of_another_thread_does_not_ha
 
 
 def test_a_child_does_not_use_its_parents_connections(migrated_lasting_url: URL) -> None:
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([renamed("a")])
         database.events.replay_all()
         inherited = []
@@ -498,7 +502,7 @@ def test_a_child_does_not_use_its_parents_connections(migrated_lasting_url: URL)
 
 
 def test_parent_and_forked_child_both_append(migrated_lasting_url: URL) -> None:
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([renamed("before the fork")])
         assert exit_code_of_child(lambda: database.events.append_all([renamed("child")])) == 0
         database.events.append_all([renamed("parent")])

@@ -16,7 +16,7 @@ def database(log_alone: Database) -> Database:
 @pytest.fixture
 def memory(migrated_memory: None) -> Iterator[Database]:
     """For tests of what is decided before a database is asked."""
-    with Database.open(url="sqlite://", projections=False) as database:
+    with Database.open(url="sqlite://", maintain_projections=False) as database:
         yield database
 
 

@@ -97,7 +97,7 @@ def test_a_condition_holds_in_a_transaction_of_the_callers_own(database: Databas
 
 
 def compete(barrier: Any, url: str, rounds: int, wins: Any) -> None:
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         for turn in range(rounds):
             thread = UUID(int=turn)
             barrier.wait(PATIENCE)
@@ -122,7 +122,7 @@ def test_of_many_processes_exactly_one_wins_each_round(migrated_lasting_url: URL
 
     assert [competitor.exitcode for competitor in competitors] == [0] * processes
     assert list(wins) == [1] * rounds
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         assert [s.event.thread_id.int for s in database.events.stream()] == list(range(rounds))  # type: ignore[union-attr]
 
 
@@ -173,7 +173,7 @@ def test_a_condition_is_decided_although_others_always_append_more(
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_a_condition_alone_is_refused_where_it_cannot_be_seen(migrated_postgresql_url: URL, level: Any) -> None:
     with (
-        Database.open(url=migrated_postgresql_url, projections=False) as database,
+        Database.open(url=migrated_postgresql_url, maintain_projections=False) as database,
         database.engine.connect().execution_options(isolation_level=level) as connection,
     ):
         connection.execute(text("SELECT 1 FROM events"))
@@ -183,7 +183,7 @@ def test_a_condition_alone_is_refused_where_it_cannot_be_seen(migrated_postgresq
 
 
 def test_a_connection_of_elsewhere_is_refused(database: Database) -> None:
-    with Database.open(url="sqlite://", projections=False) as other:
+    with Database.open(url="sqlite://", maintain_projections=False) as other:
         with other.engine.connect() as connection:
             with pytest.raises(ValueError, match="of another database"):
                 database.events.append_all([ThreadDeleted(thread_id=THREAD)], connection=connection)

@@ -24,7 +24,7 @@ def batch(number: int, size: int) -> list[OrchestrationEvent]:
 def append_until_killed(url: str, first: int, seed: int, report: Connection) -> None:
     """Reports each batch as soon as it is acknowledged: its number, and the sequence of its last event."""
     sizes = random.Random(seed)
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         number = first
         while True:
             stored = database.events.append_all(batch(number, sizes.choice([1, 1, 1, 2, 5, 40])))
@@ -62,14 +62,14 @@ def kill_once(url: str, first: int, seed: int) -> list[tuple[int, int]]:
 def test_what_was_acknowledged_survives_kill_9(backend: str, request: pytest.FixtureRequest) -> None:
     url: URL = request.getfixturevalue("sqlite_url" if backend == "file" else "postgresql_url")
     address = url.render_as_string(hide_password=False)
-    Database.open(url=address, projections=False).close()
+    Database.open(url=address, maintain_projections=False).close()
     acknowledged: list[tuple[int, int]] = []
     first = 1
     for seed in range(KILLS):
         acknowledged += kill_once(address, first, seed)
         first = acknowledged[-1][0] + 2  # the batch after the last one may have been stored, unacknowledged
 
-    with Database.open(url=address, projections=False) as database:
+    with Database.open(url=address, maintain_projections=False) as database:
         log = database.events.replay_all()
 
     assert [stored.sequence for stored in log] == list(range(1, len(log) + 1))

@@ -4,7 +4,7 @@ import pytest
 from helpers.secret import SECRET
 from helpers.tide_events import ONE, decode_error
 
-from peon.persistence.log.codec import orchestration_codec
+from peon.persistence.orchestration.codec import orchestration_codec
 
 RENAMED = f'{{"type":"ProjectRenamed","occurred_at":"2025-03-14T09:26:53Z","project_id":"{ONE}","name":"{SECRET}"}}'
 

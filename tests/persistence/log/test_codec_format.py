@@ -16,7 +16,7 @@ from peon.persistence import (
     Database,
     EventCodec,
 )
-from peon.persistence.log.codec import orchestration_codec
+from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.schema import events as log
 
 

@@ -68,7 +68,7 @@ LOSSES: dict[str, BaseModel] = {
 @pytest.mark.parametrize("event", LOSSES.values(), ids=LOSSES)
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_what_would_not_come_back_equal_is_refused_by_default(event: BaseModel, sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         store: EventStore[Any] = EventStore(database.engine, EventCodec(Measured | Renaming))
         (before,) = store.append_all([Measured(metres=1.5, raw="ł".encode(), extra={"a": [1, 2.5, None, True]})])
 

@@ -24,7 +24,7 @@ from peon.persistence import (
     EventStore,
     ProjectionError,
 )
-from peon.persistence.log.head import LogEnd
+from peon.persistence.backends import backend_of
 from peon.persistence.log.idempotency import Receipt, add_receipt
 from peon.persistence.schema import events as log
 
@@ -233,7 +233,7 @@ def test_a_repeat_whose_event_cannot_be_read_leaves_its_neighbours_alone(databas
     appender = database.events._appender
     with database.engine.begin() as connection:
         requests = [appender.request([renamed()], None, identifier) for identifier in (command, uuid4())]
-        unreadable, stored = appender.perform(LogEnd.join(connection), requests)
+        unreadable, stored = appender.perform(backend_of(connection).join_append(connection), requests)
     assert isinstance(unreadable, EventDecodeError)
     assert [*database.events.stream(after=1)] == stored
 

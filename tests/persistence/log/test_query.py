@@ -10,6 +10,7 @@ from helpers.conditions import OTHER, PROJECT, THREAD, conflict, padding
 from pydantic import BaseModel, Field
 from sqlalchemy import insert
 
+from peon import UndecodableEvent
 from peon.orchestration import (
     ProjectRenamed,
     ThreadDeleted,
@@ -87,7 +88,7 @@ def test_rows_that_are_no_events_have_their_type_alone(database: Database, read:
         )
 
     assert list(database.events.stream(query=EventQuery(thread_id=THREAD))) == []
-    kept = database.events.stream(query=EventQuery(event_types=["T"]), undecodable="keep")
+    kept = database.events.stream(query=EventQuery(event_types=["T"]), undecodable=UndecodableEvent)
     assert [s.sequence for s in kept] == [1, 2, 3, 4, 5]
 
 

@@ -44,7 +44,7 @@ def insert_between_events(database: Database, row: str) -> list[Any]:
 def assert_kept(database: Database, row: str, event_type: str, payload: str) -> UndecodableEvent:
     neighbours = insert_between_events(database, row)
 
-    kept = database.events.replay_all(undecodable="keep")
+    kept = database.events.replay_all(undecodable=UndecodableEvent)
 
     assert [sequence for sequence, _, _ in kept] == [1, 2, 3, 4, 5]
     assert kept[:2] + kept[3:] == neighbours
@@ -53,13 +53,13 @@ def assert_kept(database: Database, row: str, event_type: str, payload: str) -> 
     assert (event.event_type, event.payload) == (event_type, payload)
     assert event.reason
     assert database.events.replay_from(4) == neighbours[2:]
-    assert [(number, event) for number, event, _ in database.events.stream(after=2, limit=1, undecodable="keep")] == [
-        (3, event)
-    ]
+    assert [
+        (number, event) for number, event, _ in database.events.stream(after=2, limit=1, undecodable=UndecodableEvent)
+    ] == [(3, event)]
 
     stream = database.events.stream()
     assert [next(stream), next(stream)] == neighbours[:2]
-    with pytest.raises(EventDecodeError, match='undecodable="keep"') as caught:
+    with pytest.raises(EventDecodeError, match="undecodable=UndecodableEvent") as caught:
         next(stream)
     assert (caught.value.sequence, caught.value.event_type) == (3, event_type)
     assert caught.value.reason == event.reason
@@ -121,16 +121,16 @@ DAMAGED_IN_SQLITE = {
 
 @pytest.mark.parametrize(("row", "event_type", "payload"), DAMAGED_IN_SQLITE.values(), ids=DAMAGED_IN_SQLITE)
 def test_a_row_that_is_damaged_is_kept_in_its_place(sqlite_url: URL, row: str, event_type: str, payload: str) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         assert_kept(database, row, event_type, payload)
 
 
 def test_an_event_type_that_is_not_text_is_kept_in_its_place(sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         row = f"x'41ff', '{FINE}', '{STORED_AT}'"
         neighbours = insert_between_events(database, row)
 
-        kept = database.events.replay_all(undecodable="keep")
+        kept = database.events.replay_all(undecodable=UndecodableEvent)
 
         assert kept[:2] + kept[3:] == neighbours
         assert isinstance(kept[2].event, UndecodableEvent)
@@ -147,14 +147,14 @@ def test_an_event_that_is_kept_has_its_own_moment(database: Database, position: 
             insert(log), {"sequence": 9, "event_type": "ProjectPainted", "payload": "{}", "stored_at": STORED_AT}
         )
 
-    kept = database.events.replay_all(undecodable="keep")[-1]
+    kept = database.events.replay_all(undecodable=UndecodableEvent)[-1]
 
     assert kept.stored_at == datetime(2025, 3, 14, 9, 26, 53, 589793, tzinfo=UTC)
 
 
 def test_many_damaged_rows_spoil_no_other(sqlite_url: URL) -> None:
     count = 2_500  # more than are fetched at once
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         with database.engine.begin() as connection:
             connection.execute(
                 text(
@@ -165,7 +165,7 @@ def test_many_damaged_rows_spoil_no_other(sqlite_url: URL) -> None:
                 {"count": count, "fine": FINE, "stored_at": STORED_AT},
             )
 
-        kept = database.events.replay_all(undecodable="keep")
+        kept = database.events.replay_all(undecodable=UndecodableEvent)
 
         assert [stored.sequence for stored in kept] == list(range(1, count + 1))
         fine = EVENT.validate_json(FINE)
@@ -188,7 +188,7 @@ def test_a_log_of_events_that_a_codec_does_not_know_can_be_read_by_it(database: 
 
     (closed,) = other.append_all([StationClosed(station="Hel")])
 
-    kept = other.replay_all(undecodable="keep")
+    kept = other.replay_all(undecodable=UndecodableEvent)
     assert [getattr(event, "event_type", None) for _, event, _ in kept] == [
         "MessageAppended",
         "ApprovalRequested",

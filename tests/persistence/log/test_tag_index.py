@@ -32,7 +32,7 @@ from peon.persistence import (
     EventStore,
     create_engine,
 )
-from peon.persistence.backends.engine import READ_ONLY
+from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.log import pages, tag_index
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs"
@@ -138,7 +138,7 @@ def test_threads_that_index_at_once_take_turns(migrated_lasting_url: URL, monkey
     monkeypatch.setattr(pages, "PAGE_EVENTS", 10)
     monkeypatch.setattr(tag_index, "PAGES_A_COMMIT", 1)
     together = threading.Barrier(threads)
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all(padding(1_000))
         index = database.events._reader._index
 
@@ -190,7 +190,7 @@ def is_match(query: EventQuery, stored: OrchestrationEvent) -> bool:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[EventStore[OrchestrationEvent]]:
-    with Database.open(url="sqlite://", projections=False) as database:
+    with Database.open(url="sqlite://", maintain_projections=False) as database:
         yield database.events
 
 
@@ -236,7 +236,7 @@ def statements_of_the_index(database: Database) -> Iterator[list[tuple[str, Any]
 def test_queries_are_ranges_of_the_index(request: pytest.FixtureRequest, backend: str, analyzed: bool) -> None:
     """What a planner thinks of the tags, or does not know, makes none of them a sort of all that is left of one."""
     url: URL = request.getfixturevalue(backend)
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         database.events.append_all([*padding(4_000), *(TurnStarted(turn_id=TURN, thread_id=uuid4()) for _ in range(5))])
         query = EventQuery(event_types=["ThreadSelected", "TurnStarted"])
         both = EventQuery(event_types=["TurnStarted"], turn_id=TURN)
@@ -294,7 +294,7 @@ def test_much_of_the_index_is_not_read_under_the_lock(
 
     turns = [ThreadDeleted(thread_id=THREAD), ThreadSelected(thread_id=OTHER)] * 100
     query = EventQuery(event_types=["ThreadSelected"], thread_id=THREAD)
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         event.listen(database.engine, "before_cursor_execute", note)
         database.events.append_all(turns)
         assert list(database.events.stream(query=query)) == []
@@ -313,7 +313,7 @@ def test_much_of_the_index_is_not_read_under_the_lock(
 
 
 def test_a_file_that_may_only_be_read_is_read_without_an_index(sqlite_url: URL, tmp_path: Any) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(3_000)])
     engine = create_engine(f"sqlite:///file:{sqlite_url.database}?mode=ro&uri=true")
     store = EventStore(engine)
@@ -326,7 +326,7 @@ def test_a_read_does_not_wait_for_the_lock_that_its_index_needs(
 ) -> None:
     monkeypatch.setattr(tag_index, "TAIL", 3)
     query = EventQuery(thread_id=THREAD)
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([*padding(10), ThreadDeleted(thread_id=THREAD)])
         with database.engine.begin() as connection:
             database.events.append_all([], condition=AppendCondition(query, after=11), connection=connection)

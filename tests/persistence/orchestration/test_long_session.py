@@ -106,7 +106,7 @@ class TestKill9:
             assert reopened.projections.verify() == []
 
     def test_in_a_catch_up(self, open_lasting: Opener) -> None:
-        database = open_lasting(projections=False)
+        database = open_lasting(maintain_projections=False)
         events = [each for batch in projection_processes.session() for each in batch]
         for place in (300, 200, 100):
             events.insert(place, events[0])
@@ -350,7 +350,7 @@ def resident() -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["file", "postgresql"])
 def test_a_million_events_keep_the_memory_flat(backend: str, request: pytest.FixtureRequest) -> None:
-    database: Database = request.getfixturevalue(f"open_empty_{backend}")(projections=False)
+    database: Database = request.getfixturevalue(f"open_empty_{backend}")(maintain_projections=False)
     identifiers = [uuid4() for _ in range(4)]
     database.events.append_all([*BEGINNING, *(message(identifier) for identifier in identifiers)])
     part: list[OrchestrationEvent] = [

@@ -38,7 +38,7 @@ from peon.orchestration import (
     TurnFailed,
 )
 from peon.persistence import Database
-from peon.persistence.orchestration.projection import LONGEST_BRANCH_NAME
+from peon.persistence.backends.postgresql import MAXIMUM_KEY_BYTES
 
 
 @pytest.fixture
@@ -82,11 +82,11 @@ def test_a_nul_character_is_refused_where_postgresql_cannot_hold_it(
 
 
 def test_the_longest_name_of_a_branch_that_an_index_of_postgresql_holds(scene_in_postgresql: Database) -> None:
-    longest = BranchCreated(thread_id=THREAD, name=random_name(LONGEST_BRANCH_NAME))
+    longest = BranchCreated(thread_id=THREAD, name=random_name(MAXIMUM_KEY_BYTES))
     scene_in_postgresql.events.append_all([longest])
     assert longest.name in {branch.name for branch in scene_in_postgresql.read_model.branches(THREAD)}
 
-    error = refuse(scene_in_postgresql, [BranchCreated(thread_id=THREAD, name=random_name(LONGEST_BRANCH_NAME + 1))])
+    error = refuse(scene_in_postgresql, [BranchCreated(thread_id=THREAD, name=random_name(MAXIMUM_KEY_BYTES + 1))])
 
     assert error.reason == "PostgreSQL cannot index its name of 2,601 bytes: 2,600 at most"
 

@@ -60,7 +60,7 @@ def differences(database: Database) -> list[str]:
 @given(seed=seeds, count=counts)
 def test_live_and_rebuilt_and_caught_up_are_what_the_events_say(open_empty: Opener, seed: int, count: int) -> None:
     chance = Random(seed)
-    live, caught_up = open_empty("live"), open_empty("caught_up", projections=False)
+    live, caught_up = open_empty("live"), open_empty("caught_up", maintain_projections=False)
     model = told(live)
     events = list(invented(chance, model, count))
     assert model.follow_all(events) == {}
@@ -106,7 +106,7 @@ def test_a_batch_is_refused_as_a_whole_exactly_where_one_of_its_events_contradic
 @given(seed=seeds, count=counts)
 def test_a_stored_log_loses_the_contradictory_events_alone(open_empty: Opener, seed: int, count: int) -> None:
     chance = Random(seed)
-    database = open_empty("stored", projections=False)
+    database = open_empty("stored", maintain_projections=False)
     model = told(database)
     append(database, chance, list(invented(chance, model, count, contradictions=0.25)))
     events = [stored.event for stored in database.events.stream()]
@@ -126,7 +126,7 @@ def test_an_append_first_takes_in_what_was_stored_without_projections(
 ) -> None:
     chance = Random(seed)
     database = open_empty("both")
-    alone = Database(database.engine, projections=False)
+    alone = Database(database.engine, maintain_projections=False)
     model = told(database)
     contradictory: list[int] = []
     while model.sequence < count:

@@ -69,7 +69,7 @@ def change(database: Database, *statements: Any) -> None:
 
 
 def append_alone(database: Database, *events: OrchestrationEvent) -> None:
-    alone = Database(database.engine, projections=False)
+    alone = Database(database.engine, maintain_projections=False)
     alone.events.append_all(events)
     alone.events.close()
 

@@ -28,6 +28,7 @@ from helpers.reference_model import ReferenceModel, state_of
 from sqlalchemy import delete, select, update
 
 from peon.persistence import Database, ProjectionError, ProjectionsOutOfDate, schema
+from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.projections import Projections
 
@@ -137,7 +138,7 @@ class TestGaps:
         assert [problem.sequence for problem in database.projections.problems()] == [len(SCENE) + 1]
 
     def test_two_that_have_it_open_take_turns(self, open_lasting: Opener) -> None:
-        with another(database := open_lasting()) as other, another(database, projections=False) as alone:
+        with another(database := open_lasting()) as other, another(database, maintain_projections=False) as alone:
             for number, each in enumerate(SCENE):
                 (database, other, alone)[number % 3].events.append_all([each])
             other.events.append_all([renamed("x")])
@@ -153,7 +154,7 @@ class Newer(OrchestrationProjection):
 class TestAnotherVersion:
     def test_its_tables_are_not_written(self, database: Database) -> None:
         database.events.append_all(SCENE)
-        Projections(database.engine, [Newer()]).catch_up()
+        Projections(database.engine, [Newer()], orchestration_codec).catch_up()
         before = rows_of_all_tables(database)
 
         for _ in range(2):
@@ -200,7 +201,7 @@ class TestAnotherVersion:
         self, database: Database, small_pages: None
     ) -> None:
         append_alone(database, *SCENE)
-        both = {1: database.projections, 2: Projections(database.engine, [Newer()])}
+        both = {1: database.projections, 2: Projections(database.engine, [Newer()], orchestration_codec)}
         reported: list[int] = []
 
         def overtake(done: int, _: int) -> None:
@@ -220,7 +221,7 @@ class TestAnotherVersion:
 @pytest.mark.usefixtures("small_pages")
 class TestCatchUp:
     def test_reports_each_commit(self, open_empty: Opener) -> None:
-        alone = open_empty(projections=False)
+        alone = open_empty(maintain_projections=False)
         alone.events.append_all(SCENE)
         database = Database(alone.engine)
         reported: list[tuple[int, int, int]] = []
@@ -281,7 +282,7 @@ class TestCatchUp:
 
         def overtake(*pair: int) -> None:
             reported.append(pair)  # type: ignore[arg-type]
-            Projections(database.engine, [OrchestrationProjection()]).catch_up()
+            Projections(database.engine, [OrchestrationProjection()], orchestration_codec).catch_up()
 
         database.projections.catch_up(overtake)
 
@@ -289,9 +290,9 @@ class TestCatchUp:
         assert reported[-1][0] == reported[-1][1]
 
     def test_happens_when_it_is_opened_and_only_there_where_projections_are_off(self, open_lasting: Opener) -> None:
-        database = open_lasting(projections=False)
+        database = open_lasting(maintain_projections=False)
         database.events.append_all(SCENE)
-        with another(database, projections=False) as alone:
+        with another(database, maintain_projections=False) as alone:
             assert alone.projections.position() == 0
             assert alone.read_model.projects() == []
 
@@ -310,7 +311,7 @@ class TestCatchUp:
             connection.rollback()
 
     def test_of_two_processes_at_once(self, open_lasting: Opener) -> None:
-        database = open_lasting(projections=False)
+        database = open_lasting(maintain_projections=False)
         events = long_session(12)
         database.events.append_all(events)
         processes_at_once = 3

@@ -26,7 +26,7 @@ from peon.orchestration import (
     OrchestrationEvent,
 )
 from peon.persistence import Database, Difference, Problem, schema
-from peon.persistence.orchestration.projection import LONGEST_BRANCH_NAME
+from peon.persistence.backends.postgresql import MAXIMUM_KEY_BYTES
 
 UNDECODABLE = [
     ("Unheard", "{}", "2026-05-17T00:00:00.000000Z"),
@@ -54,7 +54,7 @@ class TestProblems:
         assert found(database) == model.state()
 
     def test_what_cannot_be_decoded_is_passed_over(self, open_lasting: Opener) -> None:
-        database = open_lasting(projections=False)
+        database = open_lasting(maintain_projections=False)
         database.events.append_all(SCENE)
         numbers = [add_row(database, *row) for row in UNDECODABLE]
         if not is_postgresql(database):
@@ -99,7 +99,7 @@ class TestProblems:
         )
 
     def test_a_name_of_a_branch_that_no_index_holds_is_one_on_postgresql(self, database: Database) -> None:
-        too_long = random_name(LONGEST_BRANCH_NAME + 1)
+        too_long = random_name(MAXIMUM_KEY_BYTES + 1)
         made = BranchCreated(thread_id=THREAD, name=too_long)
         append_alone(
             database, *SCENE, made, BranchPushed(thread_id=THREAD, name=too_long, remote="origin"), renamed("b")

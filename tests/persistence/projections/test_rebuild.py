@@ -31,7 +31,7 @@ from sqlalchemy import URL, Connection, delete, event, insert, text, update
 
 from peon.config import AppConfig
 from peon.persistence import Database, schema
-from peon.persistence.backends.engine import READ_ONLY
+from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.log import pages
 
 
@@ -257,7 +257,7 @@ class TestRebuild:
         database.events.append_all(SCENE)
         reported: list[tuple[int, int]] = []
 
-        with another(database) as other, another(database, projections=False) as alone:
+        with another(database) as other, another(database, maintain_projections=False) as alone:
 
             def append(done: int, total: int) -> None:
                 reported.append((done, total))

@@ -69,7 +69,7 @@ UNFIT: dict[str, list[Projection]] = {
 
 @pytest.mark.parametrize("message", list(UNFIT))
 def test_what_could_not_be_kept_is_refused(open_empty_memory: Opener, message: str) -> None:
-    engine = open_empty_memory(projections=False).engine
+    engine = open_empty_memory(maintain_projections=False).engine
 
     with pytest.raises(ValueError, match=message):
         Database(engine, projections=UNFIT[message])
@@ -77,7 +77,7 @@ def test_what_could_not_be_kept_is_refused(open_empty_memory: Opener, message: s
 
 @pytest.mark.parametrize("unfit", [WordCount, [WordCount], ["word_count"], "word_count", None])
 def test_what_is_no_projection_is_refused(open_empty_memory: Opener, unfit: Any) -> None:
-    engine = open_empty_memory(projections=False).engine
+    engine = open_empty_memory(maintain_projections=False).engine
 
     with pytest.raises(TypeError, match="projection"):
         Database(engine, projections=unfit)
@@ -92,7 +92,7 @@ def test_what_is_no_projection_is_refused(open_empty_memory: Opener, unfit: Any)
     ],
 )
 def test_what_can_be_kept_is_not(open_empty_memory: Opener, fit: Table) -> None:
-    engine = open_empty_memory(projections=False).engine
+    engine = open_empty_memory(maintain_projections=False).engine
 
     assert "a" in repr(Database(engine, projections=[projection("a", fit)]).projections)
 

@@ -182,7 +182,7 @@ def some_events(count: int) -> list[OrchestrationEvent]:
 
 @pytest.fixture
 def database(migrated_lasting_url: URL) -> Iterator[Database]:
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         yield database
 
 
@@ -191,14 +191,14 @@ def as_opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """A database of each kind as `Database.open` makes it: shared by the tests that only look at its tables."""
     if request.param == "file":
         with Database.open(
-            url=f"sqlite:///{tmp_path_factory.mktemp('as_opened') / 'peon.db'}", projections=False
+            url=f"sqlite:///{tmp_path_factory.mktemp('as_opened') / 'peon.db'}", maintain_projections=False
         ) as database:
             yield database.engine
         return
     schemas: MigratedSchemas = request.getfixturevalue("migrated_schemas")
     schema = schemas.create()
     with Database.open(
-        url=in_schema(request.getfixturevalue("postgresql_server"), schema), projections=False
+        url=in_schema(request.getfixturevalue("postgresql_server"), schema), maintain_projections=False
     ) as database:
         yield database.engine
     schemas.drop(schema)
@@ -294,7 +294,7 @@ def test_metadata_creates_the_very_tables_of_the_migrations_in_sqlite(sqlite_url
 
     created = sqlalchemy.create_engine("sqlite://")
     metadata.create_all(created)
-    with Database.open(url=sqlite_url, projections=False) as migrated:
+    with Database.open(url=sqlite_url, maintain_projections=False) as migrated:
         expected = definitions(migrated.engine)
     del expected["alembic_version"]
 
@@ -382,19 +382,19 @@ def refuse(database: Database, change: str) -> None:
 
 @pytest.mark.parametrize("change", SQLITE_CHANGES)
 def test_sqlite_refuses_to_change_a_stored_event(sqlite_url: URL, change: str) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         refuse(database, change)
 
 
 @pytest.mark.parametrize("change", POSTGRESQL_CHANGES)
 def test_postgresql_refuses_to_change_a_stored_event(migrated_postgresql_url: URL, change: str) -> None:
-    with Database.open(url=migrated_postgresql_url, projections=False) as database:
+    with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
         refuse(database, change)
 
 
 @pytest.mark.parametrize("change", ["UPDATE events SET payload = '{}'", "DELETE FROM events"])
 def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         stored = database.events.append_all(some_events(3))
 
         with closing(sqlite3.connect(str(sqlite_url.database))) as other:
@@ -407,17 +407,17 @@ def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -
 
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_a_sequence_is_never_used_again(sqlite_url: URL, count: int) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(some_events(count))
     with closing(sqlite3.connect(str(sqlite_url.database))) as connection:
         connection.executescript("DROP TRIGGER events_refuse_delete; DELETE FROM events;")
 
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         assert [s.sequence for s in database.events.append_all(some_events(2))] == [count + 1, count + 2]
 
 
 def test_a_file_of_the_newest_schema_is_all_there_is(sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(some_events(1))
 
     assert [path.name for path in Path(str(sqlite_url.database)).parent.iterdir()] == ["peon.db"]
