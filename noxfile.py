@@ -22,9 +22,9 @@ def install_group(session: nox.Session, name: str) -> None:
     session.install(*nox.project.dependency_groups(PYPROJECT, name))
 
 
-def pytest(session: nox.Session, *selection: str, env: dict[str, str] | None = None) -> None:
-    """Runs pytest on what follows `--` on the command line of nox, or else on `selection`."""
-    session.run("python", "-m", "pytest", *(session.posargs or selection), env=env)
+def pytest(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """Runs pytest with `arguments`, then with those that follow `--` on the command line of nox."""
+    session.run("python", "-m", "pytest", *arguments, *session.posargs, env=env)
 
 
 @nox.session
