@@ -1,0 +1,53 @@
+"""The documentation site: `sphinx-build -W --keep-going -n -b html docs build/docs`."""
+
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from docutils.nodes import Element
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+project = "Peon"
+copyright = "The Peon maintainers"  # noqa: A001 - Sphinx's name for it
+version = release = installed_version("peon")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+html_theme = "furo"
+html_title = f"Peon {release}"
+html_show_sphinx = False
+
+myst_heading_anchors = 3
+default_role = "py:obj"  # docstrings name other objects in single backticks
+copybutton_exclude = ".linenos, .gp, .go"
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "exclude-members": "model_config, __new__"}
+autodoc_class_signature = "separated"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
+
+# Nothing is downloaded during a build, so objects of other packages have no page to link to.
+nitpick_ignore_regex = [
+    ("py:.*", r"(sqlalchemy|pydantic|pydantic_core|pydantic_settings|collections|types|datetime|uuid|pathlib)\..*"),
+    ("py:obj", ".*"),  # a name in a docstring is a link only if it is one of ours
+]
+
+
+def resolve_public_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
+) -> Element | None:
+    """Links `peon.persistence.database.Database` in a signature to `peon.Database`, which has the documentation."""
+    target: str = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target.startswith("peon."):
+        return None
+    domain: Any = env.domains["py"]
+    for module in ("peon", "peon.orchestration"):
+        public = f"{module}.{target.rpartition('.')[2]}"
+        if public in domain.objects and public != target:
+            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", public, node, content)
+    return None
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("missing-reference", resolve_public_name)
