@@ -1,4 +1,4 @@
-"""The documentation site: `sphinx-build -W --keep-going -n -b html docs build/docs`."""
+"""The documentation site. Build it with `sphinx-build -W --keep-going -n -b html docs docs/_build`."""
 
 from importlib.metadata import version as installed_version
 from typing import Any, get_type_hints
@@ -16,6 +16,7 @@ copyright = "The Peon maintainers"  # noqa: A001 - Sphinx's name for it
 version = release = installed_version("peon")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"Peon {release}"
 html_show_sphinx = False
@@ -28,7 +29,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "exclude-members": "model_config, __new__"}
 autodoc_class_signature = "separated"  # so that a page can leave out the constructor of what users do not construct
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 100
+python_maximum_signature_line_length = 160
 
 nitpick_ignore_regex = [
     # Nothing is downloaded during a build, so objects of other packages have no page to link to.
