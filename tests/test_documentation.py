@@ -12,6 +12,7 @@ an empty data directory:
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,9 @@ def test_code_blocks_run_in_order(page: Path, checkout: Path) -> None:
 
 
 def run_in_shell(commands: str, expected: str | None, place: str) -> None:
+    for program in {"bash", *re.findall(r"^(sqlite3) ", commands, re.MULTILINE)}:
+        if shutil.which(program) is None:
+            pytest.skip(f"{place} needs {program}, which is not installed")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands], capture_output=True, text=True, timeout=SHELL_SECONDS
     )
