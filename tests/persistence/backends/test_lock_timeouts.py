@@ -167,7 +167,8 @@ def test_the_transactions_of_an_application_wait_as_the_server_says(migrated_pos
 def test_a_lock_on_a_table_of_a_server_is_told(migrated_postgresql_url: URL) -> None:
     options = str(migrated_postgresql_url.query["options"])
     with Database.open(
-        url=migrated_postgresql_url.update_query_dict({"options": f"{options} -clock_timeout=100"}), maintain_projections=False
+        url=migrated_postgresql_url.update_query_dict({"options": f"{options} -clock_timeout=100"}),
+        maintain_projections=False,
     ) as database:
         before = database.events.append_all([renamed()])
         url = database.engine.url
