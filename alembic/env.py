@@ -8,17 +8,16 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection
 
 from peon.config import AppConfig, ConfigError
+from peon.persistence.backends import backend_of
+from peon.persistence.backends.address import database_url, is_missing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.backends.engine import create_engine, database_url
+from peon.persistence.backends.engine import create_engine
 from peon.persistence.errors import PersistenceError
 from peon.persistence.migrations import (
     current_revision,
-    is_missing,
     migration_transaction,
     refuse_unknown,
     revisions,
-    save_copy,
-    schema_for_tables,
 )
 from peon.persistence.schema import metadata
 
@@ -61,7 +60,7 @@ def changes_tables(revision: str | None) -> bool:
 
 
 def run(connection: Connection) -> None:
-    configure(connection=connection, version_table_schema=schema_for_tables(connection))
+    configure(connection=connection, version_table_schema=backend_of(connection).schema_for_new_tables(connection))
     with context.begin_transaction():
         context.run_migrations()
 
@@ -81,7 +80,7 @@ def run_command() -> None:
         with DriverErrors(engine), migration_transaction(engine) as connection:
             revision = current_revision(connection)
             refuse_unknown(engine, revision)
-            if changes_tables(revision) and (copy := save_copy(engine, connection, revision)):
+            if changes_tables(revision) and (copy := backend_of(connection).save_copy(connection, revision)):
                 context.config.print_stdout("Saved what there is to %s", copy)
             run(connection)
     finally:

@@ -28,8 +28,8 @@ from workload import (
     some_batches,
 )
 
+from peon import Database
 from peon.orchestration import OrchestrationEvent
-from peon.persistence import Database
 
 BASELINE = "plain sqlite3"
 APPEND_TARGETS = {1: 0.85, 10: 0.85, 1_000: 0.95}
@@ -71,7 +71,7 @@ def measure(folder: Path, events: list[OrchestrationEvent], rounds: int, console
         def open_stores(name: str, stored: Sequence[OrchestrationEvent] = ()) -> tuple[PlainStore, Database]:
             plain = stack.enter_context(closing(PlainStore(folder / f"plain-{name}.db")))
             url = f"sqlite:///{folder}/peon-{name}.db"
-            database = stack.enter_context(Database.open(url=url, projections=False))
+            database = stack.enter_context(Database.open(url=url, maintain_projections=False))
             for batch in batches_of(stored, SESSION_COMMIT_EVENTS):
                 plain.append_all(batch)
                 database.events.append_all(batch)

@@ -77,7 +77,7 @@ def write_bar_chart(
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
         axes.set_xlabel(axis)
-        axes.set_xlim(0, VALUE_ROOM * max(axes.get_xlim()[1], *(target for _, target in marked)))
+        axes.set_xlim(0, VALUE_ROOM * max([axes.get_xlim()[1], *(target for _, target in marked)]))
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -16,7 +16,7 @@ from sqlalchemy import URL, make_url
 from tables import Table
 from workload import SAMPLE, batches_of, seconds, session_events
 
-from peon.persistence import Database, copy_database
+from peon import Database, copy_database
 
 EVENTS = 100_000
 
@@ -66,7 +66,7 @@ def measure(folder: Path, server: URL, console: Console, *, events: int = EVENTS
     with ExitStack() as stack:
 
         def open_log(url: URL) -> Database:
-            return stack.enter_context(Database.open(url=url, projections=False))
+            return stack.enter_context(Database.open(url=url, maintain_projections=False))
 
         source = open_log(make_url(f"sqlite:///{original}"))
         with console.status(f"Filling with {events:,} events"):

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from tables import Table, target_text
 
+from peon import Database
 from peon.orchestration import (
     MessageAppended,
     MessageChunkReceived,
@@ -33,7 +34,6 @@ from peon.orchestration import (
     TurnCompleted,
     TurnStarted,
 )
-from peon.persistence import Database
 
 PROCESS = Path(__file__).with_name("open_and_memory_process.py")
 OPEN_TARGET_MS = 20.0
@@ -83,7 +83,7 @@ def streaming_turns(count: int) -> Iterator[OrchestrationEvent]:
 
 
 def fill(url: str, count: int, console: Console) -> None:
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         events = streaming_turns(count)
         name = f"Filling with {count:,} events"
         for _ in track(range(0, count, FILL_BATCH_EVENTS), name, console=console, transient=True):

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from peon.persistence import Database
+from peon import Database
 
 WORKS = ("stream", "catch_up", "rebuild", "verify")
 LOOK_EVENTS = 10_000
@@ -30,7 +30,7 @@ def resident_bytes() -> int:
 
 def added_mb(work: str, url: str) -> float:
     """Returns how far the resident memory rises above what it was when the database was open."""
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         before = highest = resident_bytes()
 
         def look(_done: int, _total: int) -> None:

@@ -31,8 +31,8 @@ from workload import (
     some_batches,
 )
 
+from peon import Database
 from peon.orchestration import OrchestrationEvent
-from peon.persistence import Database
 
 BASELINE = "plain psycopg"
 APPEND_TARGETS = {1: 0.7, 10: None, 1_000: 0.85}
@@ -123,7 +123,7 @@ def measure(server: URL, events: list[OrchestrationEvent], rounds: int, console:
             plain = PlainPostgresql(stack.enter_context(new_schema(server)))
             stack.callback(plain.close)
             url = stack.enter_context(new_schema(server))
-            return plain, stack.enter_context(Database.open(url=url, projections=False))
+            return plain, stack.enter_context(Database.open(url=url, maintain_projections=False))
 
         with console.status("Filling PostgreSQL"):
             appended = {size: open_stores() for size in COMMITS}

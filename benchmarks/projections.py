@@ -26,11 +26,11 @@ from workload import (
     session_events,
 )
 
+from peon import Database
 from peon.orchestration import OrchestrationEvent
-from peon.persistence import Database
 
 APPEND_TARGETS = {1: 0.35, 10: 0.45}
-REPLAY_TARGETS = {"stream": None, "catch_up": 0.3, "rebuild": 0.3, "verify": None}
+REPLAY_TARGETS: dict[str, float | None] = {"stream": None, "catch_up": 0.3, "rebuild": 0.3, "verify": None}
 COMMITS = {1: 200, 10: 60}
 """Commits in a round of each batch size: few enough that many rounds run undisturbed."""
 
@@ -71,7 +71,7 @@ def measure_appends(folder: Path, events: list[OrchestrationEvent], rounds: int,
             stores[size] = plain, database
         for turn in track(range(rounds), "Appending with projections", console=console, transient=True):
             for size, (plain, database) in stores.items():
-                # Not `some_batches`: projections refuse an event whose ids they have seen.
+                # Not `some_batches`, which repeats events: projections refuse an id that they have.
                 length = size * COMMITS[size]
                 batches = batches_of(events[turn * length : (turn + 1) * length], size)
                 name = append_name(size)
@@ -82,14 +82,14 @@ def measure_appends(folder: Path, events: list[OrchestrationEvent], rounds: int,
 
 def measure_replays(folder: Path, events: list[OrchestrationEvent], console: Console) -> list[Comparison]:
     log = folder / "log.db"
-    with Database.open(url=f"sqlite:///{log}", projections=False) as database:
+    with Database.open(url=f"sqlite:///{log}", maintain_projections=False) as database:
         for batch in batches_of(events, 1_000):
             database.events.append_all(batch)
     best = BestRates()
     for turn in track(range(REPLAY_ROUNDS), "Catching up and rebuilding", console=console, transient=True):
         copy = folder / f"{turn}.db"
         shutil.copy(log, copy)  # without projections, so that there is something to catch up
-        with Database.open(url=f"sqlite:///{copy}", projections=False) as database:
+        with Database.open(url=f"sqlite:///{copy}", maintain_projections=False) as database:
             works: dict[str, Callable[[], object]] = {
                 "stream": partial(consume, database.events.stream),
                 "catch_up": database.projections.catch_up,

@@ -15,6 +15,7 @@ from rich.console import Console
 from tables import Table, target_text
 from workload import SAMPLE, seconds, session_events
 
+from peon import Database
 from peon.orchestration import (
     MessageAppended,
     MessageRole,
@@ -26,7 +27,6 @@ from peon.orchestration import (
     ThreadCreated,
     TurnStarted,
 )
-from peon.persistence import Database
 
 PAGE_MESSAGES = 50
 PAGE_TARGET_MS = 2.0

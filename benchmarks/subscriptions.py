@@ -24,8 +24,8 @@ from rich.progress import track
 from sqlalchemy import URL, make_url
 from tables import Table
 
+from peon import Database
 from peon.orchestration import ProjectRenamed
-from peon.persistence import Database
 
 APPENDS = 400
 IDLE_SECONDS = 5.0
@@ -48,7 +48,7 @@ class Delivery:
 
 def deliver(url: URL, count: int, report: Connection) -> None:
     """Sends a first message when it is ready, and then the moments at which it received the events."""
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         after = database.events.last_sequence()
         report.send(after)
         moments = []
@@ -63,7 +63,7 @@ def delays_ms(url: URL, appends: int, *, other_process: bool, name: str, console
     """Returns the delay of each delivery, the shortest first."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     returned: list[float] = []
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         arguments = (url, appends, sender)
         consumer: threading.Thread | BaseProcess
         if other_process:
@@ -84,7 +84,7 @@ def delays_ms(url: URL, appends: int, *, other_process: bool, name: str, console
 
 def idle_share(url: URL, idle_seconds: float) -> float:
     """Returns the share of one core that this process takes while one subscription waits."""
-    with Database.open(url=url, projections=False) as database:
+    with Database.open(url=url, maintain_projections=False) as database:
         subscription = database.events.subscribe(after=database.events.last_sequence())
         waiting = threading.Thread(target=next, args=(subscription, None))
         waiting.start()

@@ -56,7 +56,7 @@ def main() -> None:
     console = Console()
     try:
         with (
-            Database.open(url=arguments.source, migrate=False, projections=False) as source,
+            Database.open(url=arguments.source, migrate=False, maintain_projections=False) as source,
             Database.open(url=arguments.target) as target,
         ):
             console.print(copied(source, target, console), soft_wrap=True)

@@ -2,20 +2,26 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy
-from postgresql_schemas import MigratedSchemas, in_schema
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import OperationalError
 
 from peon.config import AppConfig
 from peon.persistence import Database
 from peon.persistence.migrations import alembic_folder
+
+# Before they are imported: or their assertions would not show the values that they compare.
+pytest.register_assert_rewrite("helpers")
+
+from helpers.postgresql_schemas import MigratedSchemas, in_schema  # noqa: E402
 
 POSTGRESQL = make_url(os.environ.get("POSTGRESQL_TEST_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"))
 
@@ -113,8 +119,27 @@ def migrated_lasting_url(request: pytest.FixtureRequest) -> URL:
 
 
 @pytest.fixture
-def migrated(url: URL) -> None:
+def migrated(url: URL, request: pytest.FixtureRequest) -> None:
     """Has `url` lead to a database with all tables: a run of Alembic takes longer than most tests do."""
+    if url.database == ":memory:":
+        request.getfixturevalue("migrated_memory")
+
+
+@pytest.fixture
+def migrated_memory(migrated_file: Path) -> Iterator[None]:
+    """Gives each new database in memory all tables as soon as it is connected to."""
+
+    def copy_tables(connection: object, _: object) -> None:
+        # The asynchronous driver has its connection in a thread of its own: those databases are migrated by Alembic.
+        if isinstance(connection, sqlite3.Connection):
+            ((_, _, file),) = connection.execute("PRAGMA database_list").fetchall()
+            if not file:
+                with closing(sqlite3.connect(migrated_file)) as source:
+                    source.backup(connection)
+
+    event.listen(Engine, "connect", copy_tables)
+    yield
+    event.remove(Engine, "connect", copy_tables)
 
 
 @pytest.fixture
@@ -143,17 +168,17 @@ def statements_for_postgresql() -> str:
 
 @pytest.fixture
 def database(url: URL, migrated: None) -> Iterator[Database]:
-    yield from opened(url, projections=True)
+    yield from opened(url, maintain_projections=True)
 
 
 @pytest.fixture
 def log_alone(url: URL, migrated: None) -> Iterator[Database]:
     """For the tests of the log: any event goes."""
-    yield from opened(url, projections=False)
+    yield from opened(url, maintain_projections=False)
 
 
-def opened(url: URL, *, projections: bool) -> Iterator[Database]:
-    with Database.open(url=url, projections=projections) as database:
+def opened(url: URL, *, maintain_projections: bool) -> Iterator[Database]:
+    with Database.open(url=url, maintain_projections=maintain_projections) as database:
         yield database
         database.events.close()
         assert database.engine.pool.checkedout() == 0, "a connection was not given back"

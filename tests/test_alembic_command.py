@@ -13,7 +13,7 @@ from sqlalchemy import URL
 
 from peon.config import AppConfig
 from peon.persistence import Database
-from peon.persistence.backends.engine import DATABASE_FILE
+from peon.persistence.backends.address import DATABASE_FILE
 from peon.persistence.migrations import alembic_folder, revisions
 
 CHECKOUT = Path(__file__).parents[1]

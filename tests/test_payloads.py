@@ -6,11 +6,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers.event_strategies import json_objects, json_values, moments, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
-from strategies import json_objects, json_values, moments, texts
 
 from peon.payloads import (
     MAXIMUM_INTEGER_BITS,

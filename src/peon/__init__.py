@@ -1,1 +1,126 @@
-"""Persistence for applications that run coding agents: an append-only event log that restarts cannot lose."""
+"""Persistence for applications that run coding agents: an append-only event log that survives restarts.
+
+The names below are the whole public interface, together with the domain's events and values in `peon.orchestration`.
+The names that begin with `Async`, and `create_async_engine`, need the extra `async`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from peon.config import AppConfig, ConfigError
+from peon.persistence import (
+    AppendCondition,
+    CommandConflict,
+    ConcurrencyError,
+    Database,
+    Difference,
+    DurableSubscription,
+    EventCodec,
+    EventDecodeError,
+    EventEncodeError,
+    EventQuery,
+    EventStore,
+    MigrationFailed,
+    PersistenceError,
+    Problem,
+    Projection,
+    ProjectionError,
+    Projections,
+    ProjectionsOutOfDate,
+    ReadModel,
+    Refusal,
+    SchemaError,
+    SchemaOutOfDate,
+    SchemaTooNew,
+    SettingError,
+    SettingsStore,
+    StoredEvent,
+    StoreUnavailable,
+    Subscription,
+    SubscriptionConflict,
+    UndecodableEvent,
+    Upcaster,
+    copy_database,
+    create_engine,
+    upgrade,
+)
+
+if TYPE_CHECKING:
+    from peon.persistence.asynchronous import (
+        AsyncDatabase,
+        AsyncDurableSubscription,
+        AsyncEventStore,
+        AsyncProjections,
+        AsyncReadModel,
+        AsyncSettingsStore,
+        AsyncSubscription,
+        create_async_engine,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AppConfig",
+    "AppendCondition",
+    "AsyncDatabase",
+    "AsyncDurableSubscription",
+    "AsyncEventStore",
+    "AsyncProjections",
+    "AsyncReadModel",
+    "AsyncSettingsStore",
+    "AsyncSubscription",
+    "CommandConflict",
+    "ConcurrencyError",
+    "ConfigError",
+    "Database",
+    "Difference",
+    "DurableSubscription",
+    "EventCodec",
+    "EventDecodeError",
+    "EventEncodeError",
+    "EventQuery",
+    "EventStore",
+    "MigrationFailed",
+    "PersistenceError",
+    "Problem",
+    "Projection",
+    "ProjectionError",
+    "Projections",
+    "ProjectionsOutOfDate",
+    "ReadModel",
+    "Refusal",
+    "SchemaError",
+    "SchemaOutOfDate",
+    "SchemaTooNew",
+    "SettingError",
+    "SettingsStore",
+    "StoreUnavailable",
+    "StoredEvent",
+    "Subscription",
+    "SubscriptionConflict",
+    "UndecodableEvent",
+    "Upcaster",
+    "__version__",
+    "copy_database",
+    "create_async_engine",
+    "create_engine",
+    "upgrade",
+]
+
+_ASYNCHRONOUS = frozenset(name for name in __all__ if name.startswith("Async")) | {"create_async_engine"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the asynchronous face when it is first used: threads need neither it nor its extra."""
+    if name not in _ASYNCHRONOUS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from peon.persistence import asynchronous
+    except ImportError as error:
+        raise ImportError(
+            f"peon.{name} needs the extra 'async', which is not installed: pip install 'peon[async]'"
+        ) from error
+    return getattr(asynchronous, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

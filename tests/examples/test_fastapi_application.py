@@ -104,7 +104,7 @@ def is_watched() -> bool:
 
 
 async def until_waiting(application: FastAPI, count: int = 1) -> None:
-    while len(application.state.database.events._arrivals._wakes) != count:
+    while len(application.state.database.events._notifier._wakes) != count:
         await asyncio.sleep(0.001)
 
 

@@ -3,11 +3,11 @@ from typing import Any, Literal, get_type_hints
 from uuid import UUID
 
 import pytest
+from helpers.event_strategies import EVENT_CLASSES, json_values, orchestration_events, values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
-from strategies import EVENT_CLASSES, json_values, orchestration_events, values_of
 
 from peon.orchestration import (
     ApprovalRequested,

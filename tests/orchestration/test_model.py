@@ -4,11 +4,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers.event_strategies import CONTENT_CLASSES, message_contents, values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
-from strategies import CONTENT_CLASSES, message_contents, values_of
 
 from peon.orchestration import (
     Approval,

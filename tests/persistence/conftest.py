@@ -2,22 +2,25 @@
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy
+from helpers.migrated_databases import file_of, thaw
 from sqlalchemy import URL, text
 
 from peon.config import AppConfig
-from peon.persistence import Database, Projection, create_engine
+from peon.orchestration import OrchestrationEvent, ProjectRenamed
+from peon.persistence import Database, create_engine
 from peon.persistence.log import pages
 from peon.persistence.projections import manager
 
 Opener = Callable[..., Database]
-"""Opens an empty database of that name, without a run of Alembic; `projections` as of `Database.open`."""
+"""Opens an empty database of that name, without a run of Alembic; `**options` are those of `Database.open`."""
 
 
 @pytest.fixture
@@ -25,6 +28,18 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few events already need several pages, and several transactions."""
     monkeypatch.setattr(pages, "PAGE_EVENTS", 4)
     monkeypatch.setattr(manager, "PAGES_A_COMMIT", 2)
+
+
+@pytest.fixture
+def populated_url(sqlite_url: URL) -> URL:
+    """A database at the first revision, with rows in every table."""
+    thaw("001_initial", file_of(sqlite_url))
+    return sqlite_url
+
+
+@pytest.fixture
+def an_event() -> OrchestrationEvent:
+    return ProjectRenamed(project_id=uuid4(), name="new")
 
 
 @pytest.fixture(params=["file", "memory", "postgresql"], scope="module")
@@ -45,12 +60,12 @@ def open_lasting(request: pytest.FixtureRequest) -> Opener:
 def open_empty_file(tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> Iterator[Opener]:
     opened: dict[str, Database] = {}
 
-    def open_empty(name: str = "peon", projections: bool | Sequence[Projection] = True) -> Database:
+    def open_empty(name: str = "peon", **options: Any) -> Database:
         close(opened, name)
         path = tmp_path_factory.mktemp("empty") / "peon.db"
         shutil.copy(migrated_file, path)
         url = URL.create("sqlite", database=str(path))
-        database = opened[name] = Database.open(AppConfig(), url=url, projections=projections)
+        database = opened[name] = Database.open(AppConfig(), url=url, **options)
         return database
 
     yield open_empty
@@ -61,12 +76,12 @@ def open_empty_file(tmp_path_factory: pytest.TempPathFactory, migrated_file: Pat
 def open_empty_memory(migrated_file: Path) -> Iterator[Opener]:
     opened: dict[str, Database] = {}
 
-    def open_empty(name: str = "peon", projections: bool | Sequence[Projection] = True) -> Database:
+    def open_empty(name: str = "peon", **options: Any) -> Database:
         close(opened, name)
-        database = opened[name] = Database(create_engine("sqlite://"), projections=projections)
+        database = opened[name] = Database(create_engine("sqlite://"), **options)
         with closing(sqlite3.connect(migrated_file)) as source, database.engine.connect() as connection:
             source.backup(connection.connection.driver_connection)  # type: ignore[arg-type]
-        if projections is not False:
+        if options.get("maintain_projections", True):
             database.projections.catch_up()
         return database
 
@@ -97,13 +112,13 @@ class Schemas:
         self._urls: dict[str, URL] = {}
         self._opened: dict[str, Database] = {}
 
-    def open_empty(self, name: str = "peon", projections: bool | Sequence[Projection] = True) -> Database:
+    def open_empty(self, name: str = "peon", **options: Any) -> Database:
         close(self._opened, name)
         if name in self._urls:
             self._empty(self._urls[name])
         else:
             self._urls[name] = self._create()
-        database = self._opened[name] = Database.open(AppConfig(), url=self._urls[name], projections=projections)
+        database = self._opened[name] = Database.open(AppConfig(), url=self._urls[name], **options)
         return database
 
     def drop(self) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from helpers.agent_session import long_session
+from helpers.processes import PATIENCE
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from processes import PATIENCE
 from sqlalchemy import URL, Connection, Engine, Table, insert, select, text
 from sqlalchemy.exc import OperationalError
-from story import long_session
 
 from peon.orchestration import ProjectCreated, ProjectRenamed
 from peon.persistence import (
@@ -91,9 +91,9 @@ def populate(database: Database) -> None:
     )
     database.settings.set("theme", {"dark": True, "NUL": "\0", "ä": "\\"})
     database.settings.set("Ärger", [1, 2.5, None])
-    with database.events.subscription("mail") as subscription:
+    with database.events.durable_subscription("mail") as subscription:
         next(subscription)
-        subscription.commit()
+        subscription.save_position()
     with database.engine.begin() as connection:  # what no version of the code can decode
         add(connection, events, (3, "Unknown", '{"type":"Unknown"}', "any time"))
         add(connection, events, (4, "ProjectRenamed", "", ""))
@@ -121,7 +121,7 @@ def test_every_row_is_as_it_was(pair: tuple[Database, Database]) -> None:
 
     assert all(before.values()), "each table has rows to copy"
     assert rows_of(target) == rows_of(source) == before
-    kept = list(target.events.stream(undecodable="keep"))
+    kept = list(target.events.stream(undecodable=UndecodableEvent))
     assert [type(stored.event) is UndecodableEvent for stored in kept] == [False, False, True, True, True]
 
 
@@ -162,7 +162,7 @@ def test_appends_go_on_after_the_last_event(pair: tuple[Database, Database]) -> 
 
 def test_a_command_is_known_in_the_target(pair: tuple[Database, Database]) -> None:
     source, target = pair
-    first = source.events.replay_from(1, undecodable="keep")[:2]
+    first = source.events.replay_from(1, undecodable=UndecodableEvent)[:2]
     copy_database(source, target)
 
     assert target.events.append_all([stored.event for stored in first], command_id=COMMAND) == first
@@ -173,7 +173,7 @@ def test_a_subscription_goes_on_where_it_was(pair: tuple[Database, Database]) ->
     source, target = pair
     copy_database(source, target)
 
-    with target.events.subscription("mail", undecodable="keep") as subscription:
+    with target.events.durable_subscription("mail", undecodable=UndecodableEvent) as subscription:
         assert next(subscription).sequence == 2
 
 
@@ -417,7 +417,7 @@ def test_what_others_append_to_the_source_meanwhile_is_not_copied(
 @pytest.mark.parametrize("pair", [("file", "postgresql"), ("postgresql", "file")], indirect=True, ids="-".join)
 def test_others_write_to_the_target_before_or_after(pair: tuple[Database, Database]) -> None:
     source, target = pair
-    with ThreadPoolExecutor(2) as pool, Database.open(url=target.engine.url, projections=False) as other:
+    with ThreadPoolExecutor(2) as pool, Database.open(url=target.engine.url, maintain_projections=False) as other:
         later = [ProjectRenamed(project_id=PROJECT, name="later")]
         writers: list[Future[Any]] = []
 
@@ -484,7 +484,10 @@ any_rows = st.fixed_dictionaries(
 def test_an_index_of_what_was_there_before_is_not_kept(prepare: Prepare, kind: str) -> None:
     trigger = "events_refuse_delete" if kind == "file" else "events_refuse_change ON events"
     other, query = UUID(int=7), EventQuery(project_id=PROJECT)
-    with Database.open(url=prepare("file")) as source, Database.open(url=prepare(kind), projections=False) as target:
+    with (
+        Database.open(url=prepare("file")) as source,
+        Database.open(url=prepare(kind), maintain_projections=False) as target,
+    ):
         populate(source)
         target.events.append_all([ProjectRenamed(project_id=other, name="x") for _ in range(2_000)])
         assert list(target.events.stream(query=query)) == []

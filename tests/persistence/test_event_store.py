@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 import sqlalchemy
+from helpers.event_strategies import orchestration_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, event, text
-from strategies import orchestration_events
 
 from peon.orchestration import MessageChunkReceived, OrchestrationEvent, ProjectCreated, ProjectRenamed
 from peon.persistence import (
@@ -25,8 +25,9 @@ from peon.persistence import (
     create_engine,
     upgrade,
 )
+from peon.persistence.backends.postgresql_log_head import PostgreSQLLogHead
+from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
 from peon.persistence.log import pages
-from peon.persistence.log.head import LogEnd
 
 
 @pytest.fixture
@@ -130,7 +131,8 @@ class TestJoiningATransaction:
     def test_an_append_that_fails_after_writing_leaves_no_trace_in_it(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        written = LogEnd.add
+        head = PostgreSQLLogHead if database.engine.dialect.name == "postgresql" else SQLiteLogHead
+        written = head.add
 
         def write_then_fail(*arguments: Any) -> None:
             written(*arguments)
@@ -139,7 +141,7 @@ class TestJoiningATransaction:
         with database.engine.begin() as connection:
             database.events.append_all(renamed("a"), connection=connection)
             with monkeypatch.context() as patched, pytest.raises(LookupError):
-                patched.setattr(LogEnd, "add", write_then_fail)
+                patched.setattr(head, "add", write_then_fail)
                 database.events.append_all(renamed("b"), connection=connection)
             (third,) = database.events.append_all(renamed("c"), connection=connection)
 
@@ -297,7 +299,7 @@ def use_the_log(database: Database) -> None:
 
 def test_every_query_is_served_by_the_primary_key(sqlite_url: URL) -> None:
     queries: list[str] = []
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         for connection in (database.engine.raw_connection(), database.engine.raw_connection()):
             connection.dbapi_connection.set_trace_callback(queries.append)  # type: ignore[union-attr]
             connection.close()
@@ -328,7 +330,7 @@ def test_every_query_is_served_by_an_index_in_postgresql_too(migrated_postgresql
     def note(connection: Any, _: object) -> None:
         connection.cursor_factory = Noting
 
-    with Database.open(url=migrated_postgresql_url, projections=False) as database:
+    with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
         database.events.append_all(renamed("a") * 5_000)  # of a few rows, the server would read all
         with database.engine.begin() as connection:
             connection.execute(text("ANALYZE events"))
@@ -352,7 +354,7 @@ def test_every_query_is_served_by_an_index_in_postgresql_too(migrated_postgresql
 @pytest.mark.slow
 def test_streaming_a_million_events_keeps_memory_flat(sqlite_url: URL) -> None:
     chunk = MessageChunkReceived(message_id=uuid4(), turn_id=uuid4(), thread_id=uuid4(), delta="x" * 40)
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         for _ in range(20):
             database.events.append_all([chunk] * 50_000)
 
@@ -370,7 +372,7 @@ def test_streaming_a_million_events_keeps_memory_flat(sqlite_url: URL) -> None:
 
 
 def test_a_failed_read_is_told_apart_from_an_end(sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(renamed("a"))
         with database.engine.begin() as connection:
             connection.execute(text("ALTER TABLE events RENAME TO elsewhere"))

@@ -27,7 +27,9 @@ from peon.persistence.migrations import upgrade
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Difference, Problem, Projection, Projections, Refusal
 from peon.persistence.settings import SettingsStore
-from peon.persistence.subscriptions import NamedSubscription, Subscription
+from peon.persistence.subscriptions import DurableSubscription, Subscription
+
+NamedSubscription = DurableSubscription  # its name until version 0.1
 
 __all__ = [
     "AppendCondition",
@@ -35,6 +37,7 @@ __all__ = [
     "ConcurrencyError",
     "Database",
     "Difference",
+    "DurableSubscription",
     "EventCodec",
     "EventDecodeError",
     "EventEncodeError",

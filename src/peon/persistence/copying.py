@@ -1,18 +1,17 @@
 """Copies a database into an empty one, of the other backend perhaps: rows as they are stored, decoded by nobody."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, delete, func, select
 
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.compiled import insert_into
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.backends.engine import consistent_reads, sqlite_connection
+from peon.persistence.backends.retries import OwnTransaction, with_own_commit
 from peon.persistence.backends.same_database import identity
 from peon.persistence.database import Database
-from peon.persistence.errors import PersistenceError, StoreUnavailable
-from peon.persistence.log.head import LogEnd
+from peon.persistence.errors import PersistenceError
 from peon.persistence.log.pages import LogPages
 from peon.persistence.migrations import require_head
 from peon.persistence.projections.replay import Meter, Progress
@@ -41,9 +40,6 @@ _INSERT = {table: insert_into(table) for table in COPIED_TABLES}
 
 # Also before what somebody has put in by hand below the first event.
 _BEFORE_ALL = -(2**63)
-
-# Of the log `LogEnd` takes care. Whoever has written to one of these has committed before this goes on.
-_LOCK_OTHERS = f"LOCK TABLE {', '.join(table.name for table in COPIED_TABLES[1:])} IN SHARE ROW EXCLUSIVE MODE"
 
 
 def copy_database(source: Database, target: Database, progress: Progress | None = None) -> int:
@@ -75,37 +71,52 @@ def copy_database(source: Database, target: Database, progress: Progress | None 
             f"{database_name(source.engine)} and {database_name(target.engine)} are the same database: name another "
             "as the target"
         )
-    reads = consistent_reads(source.engine)
-    source_errors, target_errors = DriverErrors(source.engine), DriverErrors(target.engine)
-    with target_errors, target.engine.connect() as writing:
-        LogEnd.join(writing)
-        if writing.dialect.name == "postgresql":
-            writing.exec_driver_sql(_LOCK_OTHERS)
-        stored = _Rows(target.engine, writing, target_errors)
-        _require_empty(stored)
-        for table in INDEX_TABLES:  # of a log that was removed by hand
-            writing.execute(delete(table))
-        with source_errors, reads.connect() as reading, reading.begin(), _damaged_text_as_bytes(reading):
-            original = _Rows(source.engine, reading, source_errors)
-            count = original.count(events)
-            meter = Meter(progress, 2 * count)
-            for table in COPIED_TABLES:
-                _copy(table, original, stored, meter)
-            for table in COPIED_TABLES:
-                _compare(table, original, stored, meter)
-        _commit(writing, target_errors)
+    return with_own_commit(
+        target.engine,
+        DriverErrors(target.engine),
+        lambda own: _copy_all(source.engine, own, progress),
+        advice="copy again, which is refused if it has",
+    )
+
+
+def _copy_all(source: Engine, own: OwnTransaction, progress: Progress | None) -> int:
+    writing = own.connection
+    target_errors, source_errors = DriverErrors(writing.engine), DriverErrors(source)
+    backend_of(writing).join_append(writing)
+    # Orders this transaction after those that write to the other tables; `join_append` does so for the log.
+    backend_of(writing).lock_tables(writing, COPIED_TABLES[1:])
+    stored = _Rows(writing, target_errors)
+    _require_empty(stored)
+    for table in INDEX_TABLES:  # of a log that was removed by hand
+        writing.execute(delete(table))
+    reads = backend_of(source).consistent_reads(source)
+    # With `_decode_if_valid`, because the driver's error for text that is not UTF-8 would not say which row has it.
+    with (
+        source_errors,
+        reads.connect() as reading,
+        reading.begin(),
+        backend_of(reading).text_decoded_by(reading, _decode_if_valid),
+    ):
+        original = _Rows(reading, source_errors)
+        count = original.count(events)
+        meter = Meter(progress, 2 * count)
+        for table in COPIED_TABLES:
+            _copy(table, original, stored, meter)
+        for table in COPIED_TABLES:
+            _compare(table, original, stored, meter)
+    own.commit()
     return count
 
 
 class _Rows:
     """The rows of one database, in the transaction of a connection."""
 
-    def __init__(self, engine: Engine, connection: Connection, driver_errors: DriverErrors) -> None:
-        self.database = database_name(engine)
-        self.backend = engine.dialect.name
+    def __init__(self, connection: Connection, driver_errors: DriverErrors) -> None:
+        self.database = database_name(connection.engine)
+        self.stores_nul = backend_of(connection).stores_nul
         self._connection = connection
         self._driver_errors = driver_errors
-        self._log = LogPages(engine, driver_errors)
+        self._log = LogPages(connection.engine, driver_errors)
 
     def count(self, table: Table) -> int:
         with self._driver_errors:
@@ -145,7 +156,7 @@ def _copy(table: Table, source: _Rows, target: _Rows, meter: Meter) -> None:
         for row in page:
             if [*map(type, row)] != kinds:
                 _refuse_damaged(table, row, kinds, source)
-            if target.backend == "postgresql" and any("\0" in value for value in row if isinstance(value, str)):
+            if not target.stores_nul and any("\0" in value for value in row if isinstance(value, str)):
                 raise PersistenceError(
                     f"{source.database}: {_place(table, row)} holds a NUL character, which PostgreSQL cannot store in "
                     "text; nothing was copied. Remove the row, or copy into an SQLite file"
@@ -198,33 +209,7 @@ def _require_empty(target: _Rows) -> None:
         )
 
 
-def _commit(connection: Connection, driver_errors: DriverErrors) -> None:
-    try:
-        with driver_errors:
-            connection.commit()
-    except StoreUnavailable as error:
-        if connection.dialect.name == "sqlite":
-            raise
-        raise StoreUnavailable(
-            f"{error}. The commit may have taken place: copy again, which is refused where it has"
-        ) from error.__cause__
-
-
-@contextmanager
-def _damaged_text_as_bytes(connection: Connection) -> Iterator[None]:
-    """Reads SQLite's text that is not UTF-8 as bytes, so that its row can be named: the driver's error does not."""
-    if connection.dialect.name != "sqlite":
-        yield
-        return
-    driver = sqlite_connection(connection)
-    driver.text_factory = _decoded
-    try:
-        yield
-    finally:
-        driver.text_factory = str
-
-
-def _decoded(raw: bytes) -> str | bytes:
+def _decode_if_valid(raw: bytes) -> str | bytes:
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -1,17 +1,22 @@
-"""The façade: opens a database, migrates it, and wires the parts."""
+"""The façade: opens a database, migrates it, and connects the parts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypedDict
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Connection, Engine
 
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import migrations
+from peon.persistence.backends import backend_of
+from peon.persistence.backends.address import database_url
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.engine import Synchronous, create_engine, database_url
+from peon.persistence.backends.engine import create_engine
+from peon.persistence.backends.interface import Synchronous
 from peon.persistence.event_store import EventStore
+from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Progress, Projection, Projections
@@ -19,20 +24,27 @@ from peon.persistence.settings import SettingsStore
 
 
 class Database:
-    """An open database; close it, or use it as a context manager.
+    """An open database. Close it, or use it as a context manager.
+
+    Args:
+        engine: One of `create_engine`, of a migrated database.
+        projections: Projections of your own, kept beside the domain's projection.
+        maintain_projections: Whether appends update the projections.
 
     Attributes:
-        engine: For transactions of the application's own.
-        events: The log; appending to it keeps the projections up to date, unless they are off.
-        projections: To catch up, rebuild and verify the tables that are derived from the log.
-        read_model: What those tables hold.
+        engine: For transactions of your own.
+        events: The log. Appending to it updates the projections, unless they are not maintained.
+        projections: Catches up, rebuilds and verifies the tables that are derived from the log.
+        read_model: Reads the tables of the domain's projection.
         settings: The application's settings.
     """
 
-    def __init__(self, engine: Engine, *, projections: bool | Sequence[Projection] = True) -> None:
+    def __init__(
+        self, engine: Engine, *, projections: Sequence[Projection] = (), maintain_projections: bool = True
+    ) -> None:
         self.engine = engine
-        self.projections = projections_in(engine, projections)
-        on_append = None if projections is False else self.projections.apply
+        self.projections = all_projections(engine, projections)
+        on_append = self.projections.apply if maintain_projections else None
         self.events: EventStore[OrchestrationEvent] = EventStore(engine, on_append=on_append)
         self.read_model = ReadModel(engine)
         self.settings = SettingsStore(engine)
@@ -47,42 +59,53 @@ class Database:
         *,
         url: str | URL | None = None,
         migrate: bool = True,
-        projections: bool | Sequence[Projection] = True,
+        projections: Sequence[Projection] = (),
+        maintain_projections: bool = True,
         progress: Progress | None = None,
     ) -> Self:
-        """Opens a database at the newest revision; creates folder and file of an SQLite one that does not exist.
+        """Opens a database at the newest revision; creates the folder and the file of an SQLite database.
 
         Args:
-            config: Read from environment and file by default.
-            url: Instead of the configured address.
-            migrate: Bring an older or empty database to the newest revision; otherwise refuse it.
-            projections: Keep the projections: those that are behind the log are caught up first. `False` opens
-                the log alone, and leaves them as they are. A list adds projections of your own.
-            progress: Called while projections catch up: how many events are done, and how many there are to do.
+            config: The configuration; read from environment and file by default.
+            url: An address to use instead of the configured one.
+            migrate: Migrate an older or empty database to the newest revision; otherwise refuse it.
+            projections: Projections of your own, kept beside the domain's projection.
+            maintain_projections: Keep the projections up to date: now, if they are behind the log, and with each
+                append. Off, the log is opened alone, and the projections are left as they are.
+            progress: Called while projections catch up, with the number of events done and to do.
 
         Raises:
             ConfigError: The configuration is wrong.
-            SchemaTooNew: The database was migrated by a newer version. Nothing was written.
-            SchemaOutOfDate: It is not at the newest revision, and `migrate` is off.
-            MigrationFailed: It is as it was before.
-            StoreUnavailable: Locked, read-only, full, damaged, not a database, not reachable.
-            PersistenceError: The URL cannot be used; its driver is not installed.
+            SchemaTooNew: A newer version has migrated the database. Nothing was written.
+            SchemaOutOfDate: The database is not at the newest revision, and `migrate` is off.
+            MigrationFailed: A migration failed. The database is as it was before.
+            StoreUnavailable: It is locked, read-only, full, damaged, not a database or not reachable.
+            PersistenceError: The URL cannot be used, or its driver is not installed.
         """
-        engine = create_engine(**configured(config, url))
+        engine = create_engine(**engine_arguments(config, url))
         try:
             bring_to_head(engine, migrate=migrate)
-            database = cls(engine, projections=projections)
-            if projections is not False:
+            database = cls(engine, projections=projections, maintain_projections=maintain_projections)
+            if maintain_projections:
                 database.projections.catch_up(progress)
         except BaseException:
             engine.dispose()
             raise
         return database
 
-    def close(self) -> None:
-        """Closes all connections; the last one of an SQLite file also removes its -wal and -shm files.
+    @contextmanager
+    def read_transaction(self) -> Iterator[Connection]:
+        """Yields a connection in a transaction that only reads and sees one committed state throughout.
 
-        Whoever uses the database again opens connections again.
+        It never waits for a writer, and no writer waits for it.
+        """
+        with backend_of(self.engine).consistent_reads(self.engine).begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Closes all connections; the last one to an SQLite file also removes its -wal and -shm files.
+
+        Using the database again opens connections again.
         """
         self.events.close()
         self.engine.dispose()
@@ -97,15 +120,15 @@ class Database:
 
 
 class EngineArguments(TypedDict):
-    """What `create_engine` takes."""
+    """The arguments of `create_engine`."""
 
     url: str | URL
     synchronous: Synchronous
     busy_timeout: float
 
 
-def configured(config: AppConfig | None, url: str | URL | None) -> EngineArguments:
-    """Returns the address and its options: those of the configuration, or another address."""
+def engine_arguments(config: AppConfig | None, url: str | URL | None) -> EngineArguments:
+    """Returns the configured address, or the one that is given instead, with the configured options."""
     if not isinstance(config, AppConfig | None):
         raise TypeError("a database is opened with an AppConfig; an address is given as url=…")
     config = config or AppConfig()
@@ -117,16 +140,15 @@ def configured(config: AppConfig | None, url: str | URL | None) -> EngineArgumen
 
 
 def bring_to_head(engine: Engine, *, migrate: bool) -> None:
-    """Brings the database to the newest revision, or refuses it."""
+    """Migrates the database to the newest revision, or refuses an older one."""
     if migrate:
         migrations.upgrade(engine)
     else:
         migrations.require_head(engine)
 
 
-def projections_in(engine: Engine, chosen: bool | Sequence[Projection]) -> Projections:
-    """Returns the domain's own projection, and those that were chosen beside it."""
-    if not isinstance(chosen, bool | list | tuple):
-        raise TypeError("projections is True, False, or a list of projections of your own")
-    others = () if isinstance(chosen, bool) else chosen
-    return Projections(engine, [OrchestrationProjection(), *others])
+def all_projections(engine: Engine, own: Sequence[Projection]) -> Projections:
+    """Returns the domain's projection and those of the application."""
+    if not isinstance(own, list | tuple):
+        raise TypeError("projections takes a list of projections of your own; maintain_projections switches all off")
+    return Projections(engine, [OrchestrationProjection(), *own], orchestration_codec)

@@ -1,26 +1,44 @@
-"""What the package raises. Each error names what was wrong, where, and what to do; none carries a payload."""
+"""The errors of the package. Each message says what happened, to which thing, and what to do; none has a payload.
+
+    PersistenceError
+    ├── EventEncodeError          an event cannot be stored so that it reads back equal
+    ├── EventDecodeError          a stored event cannot be decoded
+    ├── ConcurrencyError          an append condition failed
+    ├── CommandConflict           a command identifier was used for other events
+    ├── SubscriptionConflict      the position of a durable subscription was moved by another consumer
+    ├── ProjectionError           an event contradicts the projections
+    ├── ProjectionsOutOfDate      the projections were built by another version of the code
+    ├── SettingError              a setting has a wrong value
+    ├── SchemaError               the tables are not those that this version needs
+    │   ├── SchemaTooNew          a newer version has migrated the database
+    │   ├── SchemaOutOfDate       the database must be migrated first
+    │   └── MigrationFailed       a migration failed and was rolled back
+    └── StoreUnavailable          the database cannot be used now
+
+`peon.ConfigError`, for a wrong configuration, is a `ValueError` of its own.
+"""
 
 from typing import Any
 from uuid import UUID
 
 
 class PersistenceError(Exception):
-    """Base of all errors of `peon.persistence`."""
+    """Base class of all errors of `peon.persistence`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made_again, (type(self), *self.args), self.__dict__
+        return _restore, (type(self), *self.args), self.__dict__
 
 
-def _made_again(kind: type[PersistenceError], *arguments: object) -> PersistenceError:
-    """Makes a copy, or what another process has sent, without the constructor: it would be given the message."""
+def _restore(kind: type[PersistenceError], *arguments: object) -> PersistenceError:
+    """Creates a copied or unpickled error without its constructor, which takes other arguments than the message."""
     return kind.__new__(kind, *arguments)
 
 
 class EventEncodeError(PersistenceError):
-    """An event was refused: it could not have been read back as it is. Nothing of its batch was stored.
+    """An event cannot be stored so that it reads back equal. Nothing of its batch was stored.
 
     Attributes:
-        index: The event's place in the batch, from 0.
+        index: The event's place in the batch, counted from 0.
         event_type: The name of its class.
         reason: What is wrong with it.
     """
@@ -33,18 +51,18 @@ class EventEncodeError(PersistenceError):
 
 
 class EventDecodeError(PersistenceError):
-    """A stored event could not be read. `undecodable="keep"` reads on and yields it as it is.
+    """A stored event cannot be decoded. With `undecodable=UndecodableEvent`, a read yields it as it is.
 
     Attributes:
         sequence: Its place in the log.
-        event_type: What its `event_type` column says.
+        event_type: The value of its `event_type` column.
         reason: What is wrong with it.
     """
 
     def __init__(self, sequence: int, event_type: str, reason: str) -> None:
         super().__init__(
             f"event {sequence} ({event_type}) cannot be decoded: {reason}. "
-            'Mend that (with an upcaster, where an older version wrote it), or read on with undecodable="keep".'
+            "Add an upcaster if an older version wrote it, or read with undecodable=UndecodableEvent."
         )
         self.sequence = sequence
         self.event_type = event_type
@@ -52,24 +70,24 @@ class EventDecodeError(PersistenceError):
 
 
 class ConcurrencyError(PersistenceError):
-    """An append was refused: what its condition rules out has happened. Nothing of its batch was stored.
+    """The append condition failed. Nothing of the batch was stored.
 
     Attributes:
-        sequence: The first event that conflicts.
-        after: The sequence up to which the decision to append was informed.
+        sequence: The first event that matches the condition.
+        after: The position up to which the log had been read when the append was decided.
     """
 
     def __init__(self, sequence: int, after: int) -> None:
         super().__init__(
-            f"event {sequence} matches the condition of the append, which knows the log up to {after}: read what is "
-            "new, decide again, and append with the new position"
+            f"event {sequence} was stored after {after} and matches the append condition: read the new events, "
+            "decide again, and append with the new position"
         )
         self.sequence = sequence
         self.after = after
 
 
 class CommandConflict(PersistenceError):  # noqa: N818 - as below
-    """A command was given the identifier of another one, which has stored other events. Nothing was stored.
+    """A command identifier was used before, for other events. Nothing was stored.
 
     Attributes:
         command_id: The identifier.
@@ -77,27 +95,29 @@ class CommandConflict(PersistenceError):  # noqa: N818 - as below
     """
 
     def __init__(self, command_id: UUID, reason: str) -> None:
-        super().__init__(f"command {command_id} was carried out before, as another one: {reason}")
+        super().__init__(
+            f"command {command_id} has already stored other events: {reason}. Give each command its own identifier."
+        )
         self.command_id = command_id
         self.reason = reason
 
 
 class SubscriptionConflict(PersistenceError):  # noqa: N818 - as below
-    """The saved position of a named subscription is not where its consumer left it. Nothing was saved.
+    """The saved position of a durable subscription is not where its consumer left it. Nothing was saved.
 
-    Undo the transaction, and begin the subscription anew: what it yields then was not dealt with yet.
+    Roll the transaction back, and start the subscription again: it then yields what was not processed yet.
 
     Attributes:
-        name: Of the subscription.
-        expected: The sequence at which the consumer had left it.
-        found: The sequence that is saved; `None` where the subscription was removed.
+        name: The name of the subscription.
+        expected: The sequence at which the consumer left it.
+        found: The sequence that is saved; `None` if the subscription was removed.
     """
 
     def __init__(self, name: str, expected: int, found: int | None) -> None:
         super().__init__(
-            f"subscription {name!r} is not at {expected} any more, but at {found}: another consumer of this name has "
-            "moved it, or the transaction of an earlier event was undone; undo this one, and begin the subscription "
-            "anew"
+            f"subscription {name!r} is no longer at {expected}, but at {found}: another consumer of this name has "
+            "moved it, or the transaction of an earlier event was rolled back. Roll this one back, and start the "
+            "subscription again."
         )
         self.name = name
         self.expected = expected
@@ -105,10 +125,10 @@ class SubscriptionConflict(PersistenceError):  # noqa: N818 - as below
 
 
 class ProjectionError(PersistenceError):
-    """An event was refused: it contradicts what the projections hold. Nothing of its batch was stored.
+    """An event contradicts the projections. Nothing of its batch was stored.
 
     Attributes:
-        index: The event's place in the batch, from 0.
+        index: The event's place in the batch, counted from 0.
         event_type: The name of its class.
         reason: What it contradicts.
     """
@@ -121,17 +141,17 @@ class ProjectionError(PersistenceError):
 
 
 class ProjectionsOutOfDate(PersistenceError):  # noqa: N818 - as below
-    """The projections in the database are those of another version of the code. Nothing was stored.
+    """Another version of the code has built the projections in the database. Nothing was stored.
 
-    `Database.open` and `db.projections.rebuild()` bring them to this version.
+    `Database.open` and `database.projections.rebuild()` bring them to this version.
     """
 
 
 class SettingError(PersistenceError):
-    """A setting was refused, or is not what it was asked for as.
+    """A setting cannot be stored, or is not of the type as which it was read.
 
     Attributes:
-        key: Of the setting.
+        key: The key of the setting.
         reason: What is wrong with its value.
     """
 
@@ -146,7 +166,7 @@ class SchemaError(PersistenceError):
 
     Attributes:
         database: The database's address, without its password.
-        revision: The revision it is at, `None` before the first.
+        revision: The database's revision, `None` before the first.
         head: The newest revision that this version knows.
     """
 
@@ -158,20 +178,20 @@ class SchemaError(PersistenceError):
 
 
 class SchemaTooNew(SchemaError):  # noqa: N818 - a state of the database, named in the public design
-    """The database was migrated by a newer version, or is another application's. Nothing was written."""
+    """A newer version has migrated the database, or it belongs to another application. Nothing was written."""
 
 
 class SchemaOutOfDate(SchemaError):  # noqa: N818
-    """The database must be migrated first; the message holds the command."""
+    """The database must be migrated first; the message has the command."""
 
 
 class MigrationFailed(SchemaError):  # noqa: N818
-    """A migration failed and was undone as a whole; the message names the copy made before it, if any."""
+    """A migration failed and was rolled back as a whole; the message names the copy made before it, if any."""
 
 
 class StoreUnavailable(PersistenceError):  # noqa: N818
-    """The database cannot be used now: locked, read-only, disk full, damaged, not a database, not reachable.
+    """The database cannot be used now: it is locked, read-only, full, damaged, not a database or not reachable.
 
-    Nothing was stored by the call that raised it, and the next one may work. Only where the connection to a server
-    was lost while it committed, nobody knows; the message says so.
+    The call that raised it has stored nothing, and can be repeated. If the connection is lost during COMMIT, the
+    outcome is unknown; the message says so.
     """

@@ -1,25 +1,41 @@
-"""The log: events in, in one transaction a batch; events out, in order, every one of them."""
+"""The event log: appends a batch of events in one transaction, and reads every event back in order."""
 
 from collections.abc import Collection, Iterable, Iterator
 from threading import RLock
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Never, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, Engine
+from typing_extensions import TypeVar as TypeVarWithDefault
 
 from peon.orchestration import OrchestrationEvent
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.same_database import require_connection
 from peon.persistence.group_commit import Writer, writer_for
 from peon.persistence.log.append import Appender, AppendHook, AppendRequest
-from peon.persistence.log.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
+from peon.persistence.log.codec import EventCodec, UndecodableEvent
 from peon.persistence.log.query import AppendCondition, EventQuery
-from peon.persistence.log.reader import LogReader, Selection, Undecodable, number
+from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.log.tag_index import TakesLong
+from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.runtime.garbage_collection import garbage_collection_paused
-from peon.persistence.subscriptions import EndEvent, NamedSubscription, SavedPosition, Subscription, arrivals_of
+from peon.persistence.subscriptions import (
+    DurableSubscription,
+    SavedPosition,
+    StopEvent,
+    Subscription,
+    Tail,
+    notifier_of,
+)
+
+EventT = TypeVarWithDefault("EventT", bound=BaseModel, default=OrchestrationEvent)
+"""The union of events of a store; the domain's own by default."""
+
+KeptT = TypeVarWithDefault("KeptT", bound=UndecodableEvent, default=Never)
+"""`UndecodableEvent` if a read yields those."""
 
 SubscriptionT = TypeVar("SubscriptionT", bound=Subscription[Any])
 
@@ -28,30 +44,23 @@ class EventStore(Generic[EventT]):
     """The append-only log of events in a migrated database. One store serves any number of threads.
 
     Args:
-        engine: Best of `create_engine`; any other of SQLite or PostgreSQL works, with its own durability.
-        codec: For which events; the domain's own by default.
-        on_append: Called in the transaction of each append, after the events were stored in it. What it raises
-            fails the append.
+        engine: One of `create_engine`. Any other engine of SQLite or PostgreSQL works, with its own durability.
+        codec: Encodes and decodes the events; the domain's own events by default.
+        on_append: Called in the transaction of each append, after its events were stored. An exception that it
+            raises fails the append.
     """
 
-    @overload
     def __init__(
-        self: "EventStore[OrchestrationEvent]", engine: Engine, *, on_append: AppendHook | None = None
-    ) -> None: ...
-    @overload
-    def __init__(self, engine: Engine, codec: EventCodec[EventT], *, on_append: AppendHook | None = None) -> None: ...
-    def __init__(
-        self, engine: Engine, codec: EventCodec[Any] = orchestration_codec, *, on_append: AppendHook | None = None
+        self, engine: Engine, codec: EventCodec[EventT] | None = None, *, on_append: AppendHook | None = None
     ) -> None:
         if not isinstance(engine, Engine):
             raise TypeError(f"EventStore takes an Engine, not {type(engine).__name__}; AsyncEventStore an AsyncEngine")
+        used_codec: EventCodec[Any] = orchestration_codec if codec is None else codec
         self._engine = engine
-        self._driver_errors = DriverErrors(
-            engine, hint=". Has the database been migrated? alembic upgrade head does that"
-        )
-        self._reader = LogReader(engine, codec, self._driver_errors)
-        self._appender = Appender(engine, codec, on_append, self._driver_errors)
-        self._arrivals = arrivals_of(engine)
+        self._driver_errors = DriverErrors(engine, expects_tables=True)
+        self._reader = LogReader(engine, used_codec, self._driver_errors)
+        self._appender: Appender[EventT] = Appender(engine, used_codec, on_append, self._driver_errors)
+        self._notifier = notifier_of(engine)
         self._subscribing = RLock()
         self._subscriptions: WeakSet[Subscription[Any]] = WeakSet()
         self._writer: Writer[AppendRequest[EventT], list[StoredEvent[EventT]]] = writer_for(engine, self._driver_errors)
@@ -70,31 +79,31 @@ class EventStore(Generic[EventT]):
         """Stores a batch of events in one transaction: all of them, or none.
 
         Args:
-            events: In the order in which they are to be stored; none at all is allowed.
-            condition: Stores them only if no event that matches its query has a sequence above its `after`.
-            command_id: A UUID, or its text. Stores them once: a repeat returns what was stored then.
-            connection: Stores them in the transaction that this connection is in, or begins; its owner commits
-                or rolls back. An append that fails leaves no trace in it.
+            events: The events in the order in which they are stored; may be empty.
+            condition: Append only if no event that matches its query was stored after its position.
+            command_id: A UUID or its text that identifies the command. Repeating the command stores nothing, and
+                returns what was stored the first time.
+            connection: Stores the events in the transaction that this connection is in, or begins one; its owner
+                commits or rolls back. An append that fails leaves nothing behind in that transaction.
 
         Returns:
-            The events with their sequences: contiguous, and above all that were stored before. On return they
-            are durable, unless `connection` was given.
+            The events with their sequences, which are contiguous and higher than all before. When the call returns,
+            they are durable, unless `connection` was given.
 
         Raises:
-            EventEncodeError: One of them would not come back as it is. Nothing was stored.
-            EventDecodeError: One that a repeated command has stored cannot be read. Nothing was stored.
-            ConcurrencyError: The condition does not hold. Nothing was stored.
+            EventEncodeError: An event could not be read back as it is. Nothing was stored.
+            EventDecodeError: An event that the repeated command stored cannot be read. Nothing was stored.
+            ConcurrencyError: The append condition failed. Nothing was stored.
             CommandConflict: The command has stored other events. Nothing was stored.
-            ProjectionError: One of them contradicts what the projections hold, where the store has any. Nothing
-                was stored.
-            StoreUnavailable: The database is locked, read-only, full, damaged. Nothing was stored.
-            TypeError: `events` is a single event; the condition is no `AppendCondition`; `connection` none of
-                SQLAlchemy's.
-            ValueError: The condition asks for a tag that the codec does not name; `command_id` is not a UUID;
-                `connection` is one of another database.
+            ProjectionError: An event contradicts the projections, if the store keeps any. Nothing was stored.
+            StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored. If the
+                connection to a server is lost during COMMIT, the outcome is unknown; the message says so.
+            TypeError: `events` is a single event, or `condition` or `connection` is of the wrong type.
+            ValueError: The condition names a tag that the codec does not know; `command_id` is not a UUID; the
+                connection is to another database.
         """
         request = self._appender.request(events, condition, command_id)
-        if not request.batch and not request.depends:
+        if not request.batch and not request.is_conditional:
             return []
         if connection is not None:
             require_connection(connection, self._engine)
@@ -102,33 +111,26 @@ class EventStore(Generic[EventT]):
         try:
             stored = self._writer.write(request, self._appender.perform)
         except TakesLong:
-            # Much that is done under the writer's lock would hold up the others. What they append meanwhile is little.
+            # Answering would hold the write lock for too long. So the condition is checked up to the present end of
+            # the log without the lock; what others append meanwhile is little.
             holds_until = self._appender.index.holds_until(condition.query, condition.after)  # type: ignore[union-attr]
-            request = request._replace(insists=True, holds_until=holds_until)
+            request = request._replace(may_take_long=True, holds_until=holds_until)
             stored = self._writer.write(request, self._appender.perform)
-        self._arrivals.announce()
+        self._notifier.announce()
         return stored
 
-    @overload
-    def replay_all(self, *, undecodable: Literal["raise"] = "raise") -> list[StoredEvent[EventT]]: ...
-    @overload
-    def replay_all(self, *, undecodable: Undecodable) -> list[StoredEvent[EventT | UndecodableEvent]]: ...
-    def replay_all(self, *, undecodable: Undecodable = "raise") -> list[Any]:
-        """Returns every event there is, by sequence; see `stream` for a log that does not fit into memory."""
+    def replay_all(self, *, undecodable: type[KeptT] | None = None) -> list[StoredEvent[EventT | KeptT]]:
+        """Returns all events by sequence. See `stream` for a log that does not fit into memory."""
         return self.replay_from(0, undecodable=undecodable)
 
-    @overload
-    def replay_from(self, sequence: int, *, undecodable: Literal["raise"] = "raise") -> list[StoredEvent[EventT]]: ...
-    @overload
     def replay_from(
-        self, sequence: int, *, undecodable: Undecodable
-    ) -> list[StoredEvent[EventT | UndecodableEvent]]: ...
-    def replay_from(self, sequence: int, *, undecodable: Undecodable = "raise") -> list[Any]:
-        """Returns every event from `sequence` on, that one included; arguments and errors as of `stream`."""
-        with garbage_collection_paused():
-            return list(self.stream(after=max(number("sequence", sequence) - 1, 0), undecodable=undecodable))
+        self, sequence: int, *, undecodable: type[KeptT] | None = None
+    ) -> list[StoredEvent[EventT | KeptT]]:
+        """Returns the events from `sequence` on, including that one. See `stream` for `undecodable` and errors."""
+        after = max(checked_number("sequence", sequence) - 1, 0)
+        with garbage_collection_paused(self._engine.dialect):
+            return list(self.stream(after=after, undecodable=undecodable))
 
-    @overload
     def stream(
         self,
         *,
@@ -136,157 +138,98 @@ class EventStore(Generic[EventT]):
         limit: int | None = None,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
-        undecodable: Literal["raise"] = "raise",
-    ) -> Iterator[StoredEvent[EventT]]: ...
-    @overload
-    def stream(
-        self,
-        *,
-        after: int = 0,
-        limit: int | None = None,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable,
-    ) -> Iterator[StoredEvent[EventT | UndecodableEvent]]: ...
-    def stream(
-        self,
-        *,
-        after: int = 0,
-        limit: int | None = None,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable = "raise",
-    ) -> Iterator[StoredEvent[Any]]:
-        """Yields events by sequence, a page of them in memory at a time, however long the log is.
+        undecodable: type[KeptT] | None = None,
+    ) -> Iterator[StoredEvent[EventT | KeptT]]:
+        """Yields events by sequence, with one page of them in memory at a time.
 
-        Between pages no transaction is open, so a slow consumer holds up nobody. What others store meanwhile
-        comes too: the stream ends when it finds nothing new.
+        Between pages no transaction is open, so a slow consumer blocks no other work. Events that others store
+        meanwhile are yielded too: the stream ends when it finds no more.
 
         Args:
             after: Only events with a higher sequence; 0 for all.
-            limit: At most so many events.
-            event_types: Only events that are stored under these names, see `event_type_name`. Where an upcaster
-                renames events, name the old one as well.
-            query: Only events that match; those of one thread, say, are found by an index.
-            undecodable: What to do at an event that cannot be decoded: `raise`, or `keep` it in its place as
-                an `UndecodableEvent`.
+            limit: The maximum number of events.
+            event_types: Only events that are stored under these names, see `event_type_name`. If an upcaster
+                renames events, give the old name as well.
+            query: Only events that match. An index finds them, for example those of one thread.
+            undecodable: `UndecodableEvent` to yield one in the place of each event that cannot be decoded; by
+                default such an event raises an error.
 
         Raises:
-            EventDecodeError: At such an event. All before it were yielded.
+            EventDecodeError: At an event that cannot be decoded. All events before it were yielded.
             StoreUnavailable: The database cannot be read.
-            ValueError: A number below 0, or an unknown word for `undecodable`; both `event_types` and `query`; a tag
-                that the codec does not name.
-            TypeError: `event_types` is one text.
+            ValueError: A number is below 0; both `event_types` and `query` were given; the query names a tag that
+                the codec does not know.
+            TypeError: An argument is of the wrong type; `event_types` is a single text.
         """
         return self._reader.stream(after, limit, Selection(event_types, query, undecodable))
 
-    @overload
     def subscribe(
         self,
         *,
         after: int = 0,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
-        undecodable: Literal["raise"] = "raise",
-        end: EndEvent | None = None,
-    ) -> Subscription[EventT]: ...
-    @overload
-    def subscribe(
-        self,
-        *,
-        after: int = 0,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable,
-        end: EndEvent | None = None,
-    ) -> Subscription[EventT | UndecodableEvent]: ...
-    def subscribe(
-        self,
-        *,
-        after: int = 0,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable = "raise",
-        end: EndEvent | None = None,
-    ) -> Subscription[Any]:
-        """Returns an iterator of what is stored, and then of what comes: in order, without a gap, each event once.
+        undecodable: type[KeptT] | None = None,
+        stop: StopEvent | None = None,
+    ) -> Subscription[EventT | KeptT]:
+        """Returns a catch-up subscription: it yields stored events, then follows new ones.
 
-        It is woken at once by appends of this process, soon by those of others: within 25 ms on an SQLite file, by a
-        notification of a PostgreSQL server. An append with `connection=` counts as one of others.
+        Appends of this process wake it at once. Appends of other processes wake it within 25 ms on an SQLite file,
+        and by a notification of the server on PostgreSQL. An append with `connection=` counts as one of another
+        process.
 
         Args:
             after: Only events with a higher sequence; 0 for all.
-            event_types: As of `stream`.
-            query: As of `stream`.
-            undecodable: As of `stream`.
-            end: Ends it when it is set: a `threading.Event`, say, that the whole application shares.
+            event_types: See `stream`.
+            query: See `stream`.
+            undecodable: See `stream`.
+            stop: Ends the subscription when it is set; for example a `threading.Event` that the whole application
+                shares.
 
         Raises:
-            ValueError: As of `stream`.
-            TypeError: As of `stream`.
+            ValueError: See `stream`.
+            TypeError: See `stream`.
         """
-        tail = self._reader.tail(after, Selection(event_types, query, undecodable))
-        return self._subscribed(Subscription(self._engine, self._arrivals, tail, end))
+        tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
+        return self._registered(Subscription(self._engine, self._notifier, tail, stop))
 
-    @overload
-    def subscription(
+    def durable_subscription(
         self,
         name: str,
         *,
         after: int = 0,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
-        undecodable: Literal["raise"] = "raise",
-        end: EndEvent | None = None,
-    ) -> NamedSubscription[EventT]: ...
-    @overload
-    def subscription(
-        self,
-        name: str,
-        *,
-        after: int = 0,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable,
-        end: EndEvent | None = None,
-    ) -> NamedSubscription[EventT | UndecodableEvent]: ...
-    def subscription(
-        self,
-        name: str,
-        *,
-        after: int = 0,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable = "raise",
-        end: EndEvent | None = None,
-    ) -> NamedSubscription[Any]:
-        """Returns a subscription that begins after the position saved under a name, see `NamedSubscription.commit`.
+        undecodable: type[KeptT] | None = None,
+        stop: StopEvent | None = None,
+    ) -> DurableSubscription[EventT | KeptT]:
+        """Returns a subscription that resumes after the position saved under a name.
 
         Args:
-            name: Of the consumer: one at a time deals with the events of a name.
-            after: Where it begins when the name is new; 0 with the first event, `last_sequence()` with the next.
-            event_types: As of `stream`.
-            query: As of `stream`.
-            undecodable: As of `stream`.
-            end: As of `subscribe`.
+            name: The name of the consumer. Only one consumer at a time may use it.
+            after: Where a new name begins: 0 for the first event, `last_sequence()` for the next one.
+            event_types: See `stream`.
+            query: See `stream`.
+            undecodable: See `stream`.
+            stop: See `subscribe`.
 
         Raises:
-            StoreUnavailable: The database cannot be read; or not written, where the name is new.
-            ValueError: As of `stream`; the name is empty.
-            TypeError: As of `stream`; the name is not text.
+            StoreUnavailable: The database cannot be read, or not written if the name is new.
+            ValueError: See `stream`; the name is empty or not printable.
+            TypeError: See `stream`; the name is not text.
         """
-        tail = self._reader.tail(after, Selection(event_types, query, undecodable))
+        tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
         saved = SavedPosition(self._engine, self._driver_errors, name, tail.position)
         tail.move(saved.sequence)
-        return self._subscribed(NamedSubscription(self._engine, self._arrivals, tail, end, saved))
+        return self._registered(DurableSubscription(self._engine, self._notifier, tail, stop, saved))
 
-    def _subscribed(self, subscription: SubscriptionT) -> SubscriptionT:
+    def _registered(self, subscription: SubscriptionT) -> SubscriptionT:
         with self._subscribing:
             self._subscriptions.add(subscription)
         return subscription
 
     def close(self) -> None:
-        """Ends the subscriptions, and gives back the connection that appends keep; the store stays usable."""
+        """Ends the subscriptions and releases the connection that appends keep. The store can still be used."""
         with self._subscribing:
             subscriptions = [*self._subscriptions]
         for subscription in subscriptions:
@@ -294,5 +237,5 @@ class EventStore(Generic[EventT]):
         self._writer.close()
 
     def last_sequence(self) -> int:
-        """Returns the sequence of the newest event, 0 for an empty log; takes the same time for any log."""
+        """Returns the sequence of the newest event, 0 for an empty log. Takes the same time for any log."""
         return self._reader.last_sequence()

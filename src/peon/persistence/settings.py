@@ -5,12 +5,12 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
-from sqlalchemy import Connection, Engine, Insert, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, delete, select
+from typing_extensions import TypeVar as TypeVarWithDefault
 
 from peon.payloads import RuleError, exact_json
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.backends.engine import begin_writing, consistent_reads
 from peon.persistence.backends.retries import ResultT, in_own_transaction
 from peon.persistence.backends.same_database import require_connection
 from peon.persistence.errors import SettingError
@@ -18,14 +18,7 @@ from peon.persistence.redaction import collect_names, describe
 from peon.persistence.schema import settings
 
 SettingT = TypeVar("SettingT")
-
-_sqlite = sqlite.insert(settings)
-_postgresql = postgresql.insert(settings)
-_KEY = [settings.c.key]
-_UPSERT: dict[str, Insert] = {
-    "sqlite": _sqlite.on_conflict_do_update(index_elements=_KEY, set_={"value": _sqlite.excluded.value}),
-    "postgresql": _postgresql.on_conflict_do_update(index_elements=_KEY, set_={"value": _postgresql.excluded.value}),
-}
+DefaultT = TypeVarWithDefault("DefaultT", default=None)
 
 
 class SettingsStore:
@@ -33,32 +26,29 @@ class SettingsStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._reads = consistent_reads(engine)
-        self._driver_errors = DriverErrors(
-            engine, hint=". Has the database been migrated? alembic upgrade head does that"
+        self._backend = backend_of(engine)
+        self._reads = self._backend.consistent_reads(engine)
+        self._driver_errors = DriverErrors(engine, expects_tables=True)
+        insert = self._backend.insert(settings)
+        self._upsert = insert.on_conflict_do_update(
+            index_elements=[settings.c.key], set_={"value": insert.excluded.value}
         )
 
     @overload
-    def get(self, key: str) -> Any: ...
+    def get(self, key: str, default: DefaultT = ..., *, type: type[SettingT]) -> SettingT | DefaultT: ...
     @overload
-    def get(self, key: str, type: type[SettingT]) -> SettingT | None: ...
-    @overload
-    def get(self, key: str, type: type[SettingT], default: SettingT) -> SettingT: ...
-    @overload
-    def get(self, key: str, type: Any = None, default: Any = None) -> Any: ...
-    def get(self, key: str, type: Any = None, default: Any = None) -> Any:  # noqa: A002
-        """Returns a setting, or `default` where there is none.
+    def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
+    def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002
+        """Returns a setting, or `default` if it is not set.
 
         Args:
-            type: What the setting is to be validated as by pydantic: a model, `int`, `list[str]`, … In its place
-                the default may be given: a JSON value is no type.
+            type: The type as which pydantic validates the setting: a model, `int`, `list[str]`, … By default the
+                JSON value is returned as it is.
 
         Raises:
-            SettingError: It is not of that type, or was not stored as JSON.
+            SettingError: The setting is not of that type, or was not stored as JSON.
             StoreUnavailable: The database cannot be read.
         """
-        if isinstance(type, str | int | float | list | dict):
-            type, default = None, type  # noqa: A001
         with self._driver_errors, self._reads.connect() as connection:
             value = connection.scalar(select(settings.c.value).where(settings.c.key == _checked(key)))
         if value is None:
@@ -81,7 +71,7 @@ class SettingsStore:
             hint = "; of a pydantic model, store model_dump(mode='json')" if hasattr(value, "model_dump") else ""
             raise SettingError(key, f"{error}{hint}") from None
         row = {"key": _checked(key), "value": text}
-        self._write(lambda own: own.execute(_UPSERT[own.dialect.name], row), connection)
+        self._write(lambda own: own.execute(self._upsert, row), connection)
 
     def delete(self, key: str, *, connection: Connection | None = None) -> bool:
         """Removes a setting, and returns whether there was one; `connection` as of `set`."""
@@ -104,7 +94,7 @@ class SettingsStore:
             return in_own_transaction(self._engine, self._driver_errors, work)
         require_connection(connection, self._engine)
         with self._driver_errors:
-            begin_writing(connection)
+            self._backend.begin_writing(connection)
             return work(connection)
 
 

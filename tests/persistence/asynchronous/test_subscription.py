@@ -10,9 +10,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from processes import context
+from helpers.processes import context
+from helpers.subscription_processes import append_names
 from sqlalchemy import URL
-from subscription_processes import append_names
 
 from peon.orchestration import ProjectRenamed, ThreadSelected
 from peon.persistence import EventDecodeError, EventQuery, SubscriptionConflict
@@ -28,7 +28,7 @@ def renamed(name: str = "x") -> ProjectRenamed:
 
 @asynccontextmanager
 async def opened(url: URL) -> AsyncIterator[AsyncDatabase]:
-    async with asyncio.timeout(PATIENCE), await AsyncDatabase.open(url=url, projections=False) as database:
+    async with asyncio.timeout(PATIENCE), await AsyncDatabase.open(url=url, maintain_projections=False) as database:
         yield database
     deadline = time.monotonic() + PATIENCE
     while any(thread.name == "peon-watcher" for thread in threading.enumerate()):
@@ -41,7 +41,7 @@ async def take(subscription: AsyncSubscription[Any], count: int) -> list[StoredE
 
 
 async def until_waiting(database: AsyncDatabase, count: int = 1) -> None:
-    while len(database.events._arrivals._wakes) < count:
+    while len(database.events._notifier._wakes) < count:
         await asyncio.sleep(0.001)
 
 
@@ -89,7 +89,7 @@ def test_ends_by_its_event(url: URL, migrated: None, end: type[Any]) -> None:
     async def story() -> None:
         async with opened(url) as database:
             ending = end()
-            consuming = asyncio.create_task(take(database.events.subscribe(end=ending), 1))
+            consuming = asyncio.create_task(take(database.events.subscribe(stop=ending), 1))
             await until_waiting(database)
             ending.set()
             with pytest.raises(StopAsyncIteration):
@@ -128,7 +128,7 @@ def test_one_that_nobody_uses_any_more_ends(migrated_lasting_url: URL) -> None:
             await database.events.append_all([renamed()])
             await consuming
             gc.collect()
-            assert not database.events._arrivals._wakes
+            assert not database.events._notifier._wakes
 
     asyncio.run(story())
 
@@ -150,7 +150,7 @@ def test_ends_however_often_its_task_is_cancelled(migrated_lasting_url: URL, can
                 await asyncio.sleep(0)
             await asyncio.wait([following])
             await database.events.close()
-            assert not database.events._arrivals._wakes
+            assert not database.events._notifier._wakes
 
     asyncio.run(story())
 
@@ -221,25 +221,25 @@ def test_a_named_one_goes_on_where_the_last_one_was(url: URL, migrated: None) ->
     async def story() -> None:
         async with opened(url) as database:
             await database.events.append_all([renamed()] * 5)
-            async with database.events.subscription("mailer") as subscription:
+            async with database.events.durable_subscription("mailer") as subscription:
                 await take(subscription, 2)
                 async with database.engine.begin() as connection:
                     await database.settings.set("sent", 2, connection=connection)
-                    await subscription.commit(connection=connection)
+                    await subscription.save_position(connection=connection)
                 await take(subscription, 2)
                 async with database.engine.connect() as connection:
-                    await subscription.commit(connection=connection)
+                    await subscription.save_position(connection=connection)
                     await connection.rollback()
-            other = database.events.subscription("mailer")
+            other = database.events.durable_subscription("mailer")
             assert (await anext(other)).sequence == 3
-            await other.commit()
-            async with database.events.subscription("mailer", after=4) as again:
+            await other.save_position()
+            async with database.events.durable_subscription("mailer", after=4) as again:
                 assert again.position == 3
                 await take(again, 1)
-                await again.commit()
+                await again.save_position()
             await take(other, 1)
             with pytest.raises(SubscriptionConflict):
-                await other.commit()
+                await other.save_position()
 
     asyncio.run(story())
 

@@ -4,15 +4,15 @@ import pytest
 from sqlalchemy import bindparam, select, update
 
 from peon.persistence import Database
-from peon.persistence.backends.compiled import MAXIMUM_KEYS, DriverQuery, DriverStatement, KeyedQuery, insert_into
+from peon.persistence.backends.compiled import MAXIMUM_KEYS, CompiledQuery, CompiledStatement, KeyedQuery, insert_into
 from peon.persistence.schema import projection_projects, settings
 
 INSERT = insert_into(settings)
-RENAME = DriverStatement(
+RENAME = CompiledStatement(
     update(settings).where(settings.c.key == bindparam("of_key")).values(value=bindparam("new_value")),
     ["new_value", "of_key"],
 )
-BY_VALUE = DriverQuery(select(settings.c.key).where(settings.c.value == bindparam("of_value")), ["of_value"])
+BY_VALUE = CompiledQuery(select(settings.c.key).where(settings.c.value == bindparam("of_value")), ["of_value"])
 BY_KEY = KeyedQuery(settings.c.key, settings.c.key, settings.c.value)
 
 
@@ -37,7 +37,7 @@ def test_rows_are_found_by_any_number_of_keys(database: Database, count: int) ->
 
 
 def test_parameters_in_another_order_than_the_text_has_them_are_refused(database: Database) -> None:
-    wrong = DriverStatement(
+    wrong = CompiledStatement(
         update(projection_projects)
         .where(projection_projects.c.id == bindparam("of_id"))
         .values(name=bindparam("new_name")),

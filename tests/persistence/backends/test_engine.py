@@ -10,7 +10,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from peon.config import AppConfig
 from peon.persistence import PersistenceError, create_engine
-from peon.persistence.backends.engine import READ_ONLY, WAL_SIZE_LIMIT, database_url
+from peon.persistence.backends.address import database_url
+from peon.persistence.backends.interface import READ_ONLY
+from peon.persistence.backends.sqlite_connections import WAL_SIZE_LIMIT_BYTES
 
 PROCESSES = 6
 ROUNDS = 25
@@ -41,7 +43,7 @@ def test_each_connection_to_a_file_is_set_up(sqlite_url: URL, synchronous: str) 
                 "busy_timeout": 2500,
                 "foreign_keys": 1,
                 "recursive_triggers": 1,
-                "journal_size_limit": WAL_SIZE_LIMIT,
+                "journal_size_limit": WAL_SIZE_LIMIT_BYTES,
             }
     engine.dispose()
 

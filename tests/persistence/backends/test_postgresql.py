@@ -24,14 +24,14 @@ from peon.persistence import (
 )
 from peon.persistence.asynchronous import AsyncDatabase
 from peon.persistence.backends.retries import ATTEMPTS
-from peon.persistence.log.codec import orchestration_codec
+from peon.persistence.orchestration.codec import orchestration_codec
 
 PATIENCE = 30
 
 
 @pytest.fixture
 def database(migrated_postgresql_url: URL) -> Iterator[Database]:
-    with Database.open(url=migrated_postgresql_url, projections=False) as database:
+    with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
         yield database
 
 
@@ -96,8 +96,8 @@ class TestOrder:
                 seen.extend(s.sequence for s in reader.events.stream(after=seen[-1] if seen else 0))
 
         with (
-            Database.open(url=named_url, projections=False) as other,
-            Database.open(url=named_url, projections=False) as reader,
+            Database.open(url=named_url, maintain_projections=False) as other,
+            Database.open(url=named_url, maintain_projections=False) as reader,
             ThreadPoolExecutor(5) as pool,
             asked(named_url.update_query_dict({"application_name": "watch"})) as watch,
         ):
@@ -162,7 +162,7 @@ def test_sixteen_writers_and_four_readers_see_one_order(database: Database, migr
 
     def write(number: int) -> list[tuple[int, str]]:
         acknowledged = []
-        with Database.open(url=migrated_postgresql_url, projections=False) as store:
+        with Database.open(url=migrated_postgresql_url, maintain_projections=False) as store:
             for turn in range(0, each, 5):
                 batch = [renamed(f"{number}-{turn + part}") for part in range(5)]
                 acknowledged += [(s.sequence, s.event.name) for s in store.events.append_all(batch)]
@@ -171,7 +171,7 @@ def test_sixteen_writers_and_four_readers_see_one_order(database: Database, migr
     def tail() -> list[tuple[int, str]]:
         seen: list[tuple[int, str]] = []
         deadline = time.monotonic() + 10 * PATIENCE
-        with Database.open(url=migrated_postgresql_url, projections=False) as store:
+        with Database.open(url=migrated_postgresql_url, maintain_projections=False) as store:
             while len(seen) < events and time.monotonic() < deadline:
                 after = seen[-1][0] if seen else 0
                 seen += [(s.sequence, s.event.name) for s in store.events.stream(after=after)]  # type: ignore[union-attr]
@@ -264,25 +264,25 @@ class TestLostConnections:
         self, store: Database, named_url: URL, *, took_place: bool
     ) -> None:
         store.events.append_all([created(name) for name in "abcd"])
-        with store.events.subscription("mailer") as mailer:
+        with store.events.durable_subscription("mailer") as mailer:
             for _ in range(2):  # then there is more than one place where it may be
                 next(mailer)
                 with losing_the_answer(store.engine, named_url, took_place=took_place):
-                    mailer.commit()
-            mailer.commit()
+                    mailer.save_position()
+            mailer.save_position()
             assert saved_sequence(store) == 2
             next(mailer)
             with losing_the_answer(store.engine, named_url, took_place=took_place):
-                mailer.commit()
+                mailer.save_position()
             assert saved_sequence(store) == (3 if took_place else 2)
             next(mailer)
-            mailer.commit()
+            mailer.save_position()
             assert saved_sequence(store) == 4
 
             with store.engine.begin() as connection:  # as another consumer does
                 connection.execute(text("UPDATE subscription_positions SET saved_at = ''"))
             with pytest.raises(SubscriptionConflict):
-                mailer.commit()
+                mailer.save_position()
 
     def test_threads_lose_and_double_nothing_while_connections_end(self, store: Database, named_url: URL) -> None:
         stop = threading.Event()
@@ -422,15 +422,15 @@ class TestUndoneTransactions:
 
 
 def commit_a_position(database: Database) -> None:
-    with database.events.subscription("mailer") as mailer:
+    with database.events.durable_subscription("mailer") as mailer:
         next(mailer)
-        mailer.commit()
+        mailer.save_position()
 
 
 OWN_TRANSACTIONS: dict[str, Callable[[Database], object]] = {
     "a setting": lambda database: database.settings.set("theme", "dark"),
     "a setting that is removed": lambda database: database.settings.delete("theme"),
-    "a new subscription": lambda database: database.events.subscription("new"),
+    "a new subscription": lambda database: database.events.durable_subscription("new"),
     "a position": commit_a_position,
     "catching up": lambda database: database.projections.catch_up(),
     "rebuilding": lambda database: database.projections.rebuild(),
@@ -444,7 +444,7 @@ class TestOwnTransactions:
     @pytest.fixture
     def store(self, named_url: URL, database: Database) -> Iterator[Database]:
         with Database.open(url=named_url) as store:
-            store.events.subscription("mailer").close()
+            store.events.durable_subscription("mailer").close()
             database.events.append_all([created(name) for name in "abc"])  # without projections
             yield store
 
@@ -530,7 +530,7 @@ def test_an_event_loop_goes_on_while_a_transaction_waits_to_be_repeated(
 
 
 def test_a_stream_holds_no_transaction_open(database: Database, named_url: URL) -> None:
-    with Database.open(url=named_url, projections=False) as store:
+    with Database.open(url=named_url, maintain_projections=False) as store:
         store.events.append_all([renamed(str(n)) for n in range(2_500)])
         stream = store.events.stream()
         next(stream)

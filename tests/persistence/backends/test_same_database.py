@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy
-from postgresql_schemas import MigratedSchemas, in_schema
+from helpers.postgresql_schemas import MigratedSchemas, in_schema
 from sqlalchemy import URL, Connection, Engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -21,7 +21,7 @@ RENAMED = ProjectRenamed(project_id=UUID(int=1), name="tides")
 
 @pytest.fixture
 def database(migrated_lasting_url: URL) -> Iterator[Database]:
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         yield database
 
 
@@ -59,15 +59,15 @@ def engine_of(url: URL) -> Iterator[Engine]:
 
 
 def test_another_log_is_refused_for_whatever_is_stored(database: Database, other_url: URL) -> None:
-    subscription = database.events.subscription("mailer")
-    with Database.open(url=other_url, projections=False) as other, other.engine.connect() as connection:
+    subscription = database.events.durable_subscription("mailer")
+    with Database.open(url=other_url, maintain_projections=False) as other, other.engine.connect() as connection:
         for _ in range(2):
             with pytest.raises(ValueError, match="of another database"):
                 database.events.append_all([RENAMED], connection=connection)
         with pytest.raises(ValueError, match="of another database"):
             database.settings.set("a", 1, connection=connection)
         with pytest.raises(ValueError, match="of another database"):
-            subscription.commit(connection=connection)
+            subscription.save_position(connection=connection)
         connection.commit()
         assert other.events.last_sequence() == database.events.last_sequence() == 0
         assert other.settings.all() == {}
@@ -118,7 +118,7 @@ def test_a_connection_that_is_refused_can_be_used_on(database: Database, postgre
 
 def test_one_that_cannot_be_asked_is_unavailable(migrated_postgresql_url: URL) -> None:
     with (
-        Database.open(url=migrated_postgresql_url, projections=False) as database,
+        Database.open(url=migrated_postgresql_url, maintain_projections=False) as database,
         engine_of(migrated_postgresql_url) as engine,
         pytest.raises(StoreUnavailable, match="terminating connection"),
         engine.connect() as connection,
@@ -135,7 +135,7 @@ def test_in_an_event_loop(migrated_lasting_url: URL, other_url: URL, same_url: U
 
     async def scenario() -> None:
         other, same = (create_async_engine(asynchronous(url)) for url in (other_url, same_url))
-        async with await AsyncDatabase.open(url=migrated_lasting_url, projections=False) as database:
+        async with await AsyncDatabase.open(url=migrated_lasting_url, maintain_projections=False) as database:
             async with other.connect() as connection:
                 with pytest.raises(ValueError, match="of another database"):
                     await database.events.append_all([RENAMED], connection=connection)

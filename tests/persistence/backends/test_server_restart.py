@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy
-from private_server import PrivateServer, binaries
+from helpers.private_postgresql_server import PrivateServer, binaries
 from sqlalchemy import URL
 
 from peon.orchestration import OrchestrationEvent, ProjectCreated
@@ -124,7 +124,7 @@ def test_threads_survive_restarts(server: PrivateServer) -> None:
                 pass
 
     def follow() -> None:
-        with database.events.subscribe(end=end) as subscription:
+        with database.events.subscribe(stop=end) as subscription:
             while not end.is_set():
                 try:
                     for stored in subscription:
@@ -202,7 +202,7 @@ def test_tasks_survive_restarts(server: PrivateServer) -> None:
                     pass
 
         async def follow() -> None:
-            async with database.events.subscribe(end=end) as subscription:
+            async with database.events.subscribe(stop=end) as subscription:
                 while not end.is_set():
                     try:
                         async for stored in subscription:

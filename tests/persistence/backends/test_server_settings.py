@@ -40,7 +40,7 @@ def execute(server: URL, *statements: str) -> None:
 
 
 async def append_and_replay(url: URL) -> list[Any]:
-    async with await AsyncDatabase.open(url=url, projections=False) as database:
+    async with await AsyncDatabase.open(url=url, maintain_projections=False) as database:
         await database.events.append_all([renamed()])
         return await database.events.replay_all()
 
@@ -81,7 +81,7 @@ class TestEncodings:
         else:
             encoded_url = encoded_url.update_query_dict({"client_encoding": "latin1"})
 
-        with Database.open(url=encoded_url, projections=False) as database:
+        with Database.open(url=encoded_url, maintain_projections=False) as database:
             stored = database.events.append_all([renamed()])
             database.settings.set(POLISH, POLISH)
             assert database.events.replay_all() == stored
@@ -136,7 +136,7 @@ class TestRights:
             writes: list[Callable[[], object]] = [
                 lambda: database.events.append_all([renamed()]),
                 lambda: database.settings.set("theme", "dark"),
-                lambda: database.events.subscription("mailer"),
+                lambda: database.events.durable_subscription("mailer"),
             ]
             for write in writes:
                 with pytest.raises(StoreUnavailable, match=r"permission denied for table [a-z_]+$"):
@@ -153,8 +153,10 @@ class TestRights:
 
 def test_a_statement_timeout_ends_the_wait_for_other_appenders(migrated_postgresql_url: URL) -> None:
     with (
-        Database.open(url=migrated_postgresql_url, projections=False) as database,
-        Database.open(url=with_option(migrated_postgresql_url, "statement_timeout=100"), projections=False) as hasty,
+        Database.open(url=migrated_postgresql_url, maintain_projections=False) as database,
+        Database.open(
+            url=with_option(migrated_postgresql_url, "statement_timeout=100"), maintain_projections=False
+        ) as hasty,
     ):
         with database.engine.begin() as connection:
             first = database.events.append_all([renamed()], connection=connection)
@@ -179,7 +181,7 @@ def test_where_transactions_are_read_only_all_but_verify_reads(migrated_postgres
         writes: list[Callable[[], object]] = [
             lambda: database.events.append_all([renamed()]),
             lambda: database.settings.set("theme", "light"),
-            lambda: database.events.subscription("mailer"),
+            lambda: database.events.durable_subscription("mailer"),
             database.projections.verify,
             database.projections.rebuild,
         ]
@@ -194,7 +196,7 @@ def test_a_libpq_without_pipelines_appends_all_the_same(
 ) -> None:
     monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
     monkeypatch.setattr(psycopg.Connection, "pipeline", None)
-    with Database.open(url=migrated_postgresql_url, projections=False) as database:
+    with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
         stored = [*database.events.append_all([renamed("a")]), *database.events.append_all([renamed("b")] * 20)]
         with database.engine.begin() as connection:
             stored += database.events.append_all([renamed("c")], connection=connection)
@@ -206,9 +208,9 @@ def test_a_libpq_without_pipelines_appends_all_the_same(
 
 def test_a_name_that_no_index_holds_is_told(migrated_postgresql_url: URL) -> None:
     name = "".join(Random(1).choices(ascii_letters, k=4_000))  # which the server cannot compress
-    with Database.open(url=migrated_postgresql_url, projections=False) as database:
+    with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
         with pytest.raises(StoreUnavailable, match=r"index row size .* exceeds"):
             database.settings.set(name, 1)
         with pytest.raises(StoreUnavailable, match=r"index row size .* exceeds"):
-            database.events.subscription(name)
+            database.events.durable_subscription(name)
         assert database.settings.all() == {}

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PATIENCE, context, exit_codes, run
+from helpers.processes import PATIENCE, context, exit_codes, run
+from helpers.write_lock_processes import fork_while_another_thread_waits, somebody_waits, take_turns, wait_for_turn
 from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from turn_processes import fork_while_another_thread_waits, somebody_waits, take_turns, wait_for_turn
 
 from peon.persistence import create_engine
 from peon.persistence.asynchronous import create_async_engine
-from peon.persistence.backends.engine import READ_ONLY
+from peon.persistence.backends.interface import READ_ONLY
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
-from processes import PATIENCE, context, die
+from helpers.processes import PATIENCE, context, die
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import URL, event, insert
 
@@ -24,17 +24,12 @@ from peon.persistence import (
     EventStore,
     ProjectionError,
 )
-from peon.persistence.log.head import LogEnd
+from peon.persistence.backends import backend_of
 from peon.persistence.log.idempotency import Receipt, add_receipt
 from peon.persistence.schema import events as log
 
 PROJECT = UUID(int=1)
 STORED_AT = "2025-03-14T09:26:53.589793Z"
-
-
-@pytest.fixture
-def database(log_alone: Database) -> Database:
-    return log_alone
 
 
 def renamed(name: str = "x", **fields: object) -> ProjectRenamed:
@@ -179,16 +174,16 @@ def append_and_die_before_the_answer(url: str, command: UUID) -> None:
         append_all([ProjectCreated(project_id=PROJECT, name="x", path="/")], command_id=command)
 
 
-def test_killed_between_commit_and_answer_a_retry_does_not_double(lasting_url: URL) -> None:
-    Database.open(url=lasting_url).close()
+def test_killed_between_commit_and_answer_a_retry_does_not_double(migrated_lasting_url: URL) -> None:
+    Database.open(url=migrated_lasting_url).close()
     command = uuid4()
-    url = lasting_url.render_as_string(hide_password=False)
+    url = migrated_lasting_url.render_as_string(hide_password=False)
     process = context.Process(target=append_and_die_before_the_answer, args=(url, command))
     process.start()
     process.join(PATIENCE)
     assert process.exitcode == -9
 
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=migrated_lasting_url) as database:
         again = [ProjectCreated(project_id=PROJECT, name="x", path="/")]
         assert [s.sequence for s in database.events.append_all(again, command_id=command)] == [1]
         assert database.events.last_sequence() == 1
@@ -204,12 +199,12 @@ def repeat_together(barrier: Any, url: str, rounds: int, answers: Any, number: i
             answers[number * rounds + turn] = stored.sequence
 
 
-def test_processes_that_repeat_one_command_at_once_store_it_once(lasting_url: URL) -> None:
+def test_processes_that_repeat_one_command_at_once_store_it_once(migrated_lasting_url: URL) -> None:
     """To store it again would contradict what the projections hold."""
-    Database.open(url=lasting_url).close()
+    Database.open(url=migrated_lasting_url).close()
     count, rounds = 4, 20
     barrier, answers = context.Barrier(count), context.Array("i", count * rounds)
-    url = lasting_url.render_as_string(hide_password=False)
+    url = migrated_lasting_url.render_as_string(hide_password=False)
     processes = [
         context.Process(target=repeat_together, args=(barrier, url, rounds, answers, number)) for number in range(count)
     ]
@@ -220,7 +215,7 @@ def test_processes_that_repeat_one_command_at_once_store_it_once(lasting_url: UR
 
     assert [process.exitcode for process in processes] == [0] * count
     assert list(answers) == [*range(1, rounds + 1)] * count
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=migrated_lasting_url) as database:
         assert database.events.last_sequence() == rounds
 
 
@@ -238,7 +233,7 @@ def test_a_repeat_whose_event_cannot_be_read_leaves_its_neighbours_alone(databas
     appender = database.events._appender
     with database.engine.begin() as connection:
         requests = [appender.request([renamed()], None, identifier) for identifier in (command, uuid4())]
-        unreadable, stored = appender.perform(LogEnd.join(connection), requests)
+        unreadable, stored = appender.perform(backend_of(connection).join_append(connection), requests)
     assert isinstance(unreadable, EventDecodeError)
     assert [*database.events.stream(after=1)] == stored
 

@@ -10,12 +10,13 @@ from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
-import processes
-import projection_processes
 import pytest
+from helpers import processes, projection_processes
+from helpers.agent_session import long_session
+from helpers.event_strategies import EVENT_CLASSES
+from helpers.random_events import batches
+from helpers.reference_model import ReferenceModel, State, state_of
 from sqlalchemy import Engine, event, update
-from story import State, Story, batches, long_session, state_of
-from strategies import EVENT_CLASSES
 
 from peon.orchestration import (
     ActionApproved,
@@ -47,17 +48,17 @@ def test_it_is_what_the_events_say_and_a_rebuild_changes_nothing(open_empty: Ope
     events = long_session(250)
     assert {type(each) for each in events} == set(EVENT_CLASSES)
     assert len(events) > 5_000
-    story = Story()
-    assert story.follow_all(events) == {}
+    model = ReferenceModel()
+    assert model.follow_all(events) == {}
     database = open_empty()
 
     for batch in batches(Random(2), events, (1, 10, 50, 100)):
         database.events.append_all(batch)
 
-    assert state_of(database.read_model, story.approvals) == story.state()
+    assert state_of(database.read_model, model.approvals) == model.state()
     assert database.projections.verify() == []
     database.projections.rebuild()
-    assert database.read_model.snapshot() == story.snapshot()
+    assert database.read_model.snapshot() == model.snapshot()
 
 
 def address(database: Database) -> str:
@@ -71,9 +72,9 @@ def run_and_kill(function: Callable[..., object], *arguments: object) -> bool:
     return code == KILLED
 
 
-def require(database: Database, story: Story, problems: list[int]) -> None:
-    assert database.projections.position() == story.sequence
-    assert state_of(database.read_model, story.approvals) == story.state()
+def require(database: Database, model: ReferenceModel, problems: list[int]) -> None:
+    assert database.projections.position() == model.sequence
+    assert state_of(database.read_model, model.approvals) == model.state()
     assert [problem.sequence for problem in database.projections.problems()] == problems
 
 
@@ -85,43 +86,43 @@ class TestKill9:
         database = open_lasting()
         session = projection_processes.session()
         ends = [0, *accumulate(map(len, session))]
-        story = Story()
+        model = ReferenceModel()
         first = 0
         for statements in [0, 1, 2, 4, 6, 8, 11, 20, 40, 80]:
             assert run_and_kill(projection_processes.append_and_die, address(database), first, statements)
 
             number = ends.index(database.events.last_sequence())
             for batch in session[first:number]:
-                story.follow_all(batch)
-            require(database, story, [])
+                model.follow_all(batch)
+            require(database, model, [])
             first = number
 
         assert first >= 4
         with Database.open(url=address(database)) as reopened:
             for batch in session[first:]:
                 reopened.events.append_all(batch)
-                story.follow_all(batch)
-            require(reopened, story, [])
+                model.follow_all(batch)
+            require(reopened, model, [])
             assert reopened.projections.verify() == []
 
     def test_in_a_catch_up(self, open_lasting: Opener) -> None:
-        database = open_lasting(projections=False)
+        database = open_lasting(maintain_projections=False)
         events = [each for batch in projection_processes.session() for each in batch]
         for place in (300, 200, 100):
             events.insert(place, events[0])
         database.events.append_all(events)
-        story = Story()
+        model = ReferenceModel()
         problems: list[int] = []
         positions = [0]
         statements = 30
         while run_and_kill(projection_processes.open_and_die, address(database), statements):
             positions.append(database.projections.position())
-            problems += story.follow_all(events[positions[-2] : positions[-1]])
-            require(database, story, problems)
+            problems += model.follow_all(events[positions[-2] : positions[-1]])
+            require(database, model, problems)
             statements += 30
 
-        problems += story.follow_all(events[positions[-1] :])
-        require(database, story, problems)
+        problems += model.follow_all(events[positions[-1] :])
+        require(database, model, problems)
         assert len(set(positions)) > 4
         assert len(problems) == 3
         assert [difference.table for difference in database.projections.verify()] == ["projection_problems"] * 3
@@ -130,26 +131,26 @@ class TestKill9:
         database = open_lasting()
         events = long_session(3)
         database.events.append_all(events)
-        story = Story()
-        story.follow_all(events)
-        sound = story.state()
+        model = ReferenceModel()
+        model.follow_all(events)
+        sound = model.state()
 
         def make_old() -> State:
             """As another version had filled the tables."""
             with database.engine.begin() as connection:
                 connection.execute(update(schema.projection_positions).values(version=0))
                 connection.execute(update(schema.projection_threads).values(title="of another version"))
-            return state_of(database.read_model, story.approvals)
+            return state_of(database.read_model, model.approvals)
 
         old = make_old()
         statements = processes.run(projection_processes.statements_of_opening, address(database))
-        assert state_of(database.read_model, story.approvals) == sound
+        assert state_of(database.read_model, model.approvals) == sound
         make_old()
         outcomes = []
         last = range(statements - 16, statements, 3)
         for number in [statements // 4, statements // 2, *last]:
             assert run_and_kill(projection_processes.open_and_die, address(database), number)
-            state = state_of(database.read_model, story.approvals)
+            state = state_of(database.read_model, model.approvals)
             assert state in (old, sound)
             outcomes.append(state == sound)
             if state == sound:
@@ -159,7 +160,7 @@ class TestKill9:
         # On PostgreSQL the commit is the last statement: the shadows go with it.
         assert set(outcomes) == {False, database.engine.dialect.name == "sqlite"}
         with Database.open(url=address(database)) as reopened:
-            require(reopened, story, [])
+            require(reopened, model, [])
             assert reopened.projections.verify() == []
 
 
@@ -349,7 +350,7 @@ def resident() -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["file", "postgresql"])
 def test_a_million_events_keep_the_memory_flat(backend: str, request: pytest.FixtureRequest) -> None:
-    database: Database = request.getfixturevalue(f"open_empty_{backend}")(projections=False)
+    database: Database = request.getfixturevalue(f"open_empty_{backend}")(maintain_projections=False)
     identifiers = [uuid4() for _ in range(4)]
     database.events.append_all([*BEGINNING, *(message(identifier) for identifier in identifiers)])
     part: list[OrchestrationEvent] = [

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
+from helpers.random_events import APPROVALS, batches, invented
+from helpers.reference_model import ReferenceModel, State, state_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from story import APPROVALS, State, Story, batches, invented, state_of
 
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import Database, Difference, ProjectionError
@@ -26,8 +27,8 @@ of_databases = settings(
 )
 
 
-def told(database: Database) -> Story:
-    return Story(without_nul=database.engine.dialect.name == "postgresql")
+def told(database: Database) -> ReferenceModel:
+    return ReferenceModel(without_nul=database.engine.dialect.name == "postgresql")
 
 
 def found(database: Database) -> State:
@@ -59,19 +60,19 @@ def differences(database: Database) -> list[str]:
 @given(seed=seeds, count=counts)
 def test_live_and_rebuilt_and_caught_up_are_what_the_events_say(open_empty: Opener, seed: int, count: int) -> None:
     chance = Random(seed)
-    live, caught_up = open_empty("live"), open_empty("caught_up", projections=False)
-    story = told(live)
-    events = list(invented(chance, story, count))
-    assert story.follow_all(events) == {}
+    live, caught_up = open_empty("live"), open_empty("caught_up", maintain_projections=False)
+    model = told(live)
+    events = list(invented(chance, model, count))
+    assert model.follow_all(events) == {}
 
     append(live, chance, events)
     append(caught_up, chance, events)
-    assert found(live) == story.state()
+    assert found(live) == model.state()
 
     caught_up.projections.catch_up()
-    assert found(caught_up) == story.state()
+    assert found(caught_up) == model.state()
     live.projections.rebuild()
-    assert found(live) == story.state()
+    assert found(live) == model.state()
 
 
 @of_databases
@@ -81,23 +82,23 @@ def test_a_batch_is_refused_as_a_whole_exactly_where_one_of_its_events_contradic
 ) -> None:
     chance = Random(seed)
     database = open_empty("live")
-    story = told(database)
-    while story.sequence < count:
+    model = told(database)
+    while model.sequence < count:
         size = chance.choice([1, 2, 5, 10])
-        batch = list(invented(chance, story, size, contradictions=0.1))
-        index = story.index_of_contradiction(batch)
+        batch = list(invented(chance, model, size, contradictions=0.1))
+        index = model.index_of_contradiction(batch)
         if index is None:
-            story.follow_all(batch)
+            model.follow_all(batch)
             database.events.append_all(batch)
         else:
             with pytest.raises(ProjectionError) as caught:
                 database.events.append_all(batch)
             assert (caught.value.index, caught.value.event_type) == (index, batch[index].type)
-            story.follow_all(batch[:index])
+            model.follow_all(batch[:index])
             database.events.append_all(batch[:index])
-        assert database.events.last_sequence() == story.sequence == database.projections.position()
+        assert database.events.last_sequence() == model.sequence == database.projections.position()
 
-    assert found(database) == story.state()
+    assert found(database) == model.state()
     assert database.projections.verify() == []
 
 
@@ -105,16 +106,16 @@ def test_a_batch_is_refused_as_a_whole_exactly_where_one_of_its_events_contradic
 @given(seed=seeds, count=counts)
 def test_a_stored_log_loses_the_contradictory_events_alone(open_empty: Opener, seed: int, count: int) -> None:
     chance = Random(seed)
-    database = open_empty("stored", projections=False)
-    story = told(database)
-    append(database, chance, list(invented(chance, story, count, contradictions=0.25)))
+    database = open_empty("stored", maintain_projections=False)
+    model = told(database)
+    append(database, chance, list(invented(chance, model, count, contradictions=0.25)))
     events = [stored.event for stored in database.events.stream()]
-    contradictory = list(story.follow_all(events))
+    contradictory = list(model.follow_all(events))
 
     database.projections.catch_up()
 
     assert problems(database) == contradictory
-    assert found(database) == story.state()
+    assert found(database) == model.state()
     assert differences(database) == [str(sequence) for sequence in contradictory]
 
 
@@ -125,20 +126,20 @@ def test_an_append_first_takes_in_what_was_stored_without_projections(
 ) -> None:
     chance = Random(seed)
     database = open_empty("both")
-    alone = Database(database.engine, projections=False)
-    story = told(database)
+    alone = Database(database.engine, maintain_projections=False)
+    model = told(database)
     contradictory: list[int] = []
-    while story.sequence < count:
-        batch = list(invented(chance, story, chance.choice([1, 3, 12]), contradictions=0.1))
+    while model.sequence < count:
+        batch = list(invented(chance, model, chance.choice([1, 3, 12]), contradictions=0.1))
         if chance.randrange(2):
             alone.events.append_all(batch)
-            contradictory += story.follow_all(batch)
+            contradictory += model.follow_all(batch)
             continue
-        index = story.index_of_contradiction(batch)
+        index = model.index_of_contradiction(batch)
         if index is None:
             database.events.append_all(batch)
-            story.follow_all(batch)
-            assert found(database) == story.state()
+            model.follow_all(batch)
+            assert found(database) == model.state()
         else:
             with pytest.raises(ProjectionError) as caught:
                 database.events.append_all(batch)
@@ -146,6 +147,6 @@ def test_an_append_first_takes_in_what_was_stored_without_projections(
     alone.events.close()
     database.projections.catch_up()
 
-    assert found(database) == story.state()
+    assert found(database) == model.state()
     assert problems(database) == contradictory
     assert differences(database) == [str(sequence) for sequence in contradictory]

@@ -9,11 +9,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from helpers.agent_session import long_session
+from helpers.event_strategies import json_values, message_contents, texts
 from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 from sqlalchemy import URL, event, text
-from story import long_session
-from strategies import json_values, message_contents, texts
 
 from peon.orchestration import (
     ActionApproved,
@@ -417,9 +417,9 @@ def test_the_snapshot_is_what_the_lists_say(database: Database) -> None:
     assert Snapshot.model_validate_json(snapshot.model_dump_json()) == snapshot
 
 
-def test_a_read_sees_no_half_of_an_append(lasting_url: URL) -> None:
+def test_a_read_sees_no_half_of_an_append(migrated_lasting_url: URL) -> None:
     """Each append adds a turn with three streamed messages, and selects its thread."""
-    with Database.open(url=lasting_url) as database:
+    with Database.open(url=migrated_lasting_url) as database:
         read_while_another_appends(database)
 
 
@@ -455,8 +455,8 @@ def read_while_another_appends(database: Database) -> None:
     writer.join()
 
 
-def test_a_read_does_not_wait_for_a_writer(lasting_url: URL) -> None:
-    with Database.open(url=lasting_url) as database:
+def test_a_read_does_not_wait_for_a_writer(migrated_lasting_url: URL) -> None:
+    with Database.open(url=migrated_lasting_url) as database:
         database.events.append_all([project(), thread()])
         with database.engine.begin() as connection:
             database.events.append_all([thread(UUID(int=9))], connection=connection)

@@ -3,22 +3,17 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
-from processes import PATIENCE
+from helpers.processes import PATIENCE
+from helpers.word_count_projection import PROJECT, SCENE, THREAD, TURN, UNKNOWN, Opener, WordCount, said, words, writers
 from sqlalchemy import (
-    JSON,
-    URL,
-    Boolean,
     Column,
     Connection,
-    ForeignKey,
-    Index,
-    Integer,
     MetaData,
     Table,
     Text,
@@ -32,17 +27,8 @@ from sqlalchemy import (
 
 from peon.orchestration import (
     MessageAppended,
-    MessageRole,
     OrchestrationEvent,
-    ProjectCreated,
-    ProjectDeleted,
     ProjectRenamed,
-    Provider,
-    RuntimeMode,
-    TextContent,
-    ThreadCreated,
-    ThreadDeleted,
-    TurnStarted,
 )
 from peon.persistence import (
     Database,
@@ -56,103 +42,10 @@ from peon.persistence import (
     schema,
 )
 
-Opener = Callable[..., Database]
-
-own = MetaData()
-writers = Table(
-    "word_count_writers",
-    own,
-    Column("thread_id", Text, primary_key=True),
-    Column("project_id", Text, nullable=False),
-    Column("words", Integer, nullable=False),
-)
-words = Table(
-    "word_count_words",
-    own,
-    Column("thread_id", ForeignKey(writers.c.thread_id, ondelete="CASCADE"), primary_key=True),
-    Column("word", Text, primary_key=True),
-    Column("count", Integer, nullable=False),
-    Column("seen", JSON, nullable=False),
-    Column("long", Boolean),
-)
-Index("idx_words", words.c.word)
-
-
-class WordCount(Projection):
-    """Which words the messages of a thread hold, how often, and in which events; it takes no bad language."""
-
-    name = "word_count"
-    version = 1
-    tables: ClassVar[Sequence[Table]] = (words, writers)
-
-    def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Iterator[Refusal]:
-        for sequence, told, _ in events:
-            match told:
-                case ThreadCreated():
-                    ids = {"thread_id": str(told.thread_id), "project_id": str(told.project_id)}
-                    connection.execute(insert(writers).values(**ids, words=0))
-                case ThreadDeleted():
-                    connection.execute(delete(writers).filter_by(thread_id=str(told.thread_id)))
-                case ProjectDeleted():
-                    connection.execute(delete(writers).filter_by(project_id=str(told.project_id)))
-                case MessageAppended(content=TextContent(text=text)):
-                    if "barnacles" in text:
-                        yield Refusal(sequence, "bad language")
-                    else:
-                        for word in text.split():
-                            self.add(connection, str(told.thread_id), word, sequence)
-
-    def add(self, connection: Connection, thread_id: str, word: str, sequence: int) -> None:
-        connection.execute(update(writers).filter_by(thread_id=thread_id).values(words=writers.c.words + 1))
-        row = connection.execute(select(words).filter_by(thread_id=thread_id, word=word)).mappings().one_or_none()
-        if row is None:
-            values = {"thread_id": thread_id, "word": word, "count": 1, "seen": [sequence], "long": len(word) > 4}
-            connection.execute(insert(words).values(values))
-        else:
-            values = {"count": row["count"] + 1, "seen": [*row["seen"], sequence]}
-            connection.execute(update(words).filter_by(thread_id=thread_id, word=word).values(values))
-
-
-PROJECT, THREAD, OTHER_THREAD, TURN, UNKNOWN = (UUID(int=number) for number in range(1, 6))
-
-
-def said(text: str) -> MessageAppended:
-    said.count += 1  # type: ignore[attr-defined]
-    return MessageAppended(
-        message_id=UUID(int=1_000 + said.count),  # type: ignore[attr-defined]
-        turn_id=TURN,
-        thread_id=THREAD,
-        role=MessageRole.ASSISTANT,
-        content=TextContent(text=text),
-    )
-
-
-said.count = 0  # type: ignore[attr-defined]
-
 
 def renamed(name: str, identifier: UUID = PROJECT) -> ProjectRenamed:
     return ProjectRenamed(project_id=identifier, name=name)
 
-
-def thread(identifier: UUID) -> ThreadCreated:
-    return ThreadCreated(
-        thread_id=identifier,
-        project_id=PROJECT,
-        provider=Provider.CLAUDE,
-        model="a-model",
-        runtime_mode=RuntimeMode.SUPERVISED,
-    )
-
-
-SCENE: list[OrchestrationEvent] = [
-    ProjectCreated(project_id=PROJECT, name="tide-table", path="/home/ada/tide-table"),
-    thread(THREAD),
-    thread(OTHER_THREAD),
-    TurnStarted(turn_id=TURN, thread_id=THREAD),
-    said("ebb and flow"),
-    said("ebb tide"),
-    ThreadDeleted(thread_id=OTHER_THREAD),
-]
 
 WORDS = [("and", 1, [5], False), ("ebb", 2, [5, 6], False), ("flow", 1, [5], False), ("tide", 1, [6], False)]
 
@@ -176,7 +69,7 @@ def change(database: Database, *statements: Any) -> None:
 
 
 def append_alone(database: Database, *events: OrchestrationEvent) -> None:
-    alone = Database(database.engine, projections=False)
+    alone = Database(database.engine, maintain_projections=False)
     alone.events.append_all(events)
     alone.events.close()
 
@@ -521,122 +414,3 @@ class TestAnotherVersion:
 
         with Database.open(url=database.engine.url, projections=[WordCount()]) as opened:
             assert found(opened) == WORDS
-
-
-def projection(of_name: str, *of_tables: Table) -> Projection:
-    class Some(WordCount):
-        name = of_name
-        tables = of_tables
-
-    return Some()
-
-
-def table(name: str, *columns: Column[Any], metadata: MetaData | None = None, **options: Any) -> Table:
-    key: Column[Any] = Column("id", Text, primary_key=True)
-    return Table(name, metadata or MetaData(), *(columns or [key]), **options)
-
-
-shared = MetaData()
-
-UNFIT: dict[str, list[Projection]] = {
-    "same name": [projection("a", table("a")), projection("a", table("b"))],
-    "orchestration": [projection("orchestration", table("a"))],
-    "tables": [projection("a")],
-    "table of another: a": [projection("a", table("a")), projection("b", table("a"))],
-    "table of another: events": [projection("a", table("events"))],
-    "table of another: settings": [projection("a", table("settings"))],
-    "refers to projection_threads.id": [
-        projection("a", table("a", Column("id", ForeignKey(schema.projection_threads.c.id), primary_key=True)))
-    ],
-    "refers to nowhere.id": [projection("a", table("a", Column("id", ForeignKey("nowhere.id"), primary_key=True)))],
-    "refers to b.id": [
-        projection(
-            "a",
-            table("a", Column("id", ForeignKey(table("b", metadata=shared).c.id), primary_key=True), metadata=shared),
-        ),
-        projection("b", shared.tables["b"]),
-    ],
-    "more than one MetaData": [projection("a", table("a"), table("b"))],
-    "has a schema": [projection("a", table("a", schema="elsewhere"))],
-    "a.id counts by itself": [projection("a", table("a", Column("id", Integer, primary_key=True)))],
-}
-
-
-@pytest.mark.parametrize("message", list(UNFIT))
-def test_what_could_not_be_kept_is_refused(open_empty_memory: Opener, message: str) -> None:
-    engine = open_empty_memory(projections=False).engine
-
-    with pytest.raises(ValueError, match=message):
-        Database(engine, projections=UNFIT[message])
-
-
-@pytest.mark.parametrize("unfit", [WordCount, [WordCount], ["word_count"], "word_count", None])
-def test_what_is_no_projection_is_refused(open_empty_memory: Opener, unfit: Any) -> None:
-    engine = open_empty_memory(projections=False).engine
-
-    with pytest.raises(TypeError, match="projection"):
-        Database(engine, projections=unfit)
-
-
-@pytest.mark.parametrize(
-    "fit",
-    [
-        table("a", Column("id", Integer, primary_key=True, autoincrement=False)),
-        table("a", Column("id", ForeignKey("a.id"), primary_key=True)),
-        table("a", Column("id", Text, primary_key=True), Column("parent", ForeignKey("a.id"))),
-    ],
-)
-def test_what_can_be_kept_is_not(open_empty_memory: Opener, fit: Table) -> None:
-    engine = open_empty_memory(projections=False).engine
-
-    assert "a" in repr(Database(engine, projections=[projection("a", fit)]).projections)
-
-
-def applying(of_apply: Callable[[Connection, Sequence[StoredEvent[OrchestrationEvent]]], Any]) -> Projection:
-    class Some(WordCount):
-        name = "some"
-        tables = (table("some"),)
-
-        def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Any:
-            return of_apply(connection, events)
-
-    return Some()
-
-
-@pytest.mark.parametrize(
-    ("apply", "reason"),
-    [
-        (lambda connection, _: connection.rollback(), "ended the transaction"),
-        (lambda connection, _: connection.commit(), "ended the transaction"),
-        (lambda _, events: [Refusal(events[0].sequence - 1, "none of its events")], "was not given"),
-        (lambda _, events: [Refusal(events[-1].sequence + 1, "none of its events")], "was not given"),
-    ],
-)
-def test_what_a_projection_must_not_do_is_told(sqlite_url: URL, apply: Any, reason: str) -> None:
-    database = Database.open(url=sqlite_url, projections=[applying(apply)])
-    with database, pytest.raises(TypeError, match=reason):
-        database.events.append_all(SCENE)
-
-
-class NoNumber(WordCount):
-    version = "1"  # type: ignore[assignment]
-
-
-class NoTable(WordCount):
-    tables = ("words",)  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize(
-    ("projections", "error", "reason"),
-    [
-        ([WordCount], TypeError, "give an instance"),
-        ([object()], TypeError, "give an instance"),
-        (WordCount(), TypeError, "a list of projections"),
-        (None, TypeError, "a list of projections"),
-        ([NoNumber()], ValueError, "NoNumber: its version is an integer"),
-        ([NoTable()], ValueError, "NoTable: its tables are a tuple of Table"),
-    ],
-)
-def test_what_is_no_projection_is_told(projections: Any, error: type[Exception], reason: str) -> None:
-    with pytest.raises(error, match=reason):
-        Database.open(url="sqlite://", projections=projections)

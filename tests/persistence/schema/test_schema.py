@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import URL, Inspector, insert, inspect, select, text
+from helpers.postgresql_schemas import MigratedSchemas, in_schema
+from sqlalchemy import URL, Engine, Inspector, insert, inspect, select, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -180,14 +181,32 @@ def some_events(count: int) -> list[OrchestrationEvent]:
 
 
 @pytest.fixture
-def database(lasting_url: URL) -> Iterator[Database]:
-    with Database.open(url=lasting_url, projections=False) as database:
+def database(migrated_lasting_url: URL) -> Iterator[Database]:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         yield database
 
 
+@pytest.fixture(scope="module", params=["file", "postgresql"])
+def as_opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A database of each kind as `Database.open` makes it: shared by the tests that only look at its tables."""
+    if request.param == "file":
+        with Database.open(
+            url=f"sqlite:///{tmp_path_factory.mktemp('as_opened') / 'peon.db'}", maintain_projections=False
+        ) as database:
+            yield database.engine
+        return
+    schemas: MigratedSchemas = request.getfixturevalue("migrated_schemas")
+    schema = schemas.create()
+    with Database.open(
+        url=in_schema(request.getfixturevalue("postgresql_server"), schema), maintain_projections=False
+    ) as database:
+        yield database.engine
+    schemas.drop(schema)
+
+
 @pytest.fixture
-def inspector(database: Database) -> Inspector:
-    return inspect(database.engine)
+def inspector(as_opened: Engine) -> Inspector:
+    return inspect(as_opened)
 
 
 def test_there_are_these_tables_and_alembics_own(inspector: Inspector) -> None:
@@ -256,8 +275,8 @@ def test_the_database_numbers_the_events_itself_and_lets_the_store_give_a_number
         assert "PRIMARY KEY AUTOINCREMENT" in ddl
 
 
-def test_metadata_and_migrations_agree(database: Database) -> None:
-    with database.engine.connect() as connection:
+def test_metadata_and_migrations_agree(as_opened: Engine) -> None:
+    with as_opened.connect() as connection:
         # SQLite cannot tell what numbers a column, and alembic would call that a difference.
         options = {"compare_type": True, "compare_server_default": connection.dialect.name == "postgresql"}
         context = MigrationContext.configure(connection, opts=options)
@@ -275,7 +294,7 @@ def test_metadata_creates_the_very_tables_of_the_migrations_in_sqlite(sqlite_url
 
     created = sqlalchemy.create_engine("sqlite://")
     metadata.create_all(created)
-    with Database.open(url=sqlite_url, projections=False) as migrated:
+    with Database.open(url=sqlite_url, maintain_projections=False) as migrated:
         expected = definitions(migrated.engine)
     del expected["alembic_version"]
 
@@ -363,19 +382,19 @@ def refuse(database: Database, change: str) -> None:
 
 @pytest.mark.parametrize("change", SQLITE_CHANGES)
 def test_sqlite_refuses_to_change_a_stored_event(sqlite_url: URL, change: str) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         refuse(database, change)
 
 
 @pytest.mark.parametrize("change", POSTGRESQL_CHANGES)
-def test_postgresql_refuses_to_change_a_stored_event(postgresql_url: URL, change: str) -> None:
-    with Database.open(url=postgresql_url, projections=False) as database:
+def test_postgresql_refuses_to_change_a_stored_event(migrated_postgresql_url: URL, change: str) -> None:
+    with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
         refuse(database, change)
 
 
 @pytest.mark.parametrize("change", ["UPDATE events SET payload = '{}'", "DELETE FROM events"])
 def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         stored = database.events.append_all(some_events(3))
 
         with closing(sqlite3.connect(str(sqlite_url.database))) as other:
@@ -388,17 +407,17 @@ def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -
 
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_a_sequence_is_never_used_again(sqlite_url: URL, count: int) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(some_events(count))
     with closing(sqlite3.connect(str(sqlite_url.database))) as connection:
         connection.executescript("DROP TRIGGER events_refuse_delete; DELETE FROM events;")
 
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         assert [s.sequence for s in database.events.append_all(some_events(2))] == [count + 1, count + 2]
 
 
 def test_a_file_of_the_newest_schema_is_all_there_is(sqlite_url: URL) -> None:
-    with Database.open(url=sqlite_url, projections=False) as database:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(some_events(1))
 
     assert [path.name for path in Path(str(sqlite_url.database)).parent.iterdir()] == ["peon.db"]

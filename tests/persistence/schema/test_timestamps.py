@@ -1,8 +1,8 @@
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from helpers.event_strategies import moments
 from hypothesis import given
-from strategies import moments
 
 from peon.persistence.schema.timestamps import format_timestamp, parse_timestamp
 

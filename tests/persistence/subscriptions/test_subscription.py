@@ -13,11 +13,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from network import Network
-from processes import context
+from helpers.processes import context
+from helpers.stalling_network import Network
+from helpers.subscription_processes import append_names
 from sqlalchemy import URL, event, insert, text
-from subscription_processes import append_names
 
+from peon import UndecodableEvent
 from peon.orchestration import OrchestrationEvent, ProjectRenamed, ThreadSelected
 from peon.persistence import (
     Database,
@@ -28,10 +29,11 @@ from peon.persistence import (
     Subscription,
     create_engine,
 )
+from peon.persistence.backends import postgresql, sqlite
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.log import pages
-from peon.persistence.log.codec import orchestration_codec
 from peon.persistence.log.pages import LogPages
+from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.schema import events as log
 from peon.persistence.subscriptions import Tail, notifier, watcher
 
@@ -75,13 +77,13 @@ def consumers() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def lasting(migrated_lasting_url: URL) -> Iterator[Database]:
-    with Database.open(url=migrated_lasting_url, projections=False) as database:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         yield database
 
 
 def until_waiting(database: Database) -> None:
     """Returns when a subscription of the database has found nothing new, and waits."""
-    wait_for(lambda: bool(database.events._arrivals._wakes))
+    wait_for(lambda: bool(database.events._notifier._wakes))
 
 
 class TestSeam:
@@ -186,9 +188,9 @@ class TestWaking:
         consumers: ThreadPoolExecutor,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(watcher, "POLL", PATIENCE * 2)
+        monkeypatch.setattr(sqlite, "POLL_SECONDS", PATIENCE * 2)
         with (
-            Database.open(url=migrated_lasting_url, projections=False) as other,
+            Database.open(url=migrated_lasting_url, maintain_projections=False) as other,
             lasting.events.subscribe() as subscription,
         ):
             coming = consumers.submit(next, subscription)
@@ -261,7 +263,7 @@ class TestEnding:
 
     def test_by_its_event(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
         end = threading.Event()
-        consuming = consumers.submit(list, log_alone.events.subscribe(end=end))
+        consuming = consumers.submit(list, log_alone.events.subscribe(stop=end))
         until_waiting(log_alone)
         end.set()
         self.ended(consuming)
@@ -278,7 +280,7 @@ class TestEnding:
 
         over = threading.Event()
         query = EventQuery(project_id=UUID(int=1))
-        consuming = consumers.submit(list, log_alone.events.subscribe(end=End(), query=query))
+        consuming = consumers.submit(list, log_alone.events.subscribe(stop=End(), query=query))
         until_waiting(log_alone)
         uses: list[object] = []
         for look in range(20):
@@ -292,9 +294,9 @@ class TestEnding:
     def test_a_server_that_does_not_answer_any_more(
         self, migrated_postgresql_url: URL, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(watcher, "CHECK", 0.5)
+        monkeypatch.setattr(postgresql, "SILENCE_SECONDS", 0.2)
         with Network(migrated_postgresql_url) as network:
-            database = Database.open(url=network.url, projections=False, migrate=False)
+            database = Database.open(url=network.url, maintain_projections=False, migrate=False)
             reads = threading.Semaphore(0)
             event.listen(database.engine, "checkin", lambda *_: reads.release())
             consuming = consumers.submit(list, database.events.subscribe())
@@ -384,7 +386,7 @@ class TestEnding:
     def test_the_last_one_ends_the_watching(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
         first, second = lasting.events.subscribe(), lasting.events.subscribe()
         consuming = [consumers.submit(list, subscription) for subscription in (first, second)]
-        wait_for(lambda: len(lasting.events._arrivals._wakes) == 2)
+        wait_for(lambda: len(lasting.events._notifier._wakes) == 2)
         first.close()
         wait_for(lambda: watchers() == 1)
         second.close()
@@ -427,7 +429,7 @@ class TestErrors:
                 with pytest.raises(EventDecodeError, match="event 2"):
                     next(subscription)
             assert subscription.position == 1
-        with log_alone.events.subscribe(undecodable="keep") as keeping:
+        with log_alone.events.subscribe(undecodable=UndecodableEvent) as keeping:
             assert [stored.sequence for stored in take(keeping, 3)] == [1, 2, 3]
 
     def test_goes_on_after_an_error(self, log_alone: Database) -> None:
@@ -446,10 +448,13 @@ class TestErrors:
     def test_a_lost_watcher_is_replaced(
         self, migrated_postgresql_url: URL, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(watcher, "RETRY", 0.01)
+        monkeypatch.setattr(watcher, "RECONNECT_SECONDS", 0.01)
         name = str(migrated_postgresql_url.query["options"])[-40:]
         url = migrated_postgresql_url.update_query_dict({"application_name": name})
-        with Database.open(url=url, projections=False) as database, database.events.subscribe() as subscription:
+        with (
+            Database.open(url=url, maintain_projections=False) as database,
+            database.events.subscribe() as subscription,
+        ):
             coming = consumers.submit(next, subscription)
             until_waiting(database)
             engine = create_engine(migrated_postgresql_url)
@@ -472,7 +477,7 @@ class TestErrors:
             ({"event_types": "ProjectRenamed"}, TypeError, "event_types takes a list"),
             ({"event_types": [], "query": EventQuery()}, ValueError, "name the types in the query"),
             ({"query": EventQuery(tags={"colour": "red"})}, ValueError, "colour is not a tag"),
-            ({"end": 5}, TypeError, "end is an event that is set"),
+            ({"stop": 5}, TypeError, "stop is an event that is set"),
             ({"after": "1"}, TypeError, "after is a number"),
         ],
     )
@@ -482,6 +487,6 @@ class TestErrors:
     ) -> None:
         ask: Callable[..., object] = log_alone.events.subscribe
         if name is not None:
-            ask = lambda **arguments: log_alone.events.subscription(name, **arguments)  # noqa: E731
+            ask = lambda **arguments: log_alone.events.durable_subscription(name, **arguments)  # noqa: E731
         with pytest.raises(error, match=message):
             ask(**arguments)

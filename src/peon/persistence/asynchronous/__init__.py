@@ -1,15 +1,17 @@
-"""The same face for the tasks of an event loop, around the same code."""
+"""The same interface for the tasks of an event loop, around the same code."""
 
 from peon.persistence.asynchronous.database import AsyncDatabase
 from peon.persistence.asynchronous.event_store import AsyncEventStore
-from peon.persistence.asynchronous.facades import AsyncProjections, AsyncReadModel, AsyncSettingsStore
-from peon.persistence.asynchronous.subscription import AsyncNamedSubscription, AsyncSubscription
+from peon.persistence.asynchronous.projections import AsyncProjections
+from peon.persistence.asynchronous.read_model import AsyncReadModel
+from peon.persistence.asynchronous.settings import AsyncSettingsStore
+from peon.persistence.asynchronous.subscription import AsyncDurableSubscription, AsyncSubscription
 from peon.persistence.backends.engine import create_async_engine
 
 __all__ = [
     "AsyncDatabase",
+    "AsyncDurableSubscription",
     "AsyncEventStore",
-    "AsyncNamedSubscription",
     "AsyncProjections",
     "AsyncReadModel",
     "AsyncSettingsStore",

@@ -1,22 +1,28 @@
-"""The façade for an event loop."""
+"""`Database` for an event loop."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import URL, Engine, event
+from sqlalchemy import URL, event
 from sqlalchemy.engine import AdaptedConnection
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent
 from peon.persistence.asynchronous.event_store import AsyncEventStore
-from peon.persistence.asynchronous.facades import AsyncProjections, AsyncReadModel, AsyncSettingsStore
 from peon.persistence.asynchronous.greenlets import Calls
+from peon.persistence.asynchronous.projections import AsyncProjections
+from peon.persistence.asynchronous.read_model import AsyncReadModel
+from peon.persistence.asynchronous.settings import AsyncSettingsStore
+from peon.persistence.backends import backend_of
+from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.engine import create_async_engine, create_engine, is_memory, sqlite_connection
-from peon.persistence.database import EngineArguments, bring_to_head, configured, projections_in
+from peon.persistence.backends.engine import create_async_engine, create_engine
+from peon.persistence.backends.sqlite import dump_memory
+from peon.persistence.database import EngineArguments, all_projections, bring_to_head, engine_arguments
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Progress, Projection
@@ -24,28 +30,35 @@ from peon.persistence.settings import SettingsStore
 
 
 class AsyncDatabase:
-    """As `Database`, for any number of tasks of one event loop.
+    """An open database, for any number of tasks of one event loop. See `Database`.
 
-    The same code runs, on `aiosqlite` and psycopg's asynchronous connections. What a task was cancelled in the
-    middle of still comes to its end, as a whole, and `close` waits for it.
+    The same code runs, on `aiosqlite` and on psycopg's asynchronous connections. If a task is cancelled during a
+    call, the call still runs to its end, and `close` waits for it.
+
+    Args:
+        engine: One of `create_async_engine`, of a migrated database.
+        projections: See `Database`.
+        maintain_projections: See `Database`.
 
     Attributes:
-        engine: For transactions of the application's own.
-        events: As of `Database`, to be awaited.
-        projections: As of `Database`, to be awaited.
-        read_model: As of `Database`, to be awaited.
-        settings: As of `Database`, to be awaited.
+        engine: For transactions of your own.
+        events: See `Database`.
+        projections: See `Database`.
+        read_model: See `Database`.
+        settings: See `Database`.
     """
 
-    def __init__(self, engine: AsyncEngine, *, projections: bool | Sequence[Projection] = True) -> None:
+    def __init__(
+        self, engine: AsyncEngine, *, projections: Sequence[Projection] = (), maintain_projections: bool = True
+    ) -> None:
         self.engine = engine
         self._calls = Calls()
-        synchronous = projections_in(engine.sync_engine, projections)
-        on_append = None if projections is False else synchronous.apply
+        blocking = all_projections(engine.sync_engine, projections)
+        on_append = blocking.apply if maintain_projections else None
         self.events: AsyncEventStore[OrchestrationEvent] = AsyncEventStore(
             engine, on_append=on_append, calls=self._calls
         )
-        self.projections = AsyncProjections(synchronous, self._calls)
+        self.projections = AsyncProjections(blocking, self._calls)
         self.read_model = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
         self.settings = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
 
@@ -59,27 +72,35 @@ class AsyncDatabase:
         *,
         url: str | URL | None = None,
         migrate: bool = True,
-        projections: bool | Sequence[Projection] = True,
+        projections: Sequence[Projection] = (),
+        maintain_projections: bool = True,
         progress: Progress | None = None,
     ) -> Self:
         """See `Database.open`; migrations run in a thread."""
-        address = configured(config, url)
-        statements = await asyncio.to_thread(_migrated, address, migrate=migrate)
-        engine = create_async_engine(**address)
+        arguments = engine_arguments(config, url)
+        statements = await asyncio.to_thread(_migrate, arguments, migrate=migrate)
+        engine = create_async_engine(**arguments)
         if statements is not None:
             _create_tables(engine, statements)
         try:
-            database = cls(engine, projections=projections)
+            database = cls(engine, projections=projections, maintain_projections=maintain_projections)
         except BaseException:
             await engine.dispose()
             raise
         try:
-            if projections is not False:
+            if maintain_projections:
                 await database.projections.catch_up(progress)
         except BaseException:
             await database.close()
             raise
         return database
+
+    @asynccontextmanager
+    async def read_transaction(self) -> AsyncIterator[AsyncConnection]:
+        """See `Database.read_transaction`."""
+        reads = AsyncEngine(backend_of(self.engine.sync_engine).consistent_reads(self.engine.sync_engine))
+        async with reads.begin() as connection:
+            yield connection
 
     async def close(self) -> None:
         """See `Database.close`."""
@@ -96,19 +117,14 @@ class AsyncDatabase:
         await self.close()
 
 
-def _migrated(address: EngineArguments, *, migrate: bool) -> str | None:
-    """Returns what makes the tables of a database in memory: another connection is another database."""
-    engine = create_engine(**address)
+def _migrate(arguments: EngineArguments, *, migrate: bool) -> str | None:
+    """Returns the statements that create the tables of a database in memory, as each connection has its own."""
+    engine = create_engine(**arguments)
     try:
         bring_to_head(engine, migrate=migrate)
-        return _statements(engine) if is_memory(engine.url) else None
+        return dump_memory(engine) if is_memory(engine.url) else None
     finally:
-        engine.dispose()  # also where nobody waits for this thread any more
-
-
-def _statements(engine: Engine) -> str:
-    with engine.connect() as connection:
-        return "\n".join(sqlite_connection(connection).iterdump())
+        engine.dispose()  # here, as the task that waits for this thread may be cancelled
 
 
 def _create_tables(engine: AsyncEngine, statements: str) -> None:

@@ -1,63 +1,44 @@
-"""The log, for the tasks of an event loop."""
+"""`EventStore` for an event loop."""
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from peon.orchestration import OrchestrationEvent
-from peon.persistence.asynchronous.chunks import chunk_of
-from peon.persistence.asynchronous.greenlets import Calls
-from peon.persistence.asynchronous.subscription import AsyncNamedSubscription, AsyncSubscription
+from peon.persistence.asynchronous.greenlets import Calls, next_portion
+from peon.persistence.asynchronous.subscription import AsyncDurableSubscription, AsyncSubscription
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.event_store import EventStore
+from peon.persistence.event_store import EventStore, EventT, KeptT
 from peon.persistence.log.append import AppendHook
-from peon.persistence.log.codec import EventCodec, EventT, UndecodableEvent, orchestration_codec
+from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.query import AppendCondition, EventQuery
-from peon.persistence.log.reader import LogReader, Selection, Undecodable, number
+from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
-from peon.persistence.runtime.garbage_collection import garbage_collection_paused
-from peon.persistence.subscriptions import EndEvent, SavedPosition, arrivals_of
+from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.subscriptions import SavedPosition, StopEvent, Tail, notifier_of
 
 SubscriptionT = TypeVar("SubscriptionT", bound=AsyncSubscription[Any])
 
 
 class AsyncEventStore(Generic[EventT]):
-    """As `EventStore`, for any number of tasks of one event loop.
+    """The append-only log, for any number of tasks of one event loop. See `EventStore`.
 
-    A task that is cancelled while it waits for an append does not undo it: it takes place as a whole, or not at all.
+    Cancelling a task that waits for an append does not undo the append, which takes place as a whole or not at all.
 
     Args:
-        engine: Best of `create_async_engine`.
-        codec: As of `EventStore`.
-        on_append: As of `EventStore`; it gets the connection that the code of threads would get.
-        calls: Those of the database that this store belongs to, if any.
+        engine: One of `create_async_engine`.
+        codec: See `EventStore`.
+        on_append: See `EventStore`. It gets a blocking connection, as in a thread.
+        calls: The calls of the database that this store belongs to, if any.
     """
 
-    @overload
-    def __init__(
-        self: "AsyncEventStore[OrchestrationEvent]",
-        engine: AsyncEngine,
-        *,
-        on_append: AppendHook | None = None,
-        calls: Calls | None = None,
-    ) -> None: ...
-    @overload
     def __init__(
         self,
         engine: AsyncEngine,
-        codec: EventCodec[EventT],
-        *,
-        on_append: AppendHook | None = None,
-        calls: Calls | None = None,
-    ) -> None: ...
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        codec: EventCodec[Any] = orchestration_codec,
+        codec: EventCodec[EventT] | None = None,
         *,
         on_append: AppendHook | None = None,
         calls: Calls | None = None,
@@ -68,8 +49,8 @@ class AsyncEventStore(Generic[EventT]):
         self._calls = calls or Calls()
         self._store: EventStore[EventT] = EventStore(self._engine, codec, on_append=on_append)
         self._driver_errors = DriverErrors(self._engine)
-        self._reader = LogReader(self._engine, codec, self._driver_errors)
-        self._arrivals = arrivals_of(self._engine)
+        self._reader = LogReader(self._engine, orchestration_codec if codec is None else codec, self._driver_errors)
+        self._notifier = notifier_of(self._engine)
         self._subscriptions: WeakSet[AsyncSubscription[Any]] = WeakSet()
 
     def __repr__(self) -> str:
@@ -89,29 +70,17 @@ class AsyncEventStore(Generic[EventT]):
             lambda own: self._store.append_all(events, condition=condition, command_id=command_id, connection=own),
         )
 
-    @overload
-    async def replay_all(self, *, undecodable: Literal["raise"] = "raise") -> list[StoredEvent[EventT]]: ...
-    @overload
-    async def replay_all(self, *, undecodable: Undecodable) -> list[StoredEvent[EventT | UndecodableEvent]]: ...
-    async def replay_all(self, *, undecodable: Undecodable = "raise") -> list[Any]:
+    async def replay_all(self, *, undecodable: type[KeptT] | None = None) -> list[StoredEvent[EventT | KeptT]]:
         """See `EventStore.replay_all`."""
         return await self.replay_from(0, undecodable=undecodable)
 
-    @overload
     async def replay_from(
-        self, sequence: int, *, undecodable: Literal["raise"] = "raise"
-    ) -> list[StoredEvent[EventT]]: ...
-    @overload
-    async def replay_from(
-        self, sequence: int, *, undecodable: Undecodable
-    ) -> list[StoredEvent[EventT | UndecodableEvent]]: ...
-    async def replay_from(self, sequence: int, *, undecodable: Undecodable = "raise") -> list[Any]:
+        self, sequence: int, *, undecodable: type[KeptT] | None = None
+    ) -> list[StoredEvent[EventT | KeptT]]:
         """See `EventStore.replay_from`."""
-        after = max(number("sequence", sequence) - 1, 0)
-        with garbage_collection_paused():  # it would hold up the event loop, too
-            return [stored async for stored in self.stream(after=after, undecodable=undecodable)]
+        after = max(checked_number("sequence", sequence) - 1, 0)
+        return [stored async for stored in self.stream(after=after, undecodable=undecodable)]
 
-    @overload
     def stream(
         self,
         *,
@@ -119,34 +88,15 @@ class AsyncEventStore(Generic[EventT]):
         limit: int | None = None,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
-        undecodable: Literal["raise"] = "raise",
-    ) -> AsyncIterator[StoredEvent[EventT]]: ...
-    @overload
-    def stream(
-        self,
-        *,
-        after: int = 0,
-        limit: int | None = None,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable,
-    ) -> AsyncIterator[StoredEvent[EventT | UndecodableEvent]]: ...
-    def stream(
-        self,
-        *,
-        after: int = 0,
-        limit: int | None = None,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable = "raise",
-    ) -> AsyncIterator[StoredEvent[Any]]:
+        undecodable: type[KeptT] | None = None,
+    ) -> AsyncIterator[StoredEvent[EventT | KeptT]]:
         """See `EventStore.stream`."""
         events = self._reader.stream(after, limit, Selection(event_types, query, undecodable))
-        return self._in_chunks(partial(next, events, None))
+        return self._in_portions(partial(next, events, None))
 
-    async def _in_chunks(self, following: Any) -> AsyncIterator[StoredEvent[Any]]:
+    async def _in_portions(self, following: Callable[[], StoredEvent[Any] | None]) -> AsyncIterator[StoredEvent[Any]]:
         while True:
-            events, error = await self._calls.run(chunk_of, following)
+            events, error = await self._calls.run(next_portion, following)
             for stored in events:
                 yield stored
             if error is not None:
@@ -154,77 +104,37 @@ class AsyncEventStore(Generic[EventT]):
             if not events:
                 return
 
-    @overload
     def subscribe(
         self,
         *,
         after: int = 0,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
-        undecodable: Literal["raise"] = "raise",
-        end: EndEvent | None = None,
-    ) -> AsyncSubscription[EventT]: ...
-    @overload
-    def subscribe(
-        self,
-        *,
-        after: int = 0,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable,
-        end: EndEvent | None = None,
-    ) -> AsyncSubscription[EventT | UndecodableEvent]: ...
-    def subscribe(
-        self,
-        *,
-        after: int = 0,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable = "raise",
-        end: EndEvent | None = None,
-    ) -> AsyncSubscription[Any]:
-        """See `EventStore.subscribe`; `end` may be an `asyncio.Event` too."""
-        tail = self._reader.tail(after, Selection(event_types, query, undecodable))
-        return self._subscribed(AsyncSubscription(self._engine, self._arrivals, tail, end, self._calls))
+        undecodable: type[KeptT] | None = None,
+        stop: StopEvent | None = None,
+    ) -> AsyncSubscription[EventT | KeptT]:
+        """See `EventStore.subscribe`; `stop` may also be an `asyncio.Event`."""
+        tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
+        return self._registered(AsyncSubscription(self._engine, self._notifier, tail, stop, self._calls))
 
-    @overload
-    def subscription(
+    def durable_subscription(
         self,
         name: str,
         *,
         after: int = 0,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
-        undecodable: Literal["raise"] = "raise",
-        end: EndEvent | None = None,
-    ) -> AsyncNamedSubscription[EventT]: ...
-    @overload
-    def subscription(
-        self,
-        name: str,
-        *,
-        after: int = 0,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable,
-        end: EndEvent | None = None,
-    ) -> AsyncNamedSubscription[EventT | UndecodableEvent]: ...
-    def subscription(
-        self,
-        name: str,
-        *,
-        after: int = 0,
-        event_types: Collection[str] | None = None,
-        query: EventQuery | None = None,
-        undecodable: Undecodable = "raise",
-        end: EndEvent | None = None,
-    ) -> AsyncNamedSubscription[Any]:
-        """See `EventStore.subscription`; the saved position is read by `async with`, or with the first event."""
-        tail = self._reader.tail(after, Selection(event_types, query, undecodable))
-        saved = partial(SavedPosition, self._engine, self._driver_errors, name, tail.position)
-        return self._subscribed(AsyncNamedSubscription(self._engine, self._arrivals, tail, end, self._calls, saved))
+        undecodable: type[KeptT] | None = None,
+        stop: StopEvent | None = None,
+    ) -> AsyncDurableSubscription[EventT | KeptT]:
+        """See `EventStore.durable_subscription`; `async with`, or the first event, reads the saved position."""
+        tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
+        read_saved = partial(SavedPosition, self._engine, self._driver_errors, name, tail.position)
+        return self._registered(
+            AsyncDurableSubscription(self._engine, self._notifier, tail, stop, self._calls, read_saved)
+        )
 
-    def _subscribed(self, subscription: SubscriptionT) -> SubscriptionT:
+    def _registered(self, subscription: SubscriptionT) -> SubscriptionT:
         self._subscriptions.add(subscription)
         return subscription
 
@@ -233,7 +143,7 @@ class AsyncEventStore(Generic[EventT]):
         return await self._calls.run(self._reader.last_sequence)
 
     async def close(self) -> None:
-        """See `EventStore.close`; waits for the appends whose callers were cancelled."""
+        """See `EventStore.close`; also waits for appends whose callers were cancelled."""
         for subscription in [*self._subscriptions]:
             await subscription.close()
         await self._calls.finish()

@@ -1,25 +1,31 @@
 """Runs the package's blocking code in an event loop, without blocking it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.util import greenlet_spawn
+
+from peon.persistence.log.stored_event import StoredEvent, StoredT
+from peon.persistence.runtime.sqlalchemy_internals import run_in_greenlet
 
 ParametersT = ParamSpec("ParametersT")
 ResultT = TypeVar("ResultT")
+
+PORTION_EVENTS = 100
+"""Events that are decoded without a pause, in one or two milliseconds."""
 
 
 class Calls:
     """The calls of one database that are under way.
 
-    Each runs in a greenlet, where SQLAlchemy waits for an asynchronous driver in the place of a blocking one
+    Each runs in a greenlet, where SQLAlchemy waits for an asynchronous driver instead of a blocking one
     (https://docs.sqlalchemy.org/en/21/orm/extensions/asyncio.html), and in a task of its own that is not cancelled
-    with its caller: a driver that is interrupted in the middle leaves a connection of which nobody knows the state.
+    with its caller: a driver that is interrupted in the middle of a statement leaves its connection in an unknown
+    state.
     """
 
     def __init__(self) -> None:
@@ -28,14 +34,14 @@ class Calls:
     async def run(
         self, function: Callable[ParametersT, ResultT], *args: ParametersT.args, **kwargs: ParametersT.kwargs
     ) -> ResultT:
-        """Returns what the function returns; where the caller is cancelled, the function still runs to its end."""
+        """Returns the result of the function, which runs to its end even if the caller is cancelled."""
         return await asyncio.shield(self.begin(function, *args, **kwargs))
 
     def begin(
         self, function: Callable[ParametersT, ResultT], *args: ParametersT.args, **kwargs: ParametersT.kwargs
     ) -> "asyncio.Task[ResultT]":
         """Returns the task in which the function runs."""
-        task = asyncio.create_task(greenlet_spawn(partial(function, *args, **kwargs)))
+        task = asyncio.create_task(run_in_greenlet(partial(function, *args, **kwargs)))
         self._tasks.add(task)
         task.add_done_callback(self._end)
         return task
@@ -43,12 +49,12 @@ class Calls:
     async def run_on(
         self, connection: AsyncConnection | None, function: Callable[[Connection | None], ResultT]
     ) -> ResultT:
-        """The same with a connection of the caller, who is held until the function does not need it any more."""
+        """Like `run`, with a connection of the caller. Returns, or raises, when the function no longer uses it."""
         task = self.begin(function, _blocking(connection))
         try:
             return await asyncio.shield(task)
         finally:
-            # The caller's `async with` would give the connection to somebody else.
+            # The caller's `async with` would give the connection to another task.
             while connection is not None and not task.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([task])
@@ -56,19 +62,10 @@ class Calls:
     def _end(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # which nobody may be there to hear
-
-    def awaited(self, function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, Coroutine[Any, Any, ResultT]]:
-        """Returns the function as one to be awaited."""
-
-        @wraps(function)
-        async def call(*args: ParametersT.args, **kwargs: ParametersT.kwargs) -> ResultT:
-            return await self.run(function, *args, **kwargs)
-
-        return call
+            task.exception()  # marks it as retrieved: the caller may have been cancelled
 
     async def finish(self) -> None:
-        """Waits for the calls that are under way now, those whose callers were cancelled too."""
+        """Waits for the calls that are under way now, including those whose callers were cancelled."""
         if self._tasks:
             await asyncio.wait([*self._tasks])
 
@@ -82,3 +79,24 @@ def _blocking(connection: AsyncConnection | None) -> Connection | None:
     if connection.sync_connection is None:
         raise TypeError("the connection was not opened: async with db.engine.begin() as connection")
     return connection.sync_connection
+
+
+class Portion(NamedTuple, Generic[StoredT]):
+    """Some events, and the error that ended them, if any. At the end there are no events and no error."""
+
+    events: list[StoredEvent[StoredT]]
+    error: Exception | None
+
+
+def next_portion(following: Callable[[], StoredEvent[Any] | None]) -> Portion[Any]:
+    """Collects what the function returns until it returns `None`, raises, or has returned `PORTION_EVENTS` events.
+
+    The event loop runs other tasks between two portions.
+    """
+    events: list[StoredEvent[Any]] = []
+    try:
+        while len(events) < PORTION_EVENTS and (stored := following()) is not None:
+            events.append(stored)
+    except Exception as error:
+        return Portion(events, error)
+    return Portion(events, None)

@@ -1,4 +1,4 @@
-"""Subscriptions of the tasks of an event loop."""
+"""`Subscription` for an event loop."""
 
 import asyncio
 import weakref
@@ -12,25 +12,24 @@ from typing import Any, Generic, Self
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from peon.persistence.asynchronous.chunks import Chunk, chunk_of
-from peon.persistence.asynchronous.greenlets import Calls
+from peon.persistence.asynchronous.greenlets import Calls, Portion, next_portion
 from peon.persistence.log.stored_event import StoredEvent, StoredT
-from peon.persistence.subscriptions import Arrivals, EndEvent, SavedPosition, Tail
-from peon.persistence.subscriptions.subscription import END_POLL, require_end
+from peon.persistence.subscriptions import Notifier, SavedPosition, StopEvent, Tail
+from peon.persistence.subscriptions.subscription import STOP_POLL_SECONDS, require_stop_event
 from peon.persistence.subscriptions.watcher import Watcher
 
 
 class AsyncSubscription(Generic[StoredT]):
-    """As `Subscription`, by `async for`; its end event may be an `asyncio.Event` too."""
+    """A subscription that is iterated by `async for`. See `Subscription`; `stop` may also be an `asyncio.Event`."""
 
     def __init__(
-        self, engine: Engine, arrivals: Arrivals, tail: Tail[StoredT], end: EndEvent | None, calls: Calls
+        self, engine: Engine, notifier: Notifier, tail: Tail[StoredT], stop: StopEvent | None, calls: Calls
     ) -> None:
-        require_end(end)
+        require_stop_event(stop)
         self._engine = engine
-        self._arrivals = arrivals
+        self._notifier = notifier
         self._tail = tail
-        self._end = end
+        self._stop = stop
         self._calls = calls
         self._closed = False
         self._news = asyncio.Event()
@@ -38,7 +37,7 @@ class AsyncSubscription(Generic[StoredT]):
         self._number: int | None = None
         self._leave: Callable[[], Watcher | None] | None = None
         self._events: deque[StoredEvent[StoredT]] = deque()
-        self._reading: asyncio.Task[Chunk[StoredT]] | None = None
+        self._reading: asyncio.Task[Portion[StoredT]] | None = None
         self.position = tail.position
 
     def __aiter__(self) -> Self:
@@ -69,7 +68,7 @@ class AsyncSubscription(Generic[StoredT]):
             self._news.clear()
             if await self._read() or self._is_over():
                 continue
-            if not self._arrivals.is_listening(self._number):
+            if not self._notifier.is_listening(self._number):
                 self._listen()  # and look again, for what was stored before that
                 continue
             await self._wait()
@@ -93,7 +92,7 @@ class AsyncSubscription(Generic[StoredT]):
         await self.close()
 
     def _is_over(self) -> bool:
-        return self._closed or (self._end is not None and self._end.is_set())
+        return self._closed or (self._stop is not None and self._stop.is_set())
 
     async def _read(self) -> bool:
         """Returns whether there may be more."""
@@ -101,9 +100,9 @@ class AsyncSubscription(Generic[StoredT]):
         # news.
         begun_before = self._reading is not None
         if self._reading is None:
-            self._reading = self._calls.begin(chunk_of, self._tail.next)
+            self._reading = self._calls.begin(next_portion, self._tail.next)
         try:
-            chunk = await asyncio.shield(self._reading)
+            portion = await asyncio.shield(self._reading)
         except asyncio.CancelledError:
             if not self._reading.cancelled():
                 raise
@@ -114,42 +113,38 @@ class AsyncSubscription(Generic[StoredT]):
                 raise
             return True
         self._reading = None
-        self._events.extend(chunk.events)
-        if chunk.error is not None and not chunk.events:
-            raise chunk.error
-        return begun_before or bool(chunk.events)
+        self._events.extend(portion.events)
+        if portion.error is not None and not portion.events:
+            raise portion.error
+        return begun_before or bool(portion.events)
 
     def _listen(self) -> None:
         wake = partial(asyncio.get_running_loop().call_soon_threadsafe, self._news.set)
-        self._number = self._arrivals.listen(self._engine, wake)
+        self._number = self._notifier.listen(self._engine, wake)
         # One that nobody uses any more leaves, too.
-        self._leave = weakref.finalize(self, self._arrivals.leave, self._number)
+        self._leave = weakref.finalize(self, self._notifier.leave, self._number)
 
     async def _wait(self) -> None:
         while not self._news.is_set() and not self._is_over():
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if self._end is None else END_POLL):
+                async with asyncio.timeout(None if self._stop is None else STOP_POLL_SECONDS):
                     await self._news.wait()
 
 
-class AsyncNamedSubscription(AsyncSubscription[StoredT]):
-    """As `NamedSubscription`.
-
-    Args:
-        saved: Reads the saved position.
-    """
+class AsyncDurableSubscription(AsyncSubscription[StoredT]):
+    """A subscription that resumes from the saved position of its name. See `DurableSubscription`."""
 
     def __init__(
         self,
         engine: Engine,
-        arrivals: Arrivals,
+        notifier: Notifier,
         tail: Tail[StoredT],
-        end: EndEvent | None,
+        stop: StopEvent | None,
         calls: Calls,
-        saved: Callable[[], SavedPosition],
+        read_saved: Callable[[], SavedPosition],
     ) -> None:
-        super().__init__(engine, arrivals, tail, end, calls)
-        self._read_saved = saved
+        super().__init__(engine, notifier, tail, stop, calls)
+        self._read_saved = read_saved
         self._saved: SavedPosition | None = None
 
     async def __aenter__(self) -> Self:
@@ -168,7 +163,7 @@ class AsyncNamedSubscription(AsyncSubscription[StoredT]):
             self.position = self._saved.sequence
         return self._saved
 
-    async def commit(self, *, connection: AsyncConnection | None = None) -> None:
-        """See `NamedSubscription.commit`."""
+    async def save_position(self, *, connection: AsyncConnection | None = None) -> None:
+        """See `DurableSubscription.save_position`."""
         saved = await self._begin()
         await self._calls.run_on(connection, lambda own: saved.save(self.position, own))

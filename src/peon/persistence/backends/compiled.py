@@ -11,11 +11,13 @@ from typing import Any
 from sqlalchemy import ClauseElement, Column, ColumnElement, Connection, Table, bindparam, insert, select
 from sqlalchemy.engine.interfaces import Dialect
 
+from peon.persistence.runtime.sqlalchemy_internals import positional_names
+
 MAXIMUM_KEYS = 512
 """Values in one IN list."""
 
 
-class DriverStatement:
+class CompiledStatement:
     """A statement that changes rows.
 
     Args:
@@ -47,13 +49,13 @@ class DriverStatement:
         return text
 
 
-def insert_into(table: Table) -> DriverStatement:
+def insert_into(table: Table) -> CompiledStatement:
     """Returns the statement that inserts rows with all columns, in the order of the table."""
-    return DriverStatement(insert(table), [column.name for column in table.columns])
+    return CompiledStatement(insert(table), [column.name for column in table.columns])
 
 
-class DriverQuery:
-    """A query; as of `DriverStatement`."""
+class CompiledQuery:
+    """A query; as of `CompiledStatement`."""
 
     def __init__(self, query: ClauseElement, parameters: Sequence[str]) -> None:
         self._query = query
@@ -74,7 +76,7 @@ class KeyedQuery:
     def __init__(self, key: Column[str], *columns: ColumnElement[Any]) -> None:
         self._key = key
         self._columns = columns
-        self._queries: dict[int, DriverQuery] = {}
+        self._queries: dict[int, CompiledQuery] = {}
 
     def rows(self, connection: Connection, values: Iterable[str]) -> list[tuple[Any, ...]]:
         """Returns the rows, in no order."""
@@ -89,10 +91,10 @@ class KeyedQuery:
             found += query.rows(connection, *some)
         return found
 
-    def _of_size(self, count: int) -> DriverQuery:
+    def _of_size(self, count: int) -> CompiledQuery:
         names = [f"key_{number}" for number in range(count)]
         condition = self._key.in_([bindparam(name, type_=self._key.type) for name in names])
-        query = self._queries[count] = DriverQuery(select(*self._columns).where(condition), names)
+        query = self._queries[count] = CompiledQuery(select(*self._columns).where(condition), names)
         return query
 
 
@@ -102,8 +104,8 @@ def _compile(statement: ClauseElement, dialect: Dialect, parameters: list[str]) 
     compiled = statement.compile(
         dialect=positional, column_keys=parameters, compile_kwargs={"render_postcompile": True}
     )
-    if compiled.positiontup != parameters:  # type: ignore[attr-defined]
-        raise TypeError(f"the parameters are, in this order, {compiled.positiontup}")  # type: ignore[attr-defined]
+    if (names := positional_names(compiled)) != parameters:
+        raise TypeError(f"the statement takes its parameters in the order {names}")
     return str(compiled)
 
 

@@ -13,6 +13,8 @@ from peon.persistence.errors import StoreUnavailable
 LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a statement that has waited for a lock for longer than it may."""
 
+MIGRATION_HINT = ". Has the database been migrated? alembic upgrade head does that"
+
 _LOCKED = (
     "it is locked by another connection: end what holds it (a transaction of your own? pass it as connection=…), "
     "or raise database.busy_timeout"
@@ -44,12 +46,12 @@ class DriverErrors:
     One object serves any number of threads: it has no state.
 
     Args:
-        hint: Ends the message where the statement itself was at fault, as with a missing table.
+        expects_tables: Whether to ask about migrations if a statement itself failed, as with a missing table.
     """
 
-    def __init__(self, engine: Engine, hint: str = "") -> None:
+    def __init__(self, engine: Engine, *, expects_tables: bool = False) -> None:
         self._database = database_name(engine)
-        self._hint = hint
+        self._hint = MIGRATION_HINT if expects_tables else ""
         dbapi: Any = engine.dialect.loaded_dbapi
         self._driver_error: type[Exception] = dbapi.Error
         self._errors = (SQLAlchemyError, dbapi.Error, OSError, UnicodeError)
@@ -69,6 +71,10 @@ class DriverErrors:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
             raise StoreUnavailable(f"{self._database}: {explain(cause)}{hint}") from cause
+
+    def is_lock_timeout(self, error: BaseException) -> bool:
+        """Returns whether a server ended the wait for a lock."""
+        return getattr(self.cause_of(error), "sqlstate", None) == LOCK_NOT_AVAILABLE
 
     def cause_of(self, error: BaseException) -> Exception | None:
         """Returns the driver's own error that this one wraps, or was raised from, if any."""

@@ -1,4 +1,4 @@
-"""Transactions of the package's own, repeated where that is safe."""
+"""Transactions of the package's own, repeated when that is safe."""
 
 import random
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.runtime.event_loop import pause
@@ -16,22 +17,22 @@ ResultT = TypeVar("ResultT")
 ATTEMPTS = 5
 """How often a transaction is tried that a server undoes in favour of another."""
 
-PAUSE = 0.01
-"""Seconds before the second attempt, at most; twice as long before each further one."""
+FIRST_PAUSE_SECONDS = 0.01
+"""The longest pause before the second attempt; it doubles before each further one."""
 
-UNDONE = frozenset({"40001", "40P01"})
-"""SQLSTATE of a serialisation failure and of a deadlock: the server has undone the transaction, even at its commit."""
+UNDONE_SQLSTATES = frozenset({"40001", "40P01"})
+"""Serialisation failure and deadlock: the server has undone the transaction, even if it happened during COMMIT."""
 
-LOST = ("08", "57P0")
-"""SQLSTATE of connection exceptions, and of a server that shuts down or ends the connection."""
+LOST_SQLSTATES = ("08", "57P0")
+"""Connection exceptions, and a server that shuts down or ends the connection."""
 
 
 class OwnTransaction:
     """A transaction that its work commits.
 
     Attributes:
-        connection: The one whose transaction it is.
-        committing: Whether the commit was begun.
+        connection: The connection whose transaction it is.
+        committing: Whether the commit has begun.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -44,16 +45,18 @@ class OwnTransaction:
 
 
 def in_own_transaction(engine: Engine, driver_errors: DriverErrors, work: Callable[[Connection], ResultT]) -> ResultT:
-    """Commits what the work does on a connection, and returns what it returns.
+    """Commits what the work does on a connection, and returns its result.
 
-    The work may be done several times, and whoever calls may repeat it: it must do no harm when it is done again.
+    Args:
+        work: Must be idempotent: it may run more than once.
 
     Raises:
-        StoreUnavailable: As its docstring has it.
+        StoreUnavailable: The database cannot be used. If the connection is lost during COMMIT, the outcome is
+            unknown; the message says so.
     """
 
     def work_and_commit(own: OwnTransaction) -> ResultT:
-        own.connection.begin()  # the driver's statements do not begin it
+        own.connection.begin()  # statements that are run by the driver do not begin a transaction
         result = work(own.connection)
         own.commit()
         return result
@@ -61,11 +64,19 @@ def in_own_transaction(engine: Engine, driver_errors: DriverErrors, work: Callab
     return with_own_commit(engine, driver_errors, work_and_commit)
 
 
-def with_own_commit(engine: Engine, driver_errors: DriverErrors, work: Callable[[OwnTransaction], ResultT]) -> ResultT:
-    """As `in_own_transaction`, for work that begins and commits its transaction itself."""
-    if engine.dialect.name != "sqlite":
-        # Whatever the engine's default is: who waited for a lock must see what its last holder did.
-        engine = engine.execution_options(isolation_level="READ COMMITTED")
+def with_own_commit(
+    engine: Engine,
+    driver_errors: DriverErrors,
+    work: Callable[[OwnTransaction], ResultT],
+    *,
+    advice: str = "repeat the call",
+) -> ResultT:
+    """Like `in_own_transaction`, for work that begins and commits its transaction itself.
+
+    Args:
+        advice: What to do when the outcome is unknown; ends the error message.
+    """
+    engine = backend_of(engine).current_reads(engine)
     for attempt in count(1):
         repeatable = False
         try:
@@ -75,12 +86,7 @@ def with_own_commit(engine: Engine, driver_errors: DriverErrors, work: Callable[
                     return work(own)
                 except Exception as error:
                     repeatable = is_safe_to_repeat(
-                        error,
-                        engine,
-                        driver_errors,
-                        own.connection,
-                        committing=own.committing,
-                        advice="repeat the call",
+                        error, engine, driver_errors, own.connection, committing=own.committing, advice=advice
                     )
                     raise
                 finally:
@@ -88,7 +94,7 @@ def with_own_commit(engine: Engine, driver_errors: DriverErrors, work: Callable[
         except Exception:
             if attempt == ATTEMPTS or not repeatable:
                 raise
-        pause(length_of_pause(attempt), engine.dialect)
+        pause(pause_after(attempt), engine.dialect)
     raise AssertionError
 
 
@@ -101,27 +107,27 @@ def is_safe_to_repeat(
     committing: bool,
     advice: str,
 ) -> bool:
-    """Returns whether the server has undone the transaction that ended with the error, or will.
+    """Returns whether the server has undone, or will undo, the transaction that ended with the error.
 
     Args:
-        connection: The one whose transaction it was; `None` where there was none to be had.
-        committing: Whether the commit was begun.
-        advice: Ends the message where nobody knows.
+        connection: The connection whose transaction it was; `None` if connecting failed.
+        committing: Whether the commit had begun.
+        advice: What to do when the outcome is unknown; ends the error message.
 
     Raises:
-        StoreUnavailable: The connection was lost during the commit.
+        StoreUnavailable: The connection was lost during COMMIT, so the outcome is unknown.
     """
     cause = driver_errors.cause_of(error)
     state = str(getattr(cause, "sqlstate", None))
-    if state in UNDONE:
+    if state in UNDONE_SQLSTATES:
         return True
     if cause is None or connection is None:
         return False
-    # SQLAlchemy has invalidated it where the loss met a statement of its own. What a server says has an SQLSTATE;
-    # an operational error without one is of the connection itself.
+    # SQLAlchemy has invalidated the connection if one of its own statements met the loss. An error that the server
+    # reports has an SQLSTATE; an operational error without one comes from the connection itself.
     dbapi: Any = engine.dialect.loaded_dbapi
     of_connection = getattr(cause, "sqlstate", "none") is None and isinstance(cause, dbapi.OperationalError)
-    lost = connection.invalidated or state.startswith(LOST) or of_connection
+    lost = connection.invalidated or state.startswith(LOST_SQLSTATES) or of_connection
     lost = lost or engine.dialect.is_disconnect(cause, connection.connection.dbapi_connection, None)  # type: ignore[arg-type]
     if lost and committing:
         raise StoreUnavailable(
@@ -130,15 +136,15 @@ def is_safe_to_repeat(
     return lost
 
 
-def length_of_pause(attempt: int) -> float:
-    """Returns the seconds to wait after an attempt, so that two do not meet again."""
-    return random.uniform(0, PAUSE * 2**attempt)  # noqa: S311
+def pause_after(attempt: int) -> float:
+    """Returns the seconds to wait after an attempt; random, so that two transactions do not collide again."""
+    return random.uniform(0, FIRST_PAUSE_SECONDS * 2**attempt)  # noqa: S311
 
 
 def give_back(connection: Connection) -> None:
-    """Gives a connection back to the pool, whatever has happened on it."""
+    """Returns a connection to the pool, whatever has happened on it."""
     try:
-        # SQLAlchemy takes a transaction whose commit failed to be over; SQLite may have it open still.
+        # For SQLAlchemy a transaction whose commit failed is over; SQLite may still have it open.
         connection.dialect.do_rollback(connection.connection)
     except Exception:
         connection.invalidate()

@@ -1,4 +1,4 @@
-"""Turns at the write lock of an SQLite file, so that none of those who write to it starves."""
+"""Acquires the write lock of an SQLite file fairly, so that no writer starves."""
 
 import os
 import random
@@ -11,76 +11,80 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.005
-"""Seconds between two attempts to get the lock: a quarter of what was waited, within these bounds."""
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.0001, 0.005
+"""Bounds of the pause between two attempts, which is a quarter of the time that a writer has waited already."""
 
 
-class WriteTurn:
-    """The turns of one connection to write.
+class WriteLock:
+    """The write lock of a file, as one connection acquires it.
 
-    SQLite waits by trying again after ever longer pauses, of up to 100 ms. Whoever commits and begins anew at once
-    has the lock again before anybody else has tried: eight processes that did so starved one another, on a slow disk
-    for longer than any timeout (see docs/decisions.md). Here those who wait are known to who comes, and are let go
-    first.
+    SQLite waits by trying again after ever longer pauses, of up to 100 ms. A writer that commits and begins again
+    at once therefore gets the lock again before any other writer has tried: eight processes that did so starved one
+    another, on a slow disk for longer than any timeout (docs/explanation/decisions.md has the measurement). Here,
+    waiting writers register themselves; a newcomer backs off so that they go first.
 
     Args:
-        folder: Of the file; `None` where it is not known, or no file.
-        busy_timeout: Milliseconds, as they are set on the connection.
-        pause: Waits for so many seconds.
+        folder: The folder of the file; `None` if there is none or it is not known.
+        busy_timeout_ms: The busy timeout that is set on the connection.
+        pause: Waits for a number of seconds.
     """
 
-    def __init__(self, folder: Path | None, busy_timeout: int, pause: Callable[[float], object] = time.sleep) -> None:
-        self._waiting = _Waiting(folder)
-        self._busy_timeout = busy_timeout
+    def __init__(
+        self, folder: Path | None, busy_timeout_ms: int, pause: Callable[[float], object] = time.sleep
+    ) -> None:
+        self._waiting_writers = _WaitingWriters(folder)
+        self._busy_timeout_ms = busy_timeout_ms
         self._pause = pause
         self._sqlite_waits = True
-        self._last = 0.0
+        self._last_acquired = 0.0
 
-    def take(self, connection: sqlite3.Connection, patience: float) -> None:
-        """Begins a transaction that has the write lock; in it the connection waits for nobody else.
+    def begin_immediate(self, connection: sqlite3.Connection, timeout: float) -> None:
+        """Begins a transaction that holds the write lock.
 
         Args:
-            patience: Seconds to wait for it.
+            timeout: Seconds to wait for the lock.
 
         Raises:
-            sqlite3.OperationalError: It was not to be had, or the database cannot be written.
+            sqlite3.OperationalError: The lock could not be acquired in time, or the database cannot be written.
         """
         if self._sqlite_waits:
-            # Not put back after each BEGIN: the two statements take a tenth of an append of one event.
+            # Not restored after each BEGIN: the two statements take a tenth of the time of an append of one event.
             connection.execute("PRAGMA busy_timeout = 0")
             self._sqlite_waits = False
-        came = time.monotonic()
-        if self._waiting.is_anybody():
-            # As if it had waited since its last turn: who has just had one would otherwise try more often than they.
-            self._wait(connection, self._last, came + patience)
-        elif not _begun(connection):
-            self._wait(connection, came, came + patience)
-        self._last = time.monotonic()
+        start = time.monotonic()
+        if self._waiting_writers.exist():
+            # Pause as if this writer had waited since it last held the lock. With shorter pauses than the waiting
+            # writers it would overtake them.
+            self._wait(connection, self._last_acquired, start + timeout)
+        elif not _try_to_begin(connection):
+            self._wait(connection, start, start + timeout)
+        self._last_acquired = time.monotonic()
 
     def let_sqlite_wait(self, connection: sqlite3.Connection) -> None:
-        """So that what follows, and is no turn to write, waits as it does on any connection."""
+        """Lets SQLite wait for locks as on any connection, for statements that are not a BEGIN of this class."""
         if not self._sqlite_waits:
-            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout}")
+            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
             self._sqlite_waits = True
 
     def _wait(self, connection: sqlite3.Connection, since: float, deadline: float) -> None:
         try:
-            known = False
+            registered = False
             while True:
-                known = known or self._waiting.join()
+                registered = registered or self._waiting_writers.register()
                 now = time.monotonic()
-                usual = min(max((now - since) / 4, SHORTEST_PAUSE), LONGEST_PAUSE)
-                self._pause(random.uniform(0.5, 1.5) * usual)  # noqa: S311 - so that two do not meet again and again
-                if _begun(connection, last_attempt=now >= deadline):
+                usual = min(max((now - since) / 4, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+                # Random, so that two writers do not collide again and again.
+                self._pause(random.uniform(0.5, 1.5) * usual)  # noqa: S311
+                if _try_to_begin(connection, last_attempt=now >= deadline):
                     return
         finally:
-            self._waiting.leave()
+            self._waiting_writers.unregister()
 
 
-class _Waiting:
-    """Those who wait, in any process: they hold a shared lock on the folder, which ends with the process.
+class _WaitingWriters:
+    """The writers of all processes that wait: each holds a shared lock on the folder, which ends with its process.
 
-    Where a folder cannot be locked, as on Windows, nobody is known to wait.
+    If the folder cannot be locked, as on Windows, no writer is known to wait.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -90,18 +94,18 @@ class _Waiting:
     def __del__(self) -> None:
         self._close()
 
-    def is_anybody(self) -> bool:
+    def exist(self) -> bool:
         if not self._lock(exclusive=True):
             return True
-        self.leave()
+        self.unregister()
         return False
 
-    def join(self) -> bool:
-        """Fails while another looks whether anybody waits."""
+    def register(self) -> bool:
+        """Returns whether it succeeded: it fails while another writer calls `exist`."""
         return self._lock(exclusive=False)
 
-    def leave(self) -> None:
-        # Not by closing alone: a child of a fork may have the descriptor, too.
+    def unregister(self) -> None:
+        # Closing the descriptor is not enough: a forked child may share it.
         if sys.platform != "win32" and self._descriptor is not None:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
@@ -125,7 +129,7 @@ class _Waiting:
             os.close(descriptor)
 
 
-def _begun(connection: sqlite3.Connection, *, last_attempt: bool = False) -> bool:
+def _try_to_begin(connection: sqlite3.Connection, *, last_attempt: bool = False) -> bool:
     try:
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:

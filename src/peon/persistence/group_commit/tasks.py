@@ -4,12 +4,12 @@ import asyncio
 from typing import Any, Generic
 
 from sqlalchemy import Engine
-from sqlalchemy.util import await_only, greenlet_spawn
 
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.group_commit.threads import MAXIMUM_SHARED
 from peon.persistence.group_commit.transactions import AppendTransactions, Perform, RequestT, ResultT, Ticket
+from peon.persistence.runtime.sqlalchemy_internals import await_in_greenlet, run_in_greenlet
 
 
 class TaskWriter(Generic[RequestT, ResultT]):
@@ -31,7 +31,7 @@ class TaskWriter(Generic[RequestT, ResultT]):
         self._waiting.append(ticket)
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve(perform))
-        await_only(ticket.settled)
+        await_in_greenlet(ticket.settled)
         if ticket.error is not None:
             raise ticket.error
         return ticket.result  # type: ignore[return-value]
@@ -41,7 +41,7 @@ class TaskWriter(Generic[RequestT, ResultT]):
         while self._serving is not None:
             closed = asyncio.get_running_loop().create_future()
             self._closing.append(closed)
-            if await_only(closed):
+            if await_in_greenlet(closed):
                 return
         self._transactions.give_back()
 
@@ -51,10 +51,10 @@ class TaskWriter(Generic[RequestT, ResultT]):
             while self._waiting:
                 tickets, self._waiting = self._waiting[:MAXIMUM_SHARED], self._waiting[MAXIMUM_SHARED:]
                 tickets = [ticket for ticket in tickets if not ticket.settled.done()]  # of a task that was cancelled
-                await greenlet_spawn(self._transactions.serve, tickets, perform)
+                await run_in_greenlet(self._transactions.serve, tickets, perform)
                 _settle(tickets)
                 if self._closing:
-                    await greenlet_spawn(self._transactions.give_back)
+                    await run_in_greenlet(self._transactions.give_back)
                     self._tell_who_closes(given_back=True)
         finally:
             self._serving = None

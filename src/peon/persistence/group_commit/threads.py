@@ -1,18 +1,17 @@
 """The one transaction at a time in which a store writes, and which threads share."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from threading import Lock, get_ident
 from typing import Any, Generic, TypeVar
-from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.group_commit.transactions import AppendTransactions, Perform, RequestT, ResultT, Ticket
+from peon.persistence.runtime.forking import keep_inherited, reset_after_fork
 
 MAXIMUM_SHARED = 64
 """Requests that share a transaction."""
@@ -24,9 +23,6 @@ VIGIL = 1.0
 """Seconds that a thread waits before it looks whether anybody leads."""
 
 OutcomeT = TypeVar("OutcomeT")
-
-_writers: WeakSet["ThreadWriter[Any, Any]"] = WeakSet()
-_inherited: list[object] = []
 
 
 class ThreadWriter(Generic[RequestT, ResultT]):
@@ -45,11 +41,15 @@ class ThreadWriter(Generic[RequestT, ResultT]):
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
         self._engine = engine
         self._driver_errors = driver_errors
-        self.start_anew()
-        _writers.add(self)
+        self._reset()
+        reset_after_fork(self, ThreadWriter._reset_in_child)
 
-    def start_anew(self) -> None:
-        """Forgets the threads that write and wait, and the connection: in a forked child they are not there."""
+    def _reset_in_child(self) -> None:
+        """The threads that write and wait are the parent's, and so is the connection."""
+        keep_inherited(self.connection)
+        self._reset()
+
+    def _reset(self) -> None:
         self._queue = Lock()
         self._waiting: list[_ThreadTicket[RequestT, ResultT]] = []
         self._led = False
@@ -244,13 +244,3 @@ def _settle_in_doubt(tickets: "list[_ThreadTicket[Any, Any]]") -> None:
                 "the thread that shared its commit was interrupted: read the log to see whether it was stored"
             )
         )
-
-
-def _start_anew() -> None:
-    for writer in _writers:
-        _inherited.append(writer.connection)
-        writer.start_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

@@ -3,25 +3,23 @@
 from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import count
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from peon.persistence.backends.driver_errors import LOCK_NOT_AVAILABLE, DriverErrors, database_name
-from peon.persistence.backends.engine import is_memory
-from peon.persistence.backends.retries import ATTEMPTS, give_back, is_safe_to_repeat, length_of_pause
+from peon.persistence.backends import backend_of
+from peon.persistence.backends.address import is_memory
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.interface import LogHead
+from peon.persistence.backends.retries import ATTEMPTS, give_back, is_safe_to_repeat, pause_after
 from peon.persistence.errors import PersistenceError, StoreUnavailable
-from peon.persistence.log.head import LogEnd, connect_to_append
 from peon.persistence.runtime.event_loop import pause
 
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
 
-Perform = Callable[[LogEnd, list[RequestT]], Sequence[ResultT | Exception]]
+Perform = Callable[[LogHead, list[RequestT]], Sequence[ResultT | Exception]]
 """Performs requests in a transaction, and returns for each its result, or the error of it alone."""
-
-_IN_ERROR = 3
-"""libpq's PQTRANS_INERROR."""
 
 
 class Ticket(Generic[RequestT, ResultT]):
@@ -59,6 +57,7 @@ class AppendTransactions(Generic[RequestT, ResultT]):
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
         self._engine = engine
         self._driver_errors = driver_errors
+        self._backend = backend_of(engine)
         self._keep = not is_memory(engine.url)
         self.stage: Literal["beginning", "performing", "committing"] = "beginning"
         self.connection: Connection | None = None
@@ -112,21 +111,21 @@ class AppendTransactions(Generic[RequestT, ResultT]):
             finally:
                 if not (committed and self._keep):
                     self.give_back()
-            pause(length_of_pause(attempt), self._engine.dialect)
+            pause(pause_after(attempt), self._engine.dialect)
         raise AssertionError
 
     def _perform(self, requests: list[RequestT], perform: Perform[RequestT, ResultT]) -> Sequence[ResultT | Exception]:
         if self.connection is None:
-            self.connection = connect_to_append(self._engine)
-        end = LogEnd.begin(self.connection)
+            self.connection = self._backend.connect_to_append(self._engine)
+        head = self._backend.begin_append(self.connection)
         self.stage = "performing"
         try:
-            outcomes = perform(end, requests)
+            outcomes = perform(head, requests)
         except Exception as error:
-            if end.is_awaited and getattr(self._driver_errors.cause_of(error), "sqlstate", None) == LOCK_NOT_AVAILABLE:
-                self.stage = "beginning"  # it has not had its turn, as on SQLite
+            if head.is_waiting and self._driver_errors.is_lock_timeout(error):
+                self.stage = "beginning"  # the lock was not acquired, as when BEGIN IMMEDIATE fails on SQLite
             raise
-        _refuse_to_commit_nothing(self.connection)
+        self._backend.require_committable(self.connection)
         self.stage = "committing"
         self.connection.commit()
         return outcomes
@@ -146,15 +145,3 @@ class AppendTransactions(Generic[RequestT, ResultT]):
         connection, self.connection = self.connection, None
         if connection is not None:
             give_back(connection)
-
-
-def _refuse_to_commit_nothing(connection: Connection) -> None:
-    """PostgreSQL answers a COMMIT after an error that somebody swallowed with a rollback, and no error."""
-    if connection.dialect.name == "sqlite":
-        return
-    driver: Any = connection.connection.dbapi_connection
-    if driver.info.transaction_status == _IN_ERROR:
-        raise PersistenceError(
-            "a statement failed in the transaction of an append, and its error was swallowed, by on_append or a "
-            "projection: the server undid the whole. Use a savepoint (connection.begin_nested()) there"
-        )

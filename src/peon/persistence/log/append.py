@@ -1,4 +1,4 @@
-"""Appends within a transaction at the end of the log: what they depend on, their rows, what follows from them."""
+"""Appends at the head of the log: what they depend on, their rows, and what follows from them."""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -9,14 +9,14 @@ from uuid import UUID
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine
 
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.backends.engine import begin_writing
-from peon.persistence.errors import CommandConflict, ConcurrencyError, EventDecodeError, PersistenceError
+from peon.persistence.backends.interface import LogHead
+from peon.persistence.errors import CommandConflict, ConcurrencyError, EventDecodeError
 from peon.persistence.log.codec import EventCodec, EventT
-from peon.persistence.log.head import LogEnd
-from peon.persistence.log.idempotency import Receipt, add_receipt, difference, receipt_of
+from peon.persistence.log.idempotency import Command, Receipt, add_receipt, receipt_of
 from peon.persistence.log.pages import LogPages
-from peon.persistence.log.query import TYPE, AppendCondition, EventQuery, canonical
+from peon.persistence.log.query import AppendCondition, EventQuery, canonical, require_tags
 from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.log.tag_index import TagIndex, TakesLong
 from peon.persistence.runtime.event_loop import with_pauses
@@ -26,40 +26,42 @@ AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
 
 
 class AppendRequest(NamedTuple, Generic[EventT]):
-    """A batch, its columns, and what it depends on.
+    """A batch of events, its columns, and what it depends on.
 
     Attributes:
-        insists: Have what its condition needs indexed and read within the transaction, instead of `TakesLong`.
-        holds_until: No event above the position of its condition matches up to here, as was seen before.
+        may_take_long: Index and read whatever the condition needs within the transaction. Otherwise the append
+            gives up with `TakesLong`.
+        holds_until: No event between the position of the condition and this sequence matches, as was seen before.
     """
 
     batch: list[EventT]
     event_types: list[str]
     payloads: list[str]
     condition: AppendCondition | None = None
-    command_id: UUID | None = None
-    insists: bool = False
+    command: Command | None = None
+    may_take_long: bool = False
     holds_until: int = 0
 
     @property
-    def depends(self) -> bool:
-        return self.condition is not None or self.command_id is not None
+    def is_conditional(self) -> bool:
+        return self.condition is not None or self.command is not None
 
 
 class Appender(Generic[EventT]):
     """Performs the append requests of one store.
 
     Args:
-        on_append: As of `EventStore`.
+        on_append: See `EventStore`.
 
     Attributes:
-        index: Serves conditions.
+        index: Answers conditions.
     """
 
     def __init__(
         self, engine: Engine, codec: EventCodec[EventT], on_append: AppendHook | None, driver_errors: DriverErrors
     ) -> None:
         self._dialect = engine.dialect
+        self._backend = backend_of(engine)
         self._codec = codec
         self._on_append = on_append
         self._driver_errors = driver_errors
@@ -78,112 +80,101 @@ class Appender(Generic[EventT]):
         if condition is not None:
             if not isinstance(condition, AppendCondition):
                 raise TypeError(f"condition is an AppendCondition, not {type(condition).__name__}")
-            require_tags(condition.query, self._codec)
-        command = None if command_id is None else canonical("command_id", command_id)
+            require_tags(condition.query, self._codec.tags)
+        command = None if command_id is None else Command(canonical("command_id", command_id), batch)
         return AppendRequest(batch, *columns, condition, command)
 
     def append_within(self, connection: Connection, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
+        """Performs a request in the caller's transaction."""
         with self._driver_errors:
-            begin_writing(connection)
+            self._backend.begin_writing(connection)
             if request.condition is not None and not request.batch:
-                _require_read_committed(connection)
+                self._backend.require_current_reads(connection)
             with connection.begin_nested():
-                # An index that is filled in another transaction would wait for this one for ever.
-                return self._append(LogEnd.join(connection), request._replace(insists=True))
+                # Filling the index in another transaction would wait for this one for ever.
+                head = self._backend.join_append(connection)
+                return self._perform_one(head, request._replace(may_take_long=True))
 
     def perform(
-        self, end: LogEnd, requests: list[AppendRequest[EventT]]
+        self, head: LogHead, requests: list[AppendRequest[EventT]]
     ) -> list[list[StoredEvent[EventT]] | Exception]:
-        """Performs the requests of several threads, in their order; those that depend on nothing go together.
+        """Performs the requests of several threads in their order; unconditional ones are stored together.
 
-        Returns for each what it has stored, or why it must not be performed.
+        Returns:
+            For each request the events that it stored, or the reason why it was refused.
         """
-        if len(requests) == 1 and not requests[0].depends:  # most are, and this is on the way of each
-            return [self._add(end, *requests[0][:3])]
+        if len(requests) == 1 and not requests[0].is_conditional:  # the common case, on the path of every append
+            return [self._add(head, *requests[0][:3])]
         outcomes: list[list[StoredEvent[EventT]] | Exception] = []
-        for depends, group in groupby(requests, key=lambda request: request.depends):
-            if not depends:
-                outcomes += self._add_together(end, list(group))
+        for is_conditional, group in groupby(requests, key=lambda request: request.is_conditional):
+            if not is_conditional:
+                outcomes += self._add_together(head, list(group))
                 continue
             for request in group:
                 try:
-                    earlier = self._decide(end, request)
+                    earlier = self._check(head, request)
                 except (ConcurrencyError, CommandConflict, EventDecodeError, TakesLong) as error:
-                    outcomes.append(error)  # before anything was written: its neighbours need not know
+                    outcomes.append(error)  # nothing was written, so the other requests are not affected
                 else:
-                    outcomes.append(self._carry_out(end, request) if earlier is None else earlier)
+                    outcomes.append(self._store(head, request) if earlier is None else earlier)
         return outcomes
 
-    def _append(self, end: LogEnd, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
-        if not request.depends:
-            return self._add(end, request.batch, request.event_types, request.payloads)
-        earlier = self._decide(end, request)
-        return self._carry_out(end, request) if earlier is None else earlier
+    def _perform_one(self, head: LogHead, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
+        if not request.is_conditional:
+            return self._add(head, request.batch, request.event_types, request.payloads)
+        earlier = self._check(head, request)
+        return self._store(head, request) if earlier is None else earlier
 
-    def _decide(self, end: LogEnd, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]] | None:
-        """Returns what the command has stored before, if it has; raises where the request must not be carried out."""
-        end.wait()
-        if request.command_id is not None and (receipt := receipt_of(end.connection, request.command_id)):
-            rows = self._log.read_range(end.connection, receipt.first_sequence, receipt.events)
+    def _check(self, head: LogHead, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]] | None:
+        """Returns what the command stored earlier, if it did; raises if the request must be refused."""
+        head.wait()
+        if (command := request.command) is not None and (receipt := receipt_of(head.connection, command.id)):
+            rows = self._log.read_range(head.connection, receipt.first_sequence, receipt.events)
             stored = list(decoded([rows], self._codec, keep=False))
-            if reason := difference([earlier.event for earlier in stored], request.batch):
-                raise CommandConflict(request.command_id, reason)
+            if reason := command.difference([earlier.event for earlier in stored]):
+                raise CommandConflict(command.id, reason)
             return stored
         if (condition := request.condition) is not None:
             after = max(condition.after, request.holds_until)
-            sequence = self._first_match(end, condition.query, after, insists=request.insists)
+            sequence = self._first_match(head, condition.query, after, may_take_long=request.may_take_long)
             if sequence is not None:
                 raise ConcurrencyError(sequence, condition.after)
         return None
 
-    def _first_match(self, end: LogEnd, query: EventQuery, after: int, *, insists: bool) -> int | None:
+    def _first_match(self, head: LogHead, query: EventQuery, after: int, *, may_take_long: bool) -> int | None:
         try:
-            return self.index.first_match(end.connection, query, after, end.last, patient=insists)
+            return self.index.first_match(head.connection, query, after, head.last, may_take_long=may_take_long)
         except TakesLong:
-            if not insists:
+            if not may_take_long:
                 raise
-        self.index.extend(end.connection, query.wanted())
-        return self.index.first_match(end.connection, query, after, end.last, patient=True)
+        self.index.extend(head.connection, query.wanted())
+        return self.index.first_match(head.connection, query, after, head.last, may_take_long=True)
 
-    def _carry_out(self, end: LogEnd, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
-        batch, event_types, payloads, _, command_id, *_ = request
-        stored = self._add(end, batch, event_types, payloads) if batch else []
-        if command_id is not None:
+    def _store(self, head: LogHead, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
+        stored = self._add(head, *request[:3]) if request.batch else []
+        if request.command is not None:
             first, moment = (stored[0].sequence, stored[0].stored_at) if stored else (0, datetime.now(UTC))
-            add_receipt(end.connection, command_id, Receipt(first, len(stored)), format_timestamp(moment))
+            add_receipt(head.connection, request.command.id, Receipt(first, len(stored)), format_timestamp(moment))
         return stored
 
-    def _add_together(self, end: LogEnd, requests: list[AppendRequest[EventT]]) -> list[list[StoredEvent[EventT]]]:
-        """Adds the batches of several threads as one, and returns to each its own."""
+    def _add_together(self, head: LogHead, requests: list[AppendRequest[EventT]]) -> list[list[StoredEvent[EventT]]]:
+        """Stores the batches of several threads as one, and returns the stored events of each."""
         columns = [
             list(chain.from_iterable(column)) for column in zip(*(request[:3] for request in requests), strict=True)
         ]
-        stored = iter(self._add(end, *columns))
+        stored = iter(self._add(head, *columns))
         return [list(islice(stored, len(request.batch))) for request in requests]
 
     def _add(
-        self, end: LogEnd, batch: list[EventT], event_types: list[str], payloads: list[str]
+        self, head: LogHead, batch: list[EventT], event_types: list[str], payloads: list[str]
     ) -> list[StoredEvent[EventT]]:
-        first, stored_at = end.add(event_types, payloads)
+        first, stored_at = head.add(event_types, payloads)
         if len(batch) == 1:
             stored = [StoredEvent(first, batch[0], stored_at)]
         else:
             places = zip(range(first, first + len(batch)), batch, repeat(stored_at), strict=False)
-            # Two thirds of the time of calling StoredEvent: no Python code runs for an event.
+            # Takes two thirds of the time of calling StoredEvent: no Python code runs for each event.
             stored = list(map(tuple.__new__, repeat(StoredEvent), places))
         if self._on_append is not None:
-            self._on_append(end.connection, stored)
+            self._on_append(head.connection, stored)
         return stored
-
-
-def _require_read_committed(connection: Connection) -> None:
-    """With one snapshot for all, a transaction that stores nothing would not notice what others have stored."""
-    if connection.dialect.name != "sqlite" and connection.get_isolation_level() != "READ COMMITTED":
-        raise PersistenceError("a condition without events needs a transaction with the isolation level READ COMMITTED")
-
-
-def require_tags(query: EventQuery, codec: EventCodec[Any]) -> None:
-    """Raises `ValueError` for a query by a tag that the codec does not name."""
-    if unknown := set(query.wanted()) - codec.tags - {TYPE}:
-        known = ", ".join(sorted(codec.tags)) or "none"
-        raise ValueError(f"{min(unknown)} is not a tag of these events; the codec names {known}")

@@ -12,8 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from peon.orchestration import OrchestrationEvent, event_type_name
-from peon.orchestration.model import require_intact
+from peon.payloads import event_type_name
 from peon.persistence.errors import EventDecodeError, EventEncodeError
 from peon.persistence.redaction import collect_names, describe
 
@@ -307,9 +306,3 @@ def _step_of(fields: object) -> tuple[str, int]:
     if not isinstance(event_type, str) or type(version) is not int:
         raise _Refused(f"it is not an object with a type and, after version 1, a number as {SCHEMA_VERSION}")
     return event_type, version
-
-
-orchestration_codec: EventCodec[OrchestrationEvent] = EventCodec(
-    OrchestrationEvent, check=require_intact, tags=["project_id", "thread_id", "turn_id"]
-)
-"""The codec of the domain's own events."""

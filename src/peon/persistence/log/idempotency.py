@@ -1,4 +1,4 @@
-"""What commands have stored: a receipt each, written in the transaction of their events."""
+"""Idempotent commands: a receipt of what a command stored, and the comparison of a repetition with it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 from sqlalchemy import Connection, bindparam, select
 
-from peon.persistence.backends.compiled import DriverQuery, insert_into
+from peon.persistence.backends.compiled import CompiledQuery, insert_into
 from peon.persistence.schema import command_receipts
 
 _INSERT = insert_into(command_receipts)
 
-_FIND = DriverQuery(
+_FIND = CompiledQuery(
     select(command_receipts.c.first_sequence, command_receipts.c.events).where(
         command_receipts.c.command_id == bindparam("of_command")
     ),
@@ -23,7 +23,7 @@ _FIND = DriverQuery(
 
 
 class Receipt(NamedTuple):
-    """What a command has stored: `events` of them, from `first_sequence` on; 0 where there are none."""
+    """What a command stored: a number of events from `first_sequence` on, which is 0 if there are none."""
 
     first_sequence: int
     events: int
@@ -38,29 +38,49 @@ def add_receipt(connection: Connection, command_id: UUID, receipt: Receipt, stor
     _INSERT.run(connection, [(str(command_id), *receipt, stored_at)])
 
 
-def difference(stored: Sequence[BaseModel], repeated: Sequence[BaseModel]) -> str | None:
-    """Returns what makes a repeat another command, `None` where it is the same.
+class Command:
+    """A command and its events, ready to be compared with what it stored earlier.
 
-    A field that the repeat has left to a default factory that makes another value each time, such as the time of an
-    event, says nothing about the command, and is not compared.
+    A field that the application left to a default factory which gives another value each time, such as the time of
+    an event, says nothing about the command, and is not compared. Which fields these are is found out here, before
+    the write lock is held, since it calls the factories.
+
+    Attributes:
+        id: The identifier of the command.
     """
-    if len(stored) != len(repeated):
-        return f"it has stored {len(stored)} events, and these are {len(repeated)}"
-    for index, (before, now) in enumerate(zip(stored, repeated, strict=True)):
-        if type(before) is not type(now):
-            return f"event {index} was {type(before).__name__}, and is {type(now).__name__}"
-        dump_before, dump_now = (event.model_dump(by_alias=False) for event in (before, now))
-        for name, field in type(now).model_fields.items():
-            if name not in now.model_fields_set and _is_made_anew(field, getattr(now, name)):
-                continue
-            # As text too: to Python, 1 and True are equal.
-            same = getattr(before, name) == getattr(now, name)
-            if not same or _text(dump_before.get(name)) != _text(dump_now.get(name)):
-                return f"event {index} ({type(now).__name__}) has another {name}"
-    return None
+
+    def __init__(self, command_id: UUID, events: Sequence[BaseModel]) -> None:
+        self.id = command_id
+        self._events = events
+        self._generated = [_generated_fields(event) for event in events]
+
+    def difference(self, stored: Sequence[BaseModel]) -> str | None:
+        """Returns what makes this another command than the one that stored those events; `None` for the same."""
+        if len(stored) != len(self._events):
+            return f"it has stored {len(stored)} events, and these are {len(self._events)}"
+        for index, (before, now) in enumerate(zip(stored, self._events, strict=True)):
+            if type(before) is not type(now):
+                return f"event {index} was {type(before).__name__}, and is {type(now).__name__}"
+            dump_before, dump_now = (event.model_dump(by_alias=False) for event in (before, now))
+            for name in type(now).model_fields:
+                if name in self._generated[index]:
+                    continue
+                # Compared as text too: to Python, 1 and True are equal.
+                same = getattr(before, name) == getattr(now, name)
+                if not same or _canonical_text(dump_before.get(name)) != _canonical_text(dump_now.get(name)):
+                    return f"event {index} ({type(now).__name__}) has another {name}"
+        return None
 
 
-def _is_made_anew(field: FieldInfo, value: object) -> bool:
+def _generated_fields(event: BaseModel) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, field in type(event).model_fields.items()
+        if name not in event.model_fields_set and _is_generated(field, getattr(event, name))
+    )
+
+
+def _is_generated(field: FieldInfo, value: object) -> bool:
     if field.default_factory is None:
         return False
     try:
@@ -69,12 +89,12 @@ def _is_made_anew(field: FieldInfo, value: object) -> bool:
         return True
 
 
-def _text(value: object) -> str:
-    """Returns JSON, or nearly so, in which what has no order is sorted: two sets that are equal have the same."""
+def _canonical_text(value: object) -> str:
+    """Returns text close to JSON in which unordered values are sorted, so that equal sets give equal text."""
     if isinstance(value, dict):
-        return f"{{{sorted((_text(key), _text(each)) for key, each in value.items())}}}"
+        return f"{{{sorted((_canonical_text(key), _canonical_text(each)) for key, each in value.items())}}}"
     if isinstance(value, set | frozenset):
-        return f"{{{sorted(map(_text, value))}}}"
+        return f"{{{sorted(map(_canonical_text, value))}}}"
     if isinstance(value, list | tuple):
-        return f"{[*map(_text, value)]}"
+        return f"{[*map(_canonical_text, value)]}"
     return to_json(value, bytes_mode="base64", fallback=repr).decode()

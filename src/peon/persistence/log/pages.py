@@ -1,16 +1,16 @@
 """Reads the rows of the log page by page."""
 
-import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select
 from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.backends.engine import single_reads
+from peon.persistence.runtime.sqlalchemy_internals import expand_parameters
 from peon.persistence.schema import events
 
 PAGE_EVENTS = 1_000
@@ -36,16 +36,14 @@ class LogPages:
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors, event_types: Collection[str] | None = None) -> None:
         self._driver_errors = driver_errors
-        self._engine = single_reads(engine)
-        self._in_sqlite = engine.dialect.name == "sqlite"
+        self._backend = backend_of(engine)
+        self._engine = self._backend.single_reads(engine)
         page = select(*_ROW).where(events.c.sequence > bindparam("after")).order_by(events.c.sequence)
         if event_types is not None:
             page = page.where(events.c.event_type.in_(list(event_types)))
         page = page.limit(bindparam("rows"))
-        if not self._in_sqlite or engine.dialect.is_async:
-            page = _cut_to_size(
-                page, func.length if self._in_sqlite else func.octet_length
-            )  # the driver fetches all rows of a result at once
+        if not self._backend.fetches_rows_one_by_one(engine):
+            page = _cut_to_size(page, self._backend.text_size)
         some = select(*_ROW).where(events.c.sequence.in_(bindparam("sequences", expanding=True)))
         # The driver runs the text of the query: after a page of decoding SQLAlchemy's code is no longer in the
         # processor's cache, and costs a twentieth of the whole replay.
@@ -86,16 +84,16 @@ class LogPages:
         return self._run(connection, self._some, {"sequences": sequences}) if sequences else []
 
     def _run(self, connection: Connection, compiled: SQLCompiler, parameters: dict[str, Any]) -> list[LogRow]:
-        query = compiled.construct_expanded_state(parameters)
+        query = expand_parameters(compiled, parameters)
         cursor = connection.connection.cursor()
         try:
             cursor.execute(query.statement, query.positional_parameters if compiled.positional else query.parameters)
             return _fetch(cursor)
-        except sqlite3.OperationalError as error:
-            # Only errors of Python's module itself have no code: it met text that is not UTF-8.
-            if hasattr(error, "sqlite_errorcode"):
+        except Exception as error:
+            if not self._backend.is_damaged_text(error):
                 raise
-        with _damaged_text_escaped(connection), closing(connection.connection.cursor()) as again:
+        escaped = self._backend.text_decoded_by(connection, _escape_invalid)
+        with escaped, closing(connection.connection.cursor()) as again:
             again.execute(query.statement, query.positional_parameters)
             return _fetch(again)
 
@@ -122,12 +120,6 @@ def _fetch(cursor: DBAPICursor) -> list[LogRow]:
     return page
 
 
-@contextmanager
-def _damaged_text_escaped(connection: Connection) -> Iterator[None]:
-    r"""Reads bytes that are not UTF-8 as \xNN, which no JSON contains: such a row fails alone, not its page."""
-    driver: Any = connection.connection.driver_connection
-    driver.text_factory = lambda raw: raw.decode(errors="backslashreplace")
-    try:
-        yield
-    finally:
-        driver.text_factory = str
+def _escape_invalid(raw: bytes) -> str:
+    r"""Returns bytes that are not UTF-8 as \xNN, which no JSON contains: their row cannot be decoded, others can."""
+    return raw.decode(errors="backslashreplace")

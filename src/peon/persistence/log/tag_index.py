@@ -10,16 +10,15 @@ from contextlib import suppress
 from math import inf
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Insert, bindparam, func, insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, bindparam, insert, select, tuple_, update
 
-from peon.persistence.backends.compiled import MAXIMUM_KEYS, DriverStatement
+from peon.persistence.backends import backend_of
+from peon.persistence.backends.compiled import MAXIMUM_KEYS, CompiledStatement
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.backends.engine import begin_writing, consistent_reads, transaction_without_waiting
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.log.pages import LogPages, LogRow
 from peon.persistence.log.query import TYPE, EventQuery, key_of, keys_in
-from peon.persistence.schema import event_tags, events, tag_positions, tags
+from peon.persistence.schema import LAST_SEQUENCE, event_tags, tag_positions, tags
 
 TAIL = 1_000
 """Events above the position of the index that are read from the log rather than indexed: in 2 ms, unless large."""
@@ -40,7 +39,7 @@ ROUNDS = 10
 """Such ranges of each tag that are read under the writer's lock: in 10 ms."""
 
 # Each looks up its tag: PostgreSQL may take a list of values for a reason to read all tags of the name.
-_INSERT_EVENT_TAG = DriverStatement(
+_INSERT_EVENT_TAG = CompiledStatement(
     insert(event_tags).from_select(
         [event_tags.c.tag_id, event_tags.c.sequence],
         select(tags.c.id, bindparam("of_event", type_=event_tags.c.sequence.type)).where(
@@ -58,33 +57,27 @@ _NEXT = (
     .limit(bindparam("entries"))
 )
 
-_ADD_TAG: dict[str, Insert] = {
-    "sqlite": sqlite.insert(tags).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(tags).on_conflict_do_nothing(),
-}
-_ADD_POSITION: dict[str, Insert] = {
-    "sqlite": sqlite.insert(tag_positions).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(tag_positions).on_conflict_do_nothing(),
-}
-
 
 class TagIndex:
     """The index of one database."""
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
         self._engine = engine
-        self._reads = consistent_reads(engine)
+        self._backend = backend_of(engine)
+        self._reads = self._backend.consistent_reads(engine)
+        self._add_tag = self._backend.insert(tags).on_conflict_do_nothing()
+        self._add_position = self._backend.insert(tag_positions).on_conflict_do_nothing()
         self._driver_errors = driver_errors
         self._log = LogPages(engine, driver_errors)
 
     def first_match(
-        self, connection: Connection, query: EventQuery, after: int, last: int, *, patient: bool
+        self, connection: Connection, query: EventQuery, after: int, last: int, *, may_take_long: bool
     ) -> int | None:
         """Returns the lowest sequence above `after` of an event that matches, `None` where there is none.
 
         Args:
             last: The end of the log.
-            patient: Read any amount of the index.
+            may_take_long: Read any amount of the index.
 
         Raises:
             TakesLong: Too much of the log is not indexed yet, or of the index to be read.
@@ -98,7 +91,7 @@ class TagIndex:
         indexed = self._position(connection, wanted)
         if last - max(indexed, after) > TAIL:
             raise TakesLong
-        found = self._first_in_index(connection, wanted, after, indexed, inf if patient else ROUNDS)
+        found = self._first_in_index(connection, wanted, after, indexed, inf if may_take_long else ROUNDS)
         return self._first_in_log(connection, wanted, max(indexed, after)) if found is None else found
 
     def holds_until(self, query: EventQuery, after: int) -> int:
@@ -175,22 +168,20 @@ class TagIndex:
             return
         with self._driver_errors:
             with self._reads.connect() as connection:
-                end: int = connection.scalars(select(func.coalesce(func.max(events.c.sequence), 0))).one()
+                end: int = connection.scalars(LAST_SEQUENCE).one()
                 position = self._position(connection, names)
             if end - after <= tail:
                 return
             while end - position > tail:
-                transaction = self._engine.begin() if wait else transaction_without_waiting(self._engine)
+                transaction = self._engine.begin() if wait else self._backend.transaction_without_waiting(self._engine)
                 with transaction as connection:
                     self.extend(connection, names, PAGES_A_COMMIT)
                     position = self._position(connection, names)
 
     def extend(self, connection: Connection, names: Collection[str], pages: int | None = None) -> None:
         """Indexes tags in the transaction of the connection, so many pages of the log, or all."""
-        begin_writing(connection)
-        connection.execute(
-            _ADD_POSITION[connection.dialect.name], [{"name": name, "sequence": 0} for name in sorted(names)]
-        )
+        self._backend.begin_writing(connection)
+        connection.execute(self._add_position, [{"name": name, "sequence": 0} for name in sorted(names)])
         while True:
             rows = connection.execute(
                 select(tag_positions.c.name, tag_positions.c.sequence)
@@ -229,7 +220,7 @@ class TagIndex:
         if not found:
             return
         keys = [{"name": name, "value": value} for name, value in sorted({key for key, _ in found})]
-        connection.execute(_ADD_TAG[connection.dialect.name], keys)
+        connection.execute(self._add_tag, keys)
         _INSERT_EVENT_TAG.run(connection, [(sequence, name, value) for (name, value), sequence in found])
 
     def _identifiers(self, connection: Connection, name: str, values: Sequence[str]) -> list[tuple[str, int]]:

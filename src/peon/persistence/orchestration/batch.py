@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from peon.persistence.backends.compiled import DriverStatement
+from peon.persistence.backends.compiled import CompiledStatement
 from peon.persistence.orchestration import loaded_rows, statements
 from peon.persistence.orchestration.message_text import Streams
 from peon.persistence.schema.timestamps import format_timestamp
@@ -24,7 +24,7 @@ class Batch:
         self.approvals = loaded_rows.approvals()
         self.checkpoints = loaded_rows.checkpoints_with_threads()
         self.streams = Streams()
-        self._rows: defaultdict[DriverStatement, list[Sequence[object]]] = defaultdict(list)
+        self._rows: defaultdict[CompiledStatement, list[Sequence[object]]] = defaultdict(list)
         self._touched: dict[UUID, datetime] = {}
 
     def wanted(self) -> dict[str, set[UUID]]:
@@ -42,7 +42,7 @@ class Batch:
         for rows in (self.projects, self.threads, self.turns, self.messages, self.approvals, self.checkpoints):
             rows.load(connection)
 
-    def add(self, statement: DriverStatement, *parameters: object) -> None:
+    def add(self, statement: CompiledStatement, *parameters: object) -> None:
         """Adds a row of parameters to those that `write` executes the statement with."""
         self._rows[statement].append(parameters)
 

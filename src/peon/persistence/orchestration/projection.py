@@ -8,15 +8,14 @@ from sqlalchemy import Connection
 from peon.orchestration import BranchCreated, BranchPushed, OrchestrationEvent, ProjectDeleted, ThreadDeleted
 from peon.orchestration.events import Event
 from peon.persistence import schema
+from peon.persistence.backends import backend_of
+from peon.persistence.backends.interface import Backend
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.orchestration.batch import Batch
 from peon.persistence.orchestration.handlers import EFFECTS
 from peon.persistence.orchestration.loaded_rows import Contradiction
 from peon.persistence.projections.base import Projection, Refusal
 from peon.persistence.runtime.event_loop import with_pauses
-
-LONGEST_BRANCH_NAME = 2_600
-"""Bytes in UTF-8. A row of an index of PostgreSQL has 2,704 at most, and the identifier of the thread stands before."""
 
 
 class OrchestrationProjection(Projection):
@@ -39,7 +38,8 @@ class OrchestrationProjection(Projection):
 
     def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Iterable[Refusal]:
         refusals: list[Refusal] = []
-        in_postgresql = connection.dialect.name == "postgresql"
+        backend = backend_of(connection)
+        has_limits = not backend.stores_nul or backend.maximum_key_bytes is not None
         for part in _parts(events):
             batch = Batch()
             wanted = batch.wanted()
@@ -49,8 +49,8 @@ class OrchestrationProjection(Projection):
             batch.load(connection)
             for sequence, event, _ in with_pauses(part, connection.dialect):
                 try:
-                    if in_postgresql:
-                        _refuse_what_postgresql_cannot_hold(event)
+                    if has_limits:
+                        _require_storable(event, backend)
                     EFFECTS[type(event)].apply(batch, event, sequence)
                 except Contradiction as contradiction:
                     refusals.append(Refusal(sequence, str(contradiction)))
@@ -78,9 +78,13 @@ def _columns_of_text(event: type[Event]) -> tuple[str, ...]:
     return tuple(name for name, field in fields if field.annotation in (str, str | None) and name != "delta")
 
 
-def _refuse_what_postgresql_cannot_hold(event: OrchestrationEvent) -> None:
-    for name in _columns_of_text(type(event)):
-        if "\0" in (getattr(event, name) or ""):
-            raise Contradiction(f"PostgreSQL cannot hold the NUL character in its {name}")
-    if isinstance(event, BranchCreated | BranchPushed) and (size := len(event.name.encode())) > LONGEST_BRANCH_NAME:
-        raise Contradiction(f"PostgreSQL cannot index its name of {size:,} bytes: {LONGEST_BRANCH_NAME:,} at most")
+def _require_storable(event: OrchestrationEvent, backend: Backend) -> None:
+    if not backend.stores_nul:
+        for name in _columns_of_text(type(event)):
+            if "\0" in (getattr(event, name) or ""):
+                raise Contradiction(f"PostgreSQL cannot hold the NUL character in its {name}")
+    limit = backend.maximum_key_bytes
+    if limit is not None and isinstance(event, BranchCreated | BranchPushed):
+        size = len(event.name.encode())
+        if size > limit:
+            raise Contradiction(f"PostgreSQL cannot index its name of {size:,} bytes: {limit:,} at most")

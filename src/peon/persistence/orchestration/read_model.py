@@ -16,11 +16,12 @@ from peon.orchestration import (
     Thread,
     Turn,
 )
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.backends.engine import consistent_reads
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.orchestration.rows import TABLES, ValueT, place_of, read_identifier, read_values
 from peon.persistence.schema import (
+    MAXIMUM_SEQUENCE,
     checkpoints,
     projection_approvals,
     projection_branches,
@@ -31,8 +32,6 @@ from peon.persistence.schema import (
     projection_threads,
     projection_turns,
 )
-
-LAST_POSSIBLE_SEQUENCE = 2**63 - 1
 
 _SEQUENCE = select(projection_positions.c.sequence).where(projection_positions.c.name == OrchestrationProjection.name)
 _SELECTED = select(projection_selected_thread.c.thread_id).where(projection_selected_thread.c.number == 1)
@@ -51,10 +50,8 @@ class ReadModel:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = consistent_reads(engine)
-        self._driver_errors = DriverErrors(
-            engine, hint=". Has the database been migrated? alembic upgrade head does that"
-        )
+        self._engine = backend_of(engine).consistent_reads(engine)
+        self._driver_errors = DriverErrors(engine, expects_tables=True)
 
     def projects(
         self, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
@@ -144,7 +141,7 @@ class ReadModel:
         """Returns the commits of a thread; `after` is a commit's `sequence`."""
         of_thread = projection_commits.c.thread_id == str(thread_id)
         # A number that the column cannot hold is not there either, and SQLite would take it for an error.
-        sequence = 0 if after is None or abs(after) > LAST_POSSIBLE_SEQUENCE else after
+        sequence = 0 if after is None or abs(after) > MAXIMUM_SEQUENCE else after
         place = None if after is None else (projection_commits.c.sequence == sequence, of_thread)
         return self._list(Commit, of_thread, limit=limit, after=place, newest_first=newest_first)
 

@@ -56,7 +56,7 @@ def read_values(
     query = select(*[table.c[name] for name in model.model_fields]).where(*conditions).order_by(order)
     if limit is not None:
         query = query.limit(min(limit, MAXIMUM_LIMIT))
-    with garbage_collection_paused():
+    with garbage_collection_paused(connection.dialect):
         found = connection.execute(query).mappings()
         rows = [dict(row) for row in with_pauses(found, connection.dialect)]
         for column in _JSON & rows[0].keys() if rows else ():

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, BindParameter, Table, Text, bindparam, delete, exists, insert, select, update
 
-from peon.persistence.backends.compiled import DriverQuery, DriverStatement, insert_into
+from peon.persistence.backends.compiled import CompiledQuery, CompiledStatement, insert_into
 from peon.persistence.schema import (
     checkpoints,
     projection_approvals,
@@ -17,17 +17,17 @@ from peon.persistence.schema import (
 )
 
 
-def _update(table: Table, *columns: str) -> DriverStatement:
+def _update(table: Table, *columns: str) -> CompiledStatement:
     """Sets the columns of the row with an `id`, which is the last parameter."""
     values: dict[str, BindParameter[object]] = {column: bindparam(f"new_{column}") for column in columns}
-    return DriverStatement(
+    return CompiledStatement(
         update(table).where(table.c.id == bindparam("of_id")).values(values),
         [*(f"new_{column}" for column in columns), "of_id"],
     )
 
 
-def _delete(table: Table) -> DriverStatement:
-    return DriverStatement(delete(table).where(table.c.id == bindparam("of_id")), ["of_id"])
+def _delete(table: Table) -> CompiledStatement:
+    return CompiledStatement(delete(table).where(table.c.id == bindparam("of_id")), ["of_id"])
 
 
 INSERT_PROJECT = insert_into(projection_projects)
@@ -38,7 +38,7 @@ INSERT_THREAD = insert_into(projection_threads)
 SET_THREAD_STATUS = _update(projection_threads, "status", "error")
 TOUCH_THREAD = _update(projection_threads, "updated_at")
 DELETE_THREAD = _delete(projection_threads)
-DESELECT_THREAD = DriverStatement(delete(projection_selected_thread), [])
+DESELECT_THREAD = CompiledStatement(delete(projection_selected_thread), [])
 SELECT_THREAD = insert_into(projection_selected_thread)
 
 INSERT_TURN = insert_into(projection_turns)
@@ -53,13 +53,13 @@ _streamed_before = (
     projection_message_chunks.c.turn_id == bindparam("of_turn"),
     projection_message_chunks.c.sequence < bindparam("before"),
 )
-CHUNKS_OF_TURN = DriverQuery(
+CHUNKS_OF_TURN = CompiledQuery(
     select(projection_message_chunks.c.message_id, projection_message_chunks.c.delta)
     .where(*_streamed_before)
     .order_by(projection_message_chunks.c.message_id, projection_message_chunks.c.sequence),
     ["of_turn", "before"],
 )
-DELETE_CHUNKS_OF_TURN = DriverStatement(
+DELETE_CHUNKS_OF_TURN = CompiledStatement(
     delete(projection_message_chunks).where(*_streamed_before), ["of_turn", "before"]
 )
 
@@ -76,7 +76,7 @@ INSERT_COMMIT = insert_into(projection_commits)
 _branch = (projection_branches.c.thread_id == bindparam("of_thread")) & (
     projection_branches.c.name == bindparam("of_name")
 )
-ADD_BRANCH = DriverStatement(
+ADD_BRANCH = CompiledStatement(
     insert(projection_branches).from_select(
         ["thread_id", "name", "sequence"],
         select(
@@ -87,11 +87,11 @@ ADD_BRANCH = DriverStatement(
     ),
     ["thread_id", "name", "sequence", "of_thread", "of_name"],
 )
-SET_BRANCH_CREATED = DriverStatement(
+SET_BRANCH_CREATED = CompiledStatement(
     update(projection_branches).where(_branch).values(created_at=bindparam("new_created_at")),
     ["new_created_at", "of_thread", "of_name"],
 )
-SET_BRANCH_PUSHED = DriverStatement(
+SET_BRANCH_PUSHED = CompiledStatement(
     update(projection_branches)
     .where(_branch)
     .values(remote=bindparam("new_remote"), pushed_at=bindparam("new_pushed_at")),

@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import Connection, Table
 
-from peon.orchestration import OrchestrationEvent
 from peon.persistence.log.stored_event import StoredEvent
 
 
@@ -32,9 +31,7 @@ class Projection(ABC):
     tables: ClassVar[Sequence[Table]]
 
     @abstractmethod
-    def apply(
-        self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]
-    ) -> Iterable[Refusal] | None:
+    def apply(self, connection: Connection, events: Sequence[StoredEvent[Any]]) -> Iterable[Refusal] | None:
         """Writes what the events say into the tables, in the transaction of `connection`.
 
         The rows must depend on the events alone, and not on how they are split into calls: the same code serves

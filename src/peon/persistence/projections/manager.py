@@ -6,12 +6,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.backends.engine import READ_ONLY, consistent_reads, large_cache
+from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.backends.retries import OwnTransaction, in_own_transaction, with_own_commit
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
-from peon.persistence.log.codec import orchestration_codec
-from peon.persistence.log.head import LogEnd
+from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
@@ -19,7 +19,6 @@ from peon.persistence.projections.positions import (
     Position,
     Problem,
     advance,
-    end_of_log,
     position_of,
     problems_of,
     set_position,
@@ -27,7 +26,7 @@ from peon.persistence.projections.positions import (
 from peon.persistence.projections.replay import Meter, Progress, Replay, applied
 from peon.persistence.projections.shadow_tables import shadowed
 from peon.persistence.projections.verification import Difference, compare, compare_position, compare_problems
-from peon.persistence.schema import projection_problems
+from peon.persistence.schema import LAST_SEQUENCE, projection_problems
 
 PAGES_A_COMMIT = 10
 """Pages of the log that are applied in one transaction: fewer cost more commits, more hold up appends for longer."""
@@ -36,16 +35,20 @@ PAGES_A_COMMIT = 10
 class Projections:
     """The projections of one database.
 
+    Args:
+        codec: Decodes the events of the log.
+
     Raises:
         ValueError: Two have the same name or table, or a foreign key leads out of the tables of one.
     """
 
-    def __init__(self, engine: Engine, projections: Sequence[Projection]) -> None:
+    def __init__(self, engine: Engine, projections: Sequence[Projection], codec: EventCodec[Any]) -> None:
         table_setup.check(projections)
         self._engine = engine
-        self._reads = consistent_reads(engine)
+        self._backend = backend_of(engine)
+        self._reads = self._backend.consistent_reads(engine)
         self._projections = tuple(projections)
-        self._replay = Replay(engine, orchestration_codec)
+        self._replay = Replay(engine, codec)
         self._driver_errors = DriverErrors(engine)
 
     def __repr__(self) -> str:
@@ -94,7 +97,7 @@ class Projections:
         """
         with self._driver_errors:
             with self._reads.connect() as connection:
-                end = end_of_log(connection)
+                end = connection.scalars(LAST_SEQUENCE).one()
                 found = {projection: position_of(connection, projection) for projection in self._projections}
             changed, behind, total = [], [], 0
             for projection, position in found.items():
@@ -125,7 +128,7 @@ class Projections:
         """
         with self._driver_errors:
             with self._reads.connect() as connection:
-                meter = Meter(progress, end_of_log(connection) * len(self._projections))
+                meter = Meter(progress, connection.scalars(LAST_SEQUENCE).one() * len(self._projections))
             for projection in self._projections:
                 self._rebuild(projection, meter)
 
@@ -143,7 +146,7 @@ class Projections:
             StoreUnavailable: The database cannot be read.
         """
         with self._driver_errors, self._reads.connect() as connection:
-            meter = Meter(progress, end_of_log(connection) * len(self._projections))
+            meter = Meter(progress, connection.scalars(LAST_SEQUENCE).one() * len(self._projections))
             return [
                 difference
                 for projection in self._projections
@@ -177,8 +180,8 @@ class Projections:
 
     def _apply_some(self, projection: Projection, connection: Connection) -> tuple[int, int] | None:
         """Returns where the projection was, and where it is now; `None` where it is one of another version."""
-        with large_cache(connection):
-            LogEnd.join(connection)
+        with self._backend.large_cache(connection):
+            self._backend.join_append(connection)
             position = position_of(connection, projection)
             if position is None:
                 table_setup.prepare(connection, projection)
@@ -196,19 +199,19 @@ class Projections:
 
     def _build_anew(self, projection: Projection, meter: Meter, own: OwnTransaction) -> None:
         connection = own.connection
-        in_sqlite = connection.dialect.name == "sqlite"
-        with large_cache(connection), shadowed(connection, [*projection.tables, projection_problems]) as pair:
+        tables = [*projection.tables, projection_problems]
+        with self._backend.large_cache(connection), shadowed(connection, tables) as pair:
             before, last = -1, 0
             while last != before:
-                if in_sqlite:  # one long transaction would keep it from reusing its -wal file
+                if self._backend.rebuilds_in_steps:
                     connection.commit()
                     connection.begin()  # the driver's statements do not begin it
                 before = last
                 last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
-            if in_sqlite:
+            if self._backend.rebuilds_in_steps:
                 connection.commit()
                 connection.execution_options(**{READ_ONLY: False})
-            LogEnd.join(connection)
+            self._backend.join_append(connection)
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
             position = position_of(connection, projection)
             table_setup.replace(connection, projection, pair, version=position and position.version)
@@ -220,7 +223,7 @@ class Projections:
             connection.begin()  # the driver's statements do not begin it
         position = position_of(connection, projection)
         found_problems = problems_of(connection, projection)
-        differences = list(compare_position(projection, end_of_log(connection), position))
+        differences = list(compare_position(projection, connection.scalars(LAST_SEQUENCE).one(), position))
         if position is None or position.version != projection.version:
             return differences  # its tables may be others, or not be there
         with shadowed(connection, [*projection.tables, projection_problems]) as pair:

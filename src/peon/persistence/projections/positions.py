@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from peon.persistence.backends.compiled import DriverQuery, DriverStatement, insert_into
+from peon.persistence.backends.compiled import CompiledQuery, CompiledStatement, insert_into
 from peon.persistence.projections.base import Projection
-from peon.persistence.schema import events, projection_positions, projection_problems
+from peon.persistence.schema import projection_positions, projection_problems
 
-_ADVANCE = DriverStatement(
+_ADVANCE = CompiledStatement(
     update(projection_positions)
     .where(
         projection_positions.c.name == bindparam("of_name"),
@@ -20,7 +20,7 @@ _ADVANCE = DriverStatement(
     ["last", "of_name", "of_version", "before"],
 )
 
-_POSITION = DriverQuery(
+_POSITION = CompiledQuery(
     select(projection_positions.c.version, projection_positions.c.sequence).where(
         projection_positions.c.name == bindparam("of_name")
     ),
@@ -70,10 +70,6 @@ def set_position(connection: Connection, projection: Projection, sequence: int) 
     connection.execute(
         insert(projection_positions).values(name=projection.name, version=projection.version, sequence=sequence)
     )
-
-
-def end_of_log(connection: Connection) -> int:
-    return connection.scalar(select(func.coalesce(func.max(events.c.sequence), 0))) or 0
 
 
 def add_problems(connection: Connection, problems: Sequence[Problem]) -> None:

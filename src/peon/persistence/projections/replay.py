@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from peon.orchestration import OrchestrationEvent
+from peon.payloads import event_type_name
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.log.codec import EventCodec, UndecodableEvent
 from peon.persistence.log.pages import LogPages, LogRow
@@ -19,9 +20,7 @@ Progress = Callable[[int, int], None]
 """Gets how many events are done, and how many there are to do in all."""
 
 
-def applied(
-    projection: Projection, connection: Connection, events: list[StoredEvent[OrchestrationEvent]]
-) -> dict[int, str]:
+def applied(projection: Projection, connection: Connection, events: list[StoredEvent[Any]]) -> dict[int, str]:
     """Applies events, and returns the reasons of those that were refused, by sequence.
 
     Raises:
@@ -40,7 +39,7 @@ def applied(
 class Replay:
     """Reads the log of `engine`, through connections that are given to it."""
 
-    def __init__(self, engine: Engine, codec: EventCodec[OrchestrationEvent]) -> None:
+    def __init__(self, engine: Engine, codec: EventCodec[Any]) -> None:
         self._pages = LogPages(engine, DriverErrors(engine))
         self._codec = codec
 
@@ -64,7 +63,7 @@ class Replay:
             The sequence of the last one; `after` itself where there are no more.
         """
         for _ in count() if pages is None else range(pages):
-            with garbage_collection_paused():
+            with garbage_collection_paused(connection.dialect):
                 page = self._pages.read_page(connection, after)
                 last = self._apply(connection, projection, page, until)
             if last is None:
@@ -82,7 +81,7 @@ class Replay:
         if not page:
             return None
         last = page[-1][0]
-        events: list[StoredEvent[OrchestrationEvent]] = []
+        events: list[StoredEvent[Any]] = []
         problems: list[Problem] = []
         for stored in with_pauses(decoded([page], self._codec, keep=True), connection.dialect):
             if isinstance(stored.event, UndecodableEvent):
@@ -93,7 +92,7 @@ class Replay:
         reasons = applied(projection, connection, events) if events else {}
         if reasons:
             problems += [
-                Problem(projection.name, stored.sequence, stored.event.type, reasons[stored.sequence])
+                Problem(projection.name, stored.sequence, event_type_name(stored.event), reasons[stored.sequence])
                 for stored in events
                 if stored.sequence in reasons
             ]

@@ -8,14 +8,14 @@ On PostgreSQL they end with their transaction: behind a pooler, the next one may
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy import Connection, MetaData, Table
 from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends.engine import READ_ONLY, is_memory
-
-_TEMPORARY = {"sqlite": "temp", "postgresql": "pg_temp"}
+from peon.persistence.backends import backend_of
+from peon.persistence.backends.address import is_memory
+from peon.persistence.backends.interface import READ_ONLY
 
 
 class Shadows(NamedTuple):
@@ -28,8 +28,9 @@ class Shadows(NamedTuple):
 @contextmanager
 def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadows]:
     """Puts an empty shadow before each table. At the end it rolls back what was not committed, and drops them."""
-    pair = Shadows(_copies(tables, _TEMPORARY[connection.dialect.name]), _copies(tables, _schema_of_tables(connection)))
-    with _nothing_prepared(connection):
+    backend = backend_of(connection)
+    pair = Shadows(_copies(tables, backend.temporary_schema), _copies(tables, backend.schema_of_log(connection)))
+    with backend.nothing_prepared(connection):
         try:
             for shadow in pair.shadows:
                 _keep_indexes_of_foreign_keys(shadow)
@@ -43,7 +44,7 @@ def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadow
 def _remove(shadows: Sequence[Table], connection: Connection) -> None:
     try:
         connection.rollback()
-        if connection.dialect.name == "sqlite":
+        if not backend_of(connection).temporary_tables_end_with_transaction:
             connection.execution_options(**{READ_ONLY: True})  # temporary tables need no turn at the write lock
             for shadow in reversed(shadows):
                 connection.execute(DropTable(shadow, if_exists=True))
@@ -71,25 +72,3 @@ def _keep_indexes_of_foreign_keys(table: Table) -> None:
             kept.add(column.name)
         else:
             table.indexes.discard(index)
-
-
-def _schema_of_tables(connection: Connection) -> str:
-    if connection.dialect.name == "sqlite":
-        return "main"
-    query = "SELECT nspname FROM pg_namespace JOIN pg_class ON pg_class.relnamespace = pg_namespace.oid "
-    return str(connection.scalar(text(query + "WHERE pg_class.oid = to_regclass('events')")))
-
-
-@contextmanager
-def _nothing_prepared(connection: Connection) -> Iterator[None]:
-    """A statement that psycopg prepared earlier would go on with the table that it found then."""
-    driver: Any = connection.connection.driver_connection
-    threshold = getattr(driver, "prepare_threshold", None)
-    if threshold is None:
-        yield
-        return
-    driver.prepare_threshold = None
-    try:
-        yield
-    finally:
-        driver.prepare_threshold = threshold

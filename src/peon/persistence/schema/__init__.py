@@ -6,6 +6,8 @@ kept as it was written.
 """
 
 from peon.persistence.schema.log import (
+    LAST_SEQUENCE,
+    MAXIMUM_SEQUENCE,
     append_lock,
     command_receipts,
     event_tags,
@@ -36,6 +38,8 @@ from peon.persistence.schema.settings import (
 )
 
 __all__ = [
+    "LAST_SEQUENCE",
+    "MAXIMUM_SEQUENCE",
     "append_lock",
     "checkpoints",
     "command_receipts",

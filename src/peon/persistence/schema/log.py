@@ -1,6 +1,18 @@
 """The tables of the event log, and of what is recorded beside it: tag index, commands, subscriptions."""
 
-from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    literal_column,
+    select,
+)
 
 from peon.persistence.schema.metadata import metadata
 
@@ -15,6 +27,12 @@ events = Table(
     sqlite_autoincrement=True,
 )
 Index("idx_events_sequence", events.c.sequence)
+
+# The largest number that the column takes.
+MAXIMUM_SEQUENCE = 2**63 - 1
+
+# The end of the log, 0 if it is empty: the same time for any log, as it reads one entry of an index.
+LAST_SEQUENCE = select(func.coalesce(func.max(events.c.sequence), literal_column("0")))
 
 # PostgreSQL: whoever appends holds the one row, number 1, until the commit. SQLite has its own write lock.
 append_lock = Table(

@@ -1,16 +1,16 @@
-"""Subscriptions: what is stored, and then what comes."""
+"""Subscriptions: replay stored events, then follow new ones."""
 
-from peon.persistence.subscriptions.notifier import Arrivals, arrivals_of
+from peon.persistence.subscriptions.notifier import Notifier, notifier_of
 from peon.persistence.subscriptions.positions import SavedPosition
-from peon.persistence.subscriptions.subscription import EndEvent, NamedSubscription, Subscription
+from peon.persistence.subscriptions.subscription import DurableSubscription, StopEvent, Subscription
 from peon.persistence.subscriptions.tail import Tail
 
 __all__ = [
-    "Arrivals",
-    "EndEvent",
-    "NamedSubscription",
+    "DurableSubscription",
+    "Notifier",
     "SavedPosition",
+    "StopEvent",
     "Subscription",
     "Tail",
-    "arrivals_of",
+    "notifier_of",
 ]

@@ -1,55 +1,53 @@
-"""Wakes those that wait for new events, at once in this process, and soon for what other processes store."""
+"""Wakes the subscriptions of this process: at once for its own appends, soon for those of other processes."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from threading import RLock
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from sqlalchemy import Engine, Pool, event
 
-from peon.persistence.backends.engine import is_memory
+from peon.persistence.backends.address import is_memory
+from peon.persistence.runtime.forking import keep_inherited, reset_after_fork
 from peon.persistence.subscriptions.watcher import Watcher
 
 Wake = Callable[[], object]
 
-_all: WeakSet["Arrivals"] = WeakSet()
-_by_address: WeakValueDictionary[str, "Arrivals"] = WeakValueDictionary()
-_in_memory: WeakKeyDictionary[Pool, "Arrivals"] = WeakKeyDictionary()
-_lock = RLock()
-_inherited: list[object] = []
 
-
-class Arrivals:
+class Notifier:
     """The subscriptions of this process to one database.
 
-    While there are any, a `Watcher` looks for what others commit. A database in memory has no others.
+    While there are any, a `Watcher` looks for commits of other connections. A database in memory has no others.
     """
 
     def __init__(self) -> None:
         self._numbers = count()
-        self.start_anew()
-        _all.add(self)
+        self._reset()
+        reset_after_fork(self, Notifier._reset_in_child)
 
-    def start_anew(self) -> None:
-        """Forgets the watcher, and those that wait: in a forked child their threads are not there."""
-        self._lock = RLock()  # a finalizer may come here from inside
+    def _reset_in_child(self) -> None:
+        """The watcher and the waiting subscriptions belong to threads of the parent process."""
+        keep_inherited(self._watcher)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = RLock()  # reentrant: a finalizer may call `leave` while this thread holds it
         self._wakes: dict[int, Wake] = {}
         self._watcher: Watcher | None = None
 
     def announce(self) -> None:
-        """Wakes those that wait."""
+        """Wakes the waiting subscriptions."""
         if self._wakes:
             for wake in [*self._wakes.values()]:
-                with suppress(RuntimeError):  # an event loop that is closed
+                with suppress(RuntimeError):  # its event loop is closed
                     wake()
 
     def listen(self, engine: Engine, wake: Wake) -> int:
-        """Calls `wake`, from any thread, when events may have come; it must not block.
+        """Calls `wake`, from any thread, when events may have been stored; it must not block.
 
         Returns:
-            What `leave` takes.
+            The number to give to `leave`.
         """
         with self._lock:
             number = next(self._numbers)
@@ -59,11 +57,11 @@ class Arrivals:
             return number
 
     def is_listening(self, number: int | None) -> bool:
-        """Returns whether `wake` will be called; not in a forked child, where it has to listen anew."""
+        """Returns whether `wake` will be called; in a forked child it must listen again."""
         return number in self._wakes
 
     def leave(self, number: int) -> Watcher | None:
-        """Returns the watcher if nobody else listens: it was told to stop, and soon ends."""
+        """Ends the calls. Returns the watcher if it was told to stop, because no other subscription listens."""
         with self._lock:
             self._wakes.pop(number, None)
             watcher = None
@@ -74,32 +72,39 @@ class Arrivals:
         return watcher
 
 
-def arrivals_of(engine: Engine) -> Arrivals:
-    """Returns those of the engine's database: the same for each engine of one database."""
-    if is_memory(engine.url):
-        with _lock:
-            arrivals = _in_memory.get(engine.pool)
-            if arrivals is None:
-                arrivals = _in_memory[engine.pool] = Arrivals()
-                # It is called before the commit; but whoever is woken has to wait for the only connection.
-                event.listen(engine, "commit", _announcing(arrivals))
-            return arrivals
-    address = engine.url.set(drivername=engine.url.get_backend_name()).render_as_string(hide_password=False)
-    with _lock:
-        return _by_address.setdefault(address, Arrivals())
+class _Notifiers:
+    """All notifiers of this process: one a database."""
+
+    def __init__(self) -> None:
+        self._by_address: WeakValueDictionary[str, Notifier] = WeakValueDictionary()
+        self._in_memory: WeakKeyDictionary[Pool, Notifier] = WeakKeyDictionary()
+        self._reset()
+        reset_after_fork(self, _Notifiers._reset)
+
+    def _reset(self) -> None:
+        self._lock = RLock()
+
+    def of(self, engine: Engine) -> Notifier:
+        if is_memory(engine.url):
+            with self._lock:
+                notifier = self._in_memory.get(engine.pool)
+                if notifier is None:
+                    notifier = self._in_memory[engine.pool] = Notifier()
+                    # SQLAlchemy calls it before the commit, but a subscription has to wait for the only connection.
+                    event.listen(engine, "commit", _announcing(notifier))
+                return notifier
+        address = engine.url.set(drivername=engine.url.get_backend_name()).render_as_string(hide_password=False)
+        with self._lock:
+            return self._by_address.setdefault(address, Notifier())
 
 
-def _announcing(arrivals: Arrivals) -> Callable[[object], None]:
-    return lambda _: arrivals.announce()
+def _announcing(notifier: Notifier) -> Callable[[object], None]:
+    return lambda _: notifier.announce()
 
 
-def _start_anew() -> None:
-    global _lock
-    _lock = RLock()
-    for arrivals in _all:
-        _inherited.append(arrivals._watcher)
-        arrivals.start_anew()
+_notifiers = _Notifiers()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+def notifier_of(engine: Engine) -> Notifier:
+    """Returns the notifier of the engine's database, which all engines of that database share."""
+    return _notifiers.of(engine)

@@ -1,13 +1,12 @@
-"""How far named subscriptions have come: saved in the transactions of their consumers."""
+"""The saved positions of durable subscriptions, written in the transactions of their consumers."""
 
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, select, tuple_, update
 
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.backends.engine import begin_writing, consistent_reads
 from peon.persistence.backends.retries import in_own_transaction
 from peon.persistence.backends.same_database import require_connection
 from peon.persistence.errors import SubscriptionConflict
@@ -16,14 +15,9 @@ from peon.persistence.schema.timestamps import format_timestamp
 
 _columns = subscription_positions.c
 
-_ADD: dict[str, Insert] = {
-    "sqlite": sqlite.insert(subscription_positions).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(subscription_positions).on_conflict_do_nothing(),
-}
-
 
 class Position(NamedTuple):
-    """A row of the table; the moment tells one consumer's save from another's of the same event."""
+    """A row of the table; `saved_at` distinguishes what two consumers saved for the same event."""
 
     sequence: int
     saved_at: str
@@ -33,15 +27,15 @@ Positions = tuple[Position, ...]
 
 
 class SavedPosition:
-    """Up to which event the consumer of a name has come; the first one of the name is added.
+    """The position of a durable subscription in the log; a new name is added to the table.
 
     Args:
-        after: Where a new name begins.
+        after: The position of a new name.
 
     Raises:
         TypeError: The name is not text.
         ValueError: The name is not printable.
-        StoreUnavailable: The database cannot be read; or not written, where the name is new.
+        StoreUnavailable: The database cannot be read, or not written if the name is new.
 
     Attributes:
         sequence: The position, as far as this object knows.
@@ -53,13 +47,14 @@ class SavedPosition:
         if not name.isprintable() or not name:
             raise ValueError(f"the name of a subscription is printable text, not {name!r}")
         self._engine = engine
+        self._backend = backend_of(engine)
         self._driver_errors = driver_errors
         self._name = name
-        with driver_errors, consistent_reads(engine).connect() as connection:
+        with driver_errors, self._backend.consistent_reads(engine).connect() as connection:
             found = self._read(connection)
         if found is None:
             found = in_own_transaction(engine, driver_errors, lambda own: self._add(own, after))
-        # Several, where nobody knows whether a commit took place.
+        # Several positions, if the outcome of a commit is unknown.
         self._saved: Positions = (found,)
         self._before: Positions = (found,)
 
@@ -68,31 +63,31 @@ class SavedPosition:
         return self._saved[-1].sequence
 
     def save(self, sequence: int, connection: Connection | None) -> None:
-        """Moves the position, from where this object left it; raises `SubscriptionConflict` where it is not there."""
+        """Moves the position; raises `SubscriptionConflict` if it is not where this object left it."""
         if connection is not None:
             require_connection(connection, self._engine)
             with self._driver_errors:
-                begin_writing(connection)
+                self._backend.begin_writing(connection)
                 self._move(connection, sequence)
             return
 
         def move(own: Connection) -> tuple[Positions, Positions]:
             self._move(own, sequence)
             moved = self._before, self._saved
-            self._before = self._saved = (*self._before, *self._saved)  # until the commit is answered
+            self._before = self._saved = (*self._before, *self._saved)  # until the outcome of the commit is known
             return moved
 
         self._before, self._saved = in_own_transaction(self._engine, self._driver_errors, move)
 
     def _add(self, connection: Connection, after: int) -> Position:
         row = {"name": self._name, "sequence": after, "saved_at": _now()}
-        connection.execute(_ADD[connection.dialect.name], row)
+        connection.execute(self._backend.insert(subscription_positions).on_conflict_do_nothing(), row)
         found = self._read(connection)
         assert found is not None  # noqa: S101
         return found
 
     def _move(self, connection: Connection, sequence: int) -> None:
-        # Once more for the same event: then the transaction of the first time was undone, or this is idle repetition.
+        # The same event again: either the first transaction was undone, or this call changes nothing.
         expected = self._before if sequence == self.sequence else self._saved
         saved = Position(sequence, _now())
         moved = connection.execute(

@@ -1,21 +1,22 @@
-"""Reads the log on from where it was left."""
+"""Reads the log from where the last read ended."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
 from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.pages import Pages
+from peon.persistence.log.reader import LogReader, Selection, checked_number, keeps_undecodable
 from peon.persistence.log.stored_event import StoredEvent, StoredT, decoded
 
 
 class Tail(Generic[StoredT]):
-    """The events after a sequence, as far as there are any.
+    """The events after a sequence, as far as they are stored.
 
     Args:
-        pages: As `LogPages.read`.
-        last_sequence: Returns the end of the log; given where the pages leave events out, so that what was passed
-            over is not read again.
-        keep: As of `decoded`.
+        pages: See `LogPages.read`.
+        last_sequence: Returns the end of the log; given if the pages leave out events, so that those are not read
+            again.
+        keep: See `decoded`.
 
     Attributes:
         position: The sequence of the last event that was returned.
@@ -38,12 +39,21 @@ class Tail(Generic[StoredT]):
         self._read_to = after
         self.position = after
 
+    @classmethod
+    def of(cls, reader: LogReader, after: int, selection: Selection) -> Self:
+        """Returns the tail of a log; raises what `EventStore.stream` raises for the same arguments."""
+        after = checked_number("after", after)
+        keep = keeps_undecodable(selection.undecodable)
+        everything = selection.event_types is None and selection.query is None
+        last_sequence = None if everything else reader.last_sequence
+        return cls(reader.pages(selection), last_sequence, reader.codec, after, keep=keep)
+
     def move(self, after: int) -> None:
         self._events = iter(())
         self._read_to = self.position = after
 
     def next(self) -> StoredEvent[StoredT] | None:
-        """Returns the next event, `None` where there is none yet.
+        """Returns the next event, `None` if there is none yet.
 
         Raises:
             EventDecodeError: It cannot be decoded; another call raises again.
@@ -57,7 +67,7 @@ class Tail(Generic[StoredT]):
 
     def _read(self) -> bool:
         """Reads a page; returns whether there was one."""
-        # Before the page: what is stored after this is not passed over.
+        # Before the page: events that are stored after this moment must not be skipped.
         end = self._last_sequence() if self._last_sequence is not None else 0
         page = next(self._pages(self._read_to, None), None)
         if page is None:

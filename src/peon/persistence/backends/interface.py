@@ -1,0 +1,207 @@
+"""What the package needs from a database system beyond SQLAlchemy Core."""
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table
+from sqlalchemy.dialects.postgresql import Insert as PostgreSQLInsert
+from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
+
+READ_ONLY = "peon_read_only"
+"""Execution option of an engine or a connection: its transactions only read, so they never wait for a writer."""
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+
+class LogHead(ABC):
+    """The end of the log in one transaction. No other transaction can append until this one ends.
+
+    Sequences are therefore assigned in the order of commits, and without gaps.
+
+    Attributes:
+        connection: The connection whose transaction it is.
+    """
+
+    connection: Connection
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Waits for other appenders, unless that was done before. What they committed can then be read."""
+
+    @property
+    @abstractmethod
+    def is_waiting(self) -> bool:
+        """Whether the lock that orders appends is still to be acquired."""
+
+    @property
+    @abstractmethod
+    def last(self) -> int:
+        """The sequence of the last event, 0 for an empty log."""
+
+    @abstractmethod
+    def add(self, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
+        """Stores at least one event, given as two columns.
+
+        Returns:
+            The sequence of the first event (the others follow without a gap), and when they were stored, in UTC.
+        """
+
+
+class Backend(ABC):
+    """One database system. The object has no state: it serves any number of engines and threads.
+
+    Attributes:
+        name: As SQLAlchemy names the dialect.
+        temporary_schema: The schema in which temporary tables are found.
+        temporary_tables_end_with_transaction: Whether a rollback or a commit drops them.
+        rebuilds_in_steps: Whether a rebuild commits after each step, and not only at its end.
+        stores_nul: Whether text may hold NUL characters.
+        maximum_key_bytes: Bytes of UTF-8 that text may have in an index beside an identifier; `None` for no limit.
+    """
+
+    name: ClassVar[str]
+    temporary_schema: ClassVar[str]
+    temporary_tables_end_with_transaction: ClassVar[bool]
+    rebuilds_in_steps: ClassVar[bool]
+    stores_nul: ClassVar[bool]
+    maximum_key_bytes: ClassVar[int | None]
+
+    # Connecting
+
+    @abstractmethod
+    def engine_options(self, url: URL, *, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
+        """Returns what `sqlalchemy.create_engine` needs besides the address."""
+
+    @abstractmethod
+    def set_up(
+        self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
+    ) -> None:
+        """Adds the listeners that set up each connection and begin each transaction.
+
+        Args:
+            pause: Waits for a number of seconds.
+        """
+
+    # Transactions
+
+    @abstractmethod
+    def single_reads(self, engine: Engine) -> Engine:
+        """Returns the engine for reads of one statement each, which need no transaction."""
+
+    @abstractmethod
+    def consistent_reads(self, engine: Engine) -> Engine:
+        """Returns the engine with transactions that only read, and that see one committed state."""
+
+    @abstractmethod
+    def current_reads(self, engine: Engine) -> Engine:
+        """Returns the engine with transactions in which each statement sees what was committed before it."""
+
+    @abstractmethod
+    def begin_writing(self, connection: Connection) -> None:
+        """Makes sure that the connection is in a transaction that can write."""
+
+    @abstractmethod
+    def transaction_without_waiting(self, engine: Engine) -> AbstractContextManager[Connection]:
+        """Begins a transaction whose statements fail instead of waiting long for a lock."""
+
+    @abstractmethod
+    def require_committable(self, connection: Connection) -> None:
+        """Raises `PersistenceError` if a COMMIT would be answered by a rollback without an error."""
+
+    @abstractmethod
+    def require_current_reads(self, connection: Connection) -> None:
+        """Raises `PersistenceError` if the transaction cannot see what others commit meanwhile."""
+
+    # Statements
+
+    @abstractmethod
+    def insert(self, table: Table) -> SQLiteInsert | PostgreSQLInsert:
+        """Returns an INSERT that knows ON CONFLICT."""
+
+    @abstractmethod
+    def text_size(self, column: ColumnElement[Any]) -> ColumnElement[int]:
+        """Returns an expression for the size of a text, in the unit that is cheap to compute."""
+
+    @abstractmethod
+    def fetches_rows_one_by_one(self, engine: Engine) -> bool:
+        """Returns whether the driver leaves the rows of a result in the database until they are fetched."""
+
+    @abstractmethod
+    def is_damaged_text(self, error: Exception) -> bool:
+        """Returns whether the driver failed at text that is not valid UTF-8."""
+
+    @abstractmethod
+    def text_decoded_by(
+        self, connection: Connection, decode: Callable[[bytes], str | bytes]
+    ) -> AbstractContextManager[None]:
+        """Reads text with the given function, where the database may hold text that is not valid UTF-8."""
+
+    @abstractmethod
+    def large_cache(self, connection: Connection) -> AbstractContextManager[None]:
+        """Gives the connection enough cache for many writes to random places."""
+
+    @abstractmethod
+    def nothing_prepared(self, connection: Connection) -> AbstractContextManager[None]:
+        """Prevents that a statement which was prepared before ignores temporary tables."""
+
+    # The log
+
+    @abstractmethod
+    def connect_to_append(self, engine: Engine) -> Connection:
+        """Returns a connection for `begin_append`."""
+
+    @abstractmethod
+    def begin_append(self, connection: Connection) -> LogHead:
+        """Begins a transaction at the end of the log, on a connection of `connect_to_append`."""
+
+    @abstractmethod
+    def join_append(self, connection: Connection) -> LogHead:
+        """Waits for other appenders in the transaction that the connection is in, or begins one."""
+
+    @abstractmethod
+    def watch_commits(self, connection: Any, stopped: socket.socket, announce: Callable[[], object]) -> None:
+        """Calls `announce` after each commit of another connection, until `stopped` can be read.
+
+        Args:
+            connection: The driver's own connection; nothing else uses it.
+        """
+
+    # Where things are
+
+    @abstractmethod
+    def identity(self, connection: Connection) -> object:
+        """Returns a value that is equal only for connections to the same database."""
+
+    @abstractmethod
+    def schema_for_new_tables(self, connection: Connection) -> str | None:
+        """Returns the schema in which a new table is created; `None` if there are no schemas."""
+
+    @abstractmethod
+    def schema_of_log(self, connection: Connection) -> str:
+        """Returns the schema that holds the tables of the log."""
+
+    @abstractmethod
+    def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """Keeps all others from writing to the tables until the transaction ends."""
+
+    # Migrations
+
+    @abstractmethod
+    def migration_transaction(self, connection: Connection) -> AbstractContextManager[None]:
+        """Begins a transaction that no other migrator can share, and commits it at the end."""
+
+    @abstractmethod
+    def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
+        """Copies a populated database before a migration, where a copy is cheap.
+
+        The connection holds the write lock, so nothing can be added between the copy and the migration. A copy
+        that an earlier attempt left at the same revision is replaced, and only when the new one is complete.
+
+        Returns:
+            The path of the copy; `None` if there is none.
+        """

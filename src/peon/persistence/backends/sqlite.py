@@ -1,0 +1,206 @@
+"""SQLite."""
+
+import logging
+import selectors
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, exists, func, inspect, select, table
+from sqlalchemy.dialects import sqlite
+
+from peon.persistence.backends import sqlite_connections
+from peon.persistence.backends.address import is_memory
+from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
+from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
+from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
+from peon.persistence.schema import append_lock
+
+logger = logging.getLogger(__name__)
+
+OPTIONAL_LOCK_TIMEOUT_SECONDS = 0.05
+"""How long an optional index update waits for the write lock."""
+
+POLL_SECONDS = 0.025
+"""Between two looks at the counter of commits; a look and the wait for it cost a tenth of a millisecond."""
+
+REBUILD_CACHE_KIB = 16_000
+"""Instead of SQLite's 2 MB: rows with random keys in many tables touch more pages than those hold."""
+
+
+class SQLiteBackend(Backend):
+    """SQLite, in a file or in memory."""
+
+    name = "sqlite"
+    temporary_schema = "temp"
+    temporary_tables_end_with_transaction = False
+    # One long transaction would keep SQLite from reusing the -wal file, which would grow with the log.
+    rebuilds_in_steps = True
+    stores_nul = True
+    maximum_key_bytes = None
+
+    def engine_options(self, url: URL, *, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
+        return sqlite_connections.connection_options(url, busy_timeout, pool)
+
+    def set_up(
+        self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
+    ) -> None:
+        sqlite_connections.listen(engine, synchronous, busy_timeout, pause)
+
+    def single_reads(self, engine: Engine) -> Engine:
+        return self.consistent_reads(engine)
+
+    def consistent_reads(self, engine: Engine) -> Engine:
+        return engine.execution_options(**{READ_ONLY: True})
+
+    def current_reads(self, engine: Engine) -> Engine:
+        return engine  # a transaction that writes holds the write lock, so it sees the newest state
+
+    def begin_writing(self, connection: Connection) -> None:
+        if not connection.in_transaction():
+            connection.begin()
+        # On an engine created elsewhere, Python's sqlite3 begins a transaction only for an INSERT, and not for a
+        # SAVEPOINT, whose end would then be a commit.
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            driver_connection(connection).execute("BEGIN IMMEDIATE")
+
+    @contextmanager
+    def transaction_without_waiting(self, engine: Engine) -> Iterator[Connection]:
+        with engine.connect() as connection:
+            connection = connection.execution_options(**{WRITE_LOCK_TIMEOUT: OPTIONAL_LOCK_TIMEOUT_SECONDS})
+            with connection.begin():
+                yield connection
+
+    def require_committable(self, connection: Connection) -> None:
+        pass  # a failed statement does not end the transaction
+
+    def require_current_reads(self, connection: Connection) -> None:
+        pass
+
+    def insert(self, table: Table) -> sqlite.Insert:
+        return sqlite.insert(table)
+
+    def text_size(self, column: ColumnElement[Any]) -> ColumnElement[int]:
+        return func.length(column)  # in characters; octet_length came with SQLite 3.43
+
+    def fetches_rows_one_by_one(self, engine: Engine) -> bool:
+        return not engine.dialect.is_async  # SQLAlchemy's adapter fetches all rows of a result at once
+
+    def is_damaged_text(self, error: Exception) -> bool:
+        # Errors of SQLite have a code. Those of Python's module do not: it has met text that is not UTF-8.
+        return isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")
+
+    @contextmanager
+    def text_decoded_by(self, connection: Connection, decode: Callable[[bytes], str | bytes]) -> Iterator[None]:
+        driver: Any = connection.connection.driver_connection
+        driver.text_factory = decode
+        try:
+            yield
+        finally:
+            driver.text_factory = str
+
+    @contextmanager
+    def large_cache(self, connection: Connection) -> Iterator[None]:
+        driver = driver_connection(connection)
+        (before,) = driver.execute("PRAGMA cache_size").fetchone()
+        driver.execute(f"PRAGMA cache_size = -{REBUILD_CACHE_KIB}")
+        try:
+            yield
+        finally:
+            with suppress(sqlite3.ProgrammingError):  # an interrupt in the middle of a statement closes the connection
+                driver.execute(f"PRAGMA cache_size = {before}")
+
+    def nothing_prepared(self, connection: Connection) -> nullcontext[None]:
+        return nullcontext()  # SQLite prepares a statement again when the tables have changed
+
+    def connect_to_append(self, engine: Engine) -> Connection:
+        return engine.connect()
+
+    def begin_append(self, connection: Connection) -> LogHead:
+        return self.join_append(connection)
+
+    def join_append(self, connection: Connection) -> LogHead:
+        self.begin_writing(connection)
+        return SQLiteLogHead(connection)
+
+    def watch_commits(
+        self, connection: sqlite3.Connection, stopped: socket.socket, announce: Callable[[], object]
+    ) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(stopped, selectors.EVENT_READ)
+            # The counter of commits by other connections, in shared memory (WAL) or in the first page of the file.
+            seen = connection.execute("PRAGMA data_version").fetchone()
+            announce()
+            while not selector.select(POLL_SECONDS):
+                if (version := connection.execute("PRAGMA data_version").fetchone()) != seen:
+                    seen = version
+                    announce()
+
+    def identity(self, connection: Connection) -> object:
+        path = _main_file(connection)
+        if path is None:
+            return id(connection.engine.pool)
+        file = path.stat()
+        return file.st_dev, file.st_ino
+
+    def schema_for_new_tables(self, connection: Connection) -> None:
+        return None
+
+    def schema_of_log(self, connection: Connection) -> str:
+        return "main"
+
+    def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        pass  # the write lock is of the whole file
+
+    @contextmanager
+    def migration_transaction(self, connection: Connection) -> Iterator[None]:
+        # SQLite changes a table by creating a new one and dropping the old one, which would delete the rows that
+        # refer to it. The pragma has no effect inside a transaction: https://sqlite.org/lang_altertable.html
+        driver = driver_connection(connection)
+        (enforced,) = driver.execute("PRAGMA foreign_keys").fetchone()
+        driver.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                self.begin_writing(connection)
+                yield
+        finally:
+            driver.execute(f"PRAGMA foreign_keys = {enforced}")
+
+    def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
+        """Copies a file that holds rows to one beside it, private to the owner."""
+        engine = connection.engine
+        source = None if is_memory(engine.url) else _main_file(connection)
+        if source is None or not _is_populated(connection):
+            return None
+        copy = source.with_name(f"{source.name}.{revision or 'base'}.backup")
+        partial = copy.with_name(f"{copy.name}.partial")
+        logger.info("copying %s to %s before it is migrated", source, copy)
+        partial.unlink(missing_ok=True)
+        create_private_file(partial)
+        with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
+            driver_connection(reader).backup(target)
+        for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
+            copy.with_name(copy.name + suffix).unlink(missing_ok=True)
+        partial.replace(copy)
+        return copy
+
+
+def dump_memory(engine: Engine) -> str:
+    """Returns the statements that create the tables and rows of a database in memory."""
+    with engine.connect() as connection:
+        return "\n".join(driver_connection(connection).iterdump())
+
+
+def _main_file(connection: Connection) -> Path | None:
+    files = {database.name: database.file for database in connection.exec_driver_sql("PRAGMA database_list")}
+    return Path(files["main"]) if files["main"] else None
+
+
+def _is_populated(connection: Connection) -> bool:
+    always_filled = {"alembic_version", append_lock.name}  # each has its one row from the beginning
+    tables = [name for name in inspect(connection).get_table_names() if name not in always_filled]
+    return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)

@@ -1,0 +1,71 @@
+"""The end of the log on SQLite: its write lock orders appends."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import chain, count, repeat
+
+from sqlalchemy import Connection, bindparam, insert
+from sqlalchemy.dialects import sqlite
+
+from peon.persistence.backends.compiled import CompiledStatement, insert_into
+from peon.persistence.backends.interface import LogHead
+from peon.persistence.schema import LAST_SEQUENCE, events
+from peon.persistence.schema.timestamps import format_timestamp
+
+# Compiled once: SQLAlchemy's way from a statement to the driver costs as much as SQLite's work for it.
+_INSERT = str(insert(events).compile(dialect=sqlite.dialect(), column_keys=("event_type", "payload", "stored_at")))
+
+ROWS_A_STATEMENT = 16
+"""Rows in one INSERT. For each statement the driver works as long as SQLite does for a row."""
+
+# AUTOINCREMENT assigns the sequence of a batch's first row, the others are given: SQLite does not promise in which
+# order it stores the rows of one statement.
+_INSERT_NUMBERED = insert_into(events)
+_INSERT_MANY_NUMBERED = CompiledStatement(
+    insert(events).values(
+        [{name: bindparam(f"{name}_{row}") for name in events.columns} for row in range(ROWS_A_STATEMENT)]
+    ),
+    [f"{name}_{row}" for row in range(ROWS_A_STATEMENT) for name in events.columns],
+)
+
+
+class SQLiteLogHead(LogHead):
+    """The end of the log in a transaction that holds the write lock."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._last: int | None = None
+
+    def wait(self) -> None:
+        """Does nothing: the transaction has acquired the write lock when it began."""
+
+    @property
+    def is_waiting(self) -> bool:
+        return False
+
+    @property
+    def last(self) -> int:
+        if self._last is None:
+            self._last = self.connection.scalars(LAST_SEQUENCE).one()
+        return self._last
+
+    def add(self, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
+        moment = datetime.now(UTC)
+        stored_at = format_timestamp(moment)
+        cursor = self.connection.connection.cursor()
+        cursor.execute(_INSERT, (event_types[0], payloads[0], stored_at))
+        first: int = cursor.lastrowid
+        cursor.close()
+        if len(payloads) > 1:
+            self._add_numbered(first + 1, event_types[1:], payloads[1:], stored_at)
+        self._last = first + len(payloads) - 1
+        return first, moment
+
+    def _add_numbered(self, first: int, event_types: Sequence[str], payloads: Sequence[str], stored_at: str) -> None:
+        rows = [*zip(count(first), event_types, payloads, repeat(stored_at))]
+        end = len(rows) - len(rows) % ROWS_A_STATEMENT
+        groups = [
+            [*chain.from_iterable(rows[start : start + ROWS_A_STATEMENT])] for start in range(0, end, ROWS_A_STATEMENT)
+        ]
+        _INSERT_MANY_NUMBERED.run(self.connection, groups)
+        _INSERT_NUMBERED.run(self.connection, rows[end:])

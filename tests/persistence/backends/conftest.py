@@ -1,0 +1,19 @@
+"""Folders whose rights the tests of the backends take away."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that the user nobody can reach, unlike those that pytest makes."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o755)
+        monkeypatch.setenv("XDG_CONFIG_HOME", name)
+        yield path
+        for inner in [path, *path.rglob("*")]:
+            inner.chmod(0o700)

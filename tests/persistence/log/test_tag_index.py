@@ -1,0 +1,335 @@
+"""The index of tags: when it is written, what it is asked, and that it agrees with the log."""
+
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from helpers.conditions import OTHER, PROJECT, THREAD, TURN, conflict, padding
+from helpers.processes import PATIENCE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import URL, Connection, event, text
+
+from peon.orchestration import (
+    OrchestrationEvent,
+    ProjectRenamed,
+    ThreadDeleted,
+    ThreadSelected,
+    TurnCompleted,
+    TurnStarted,
+)
+from peon.persistence import (
+    AppendCondition,
+    ConcurrencyError,
+    Database,
+    EventQuery,
+    EventStore,
+    create_engine,
+)
+from peon.persistence.backends.interface import READ_ONLY
+from peon.persistence.log import pages, tag_index
+
+DOCUMENTATION = Path(__file__).parents[3] / "docs"
+
+
+def test_much_that_is_not_indexed_yet_is_indexed_first(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tag_index, "TAIL", 10)
+    monkeypatch.setattr(tag_index, "PAGES_A_COMMIT", 1)
+    database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(2_500)])
+    by_turn, by_thread = EventQuery(turn_id=TURN), EventQuery(turn_id=TURN, thread_id=THREAD)
+    for query in (by_turn, by_thread):  # the second finds one tag indexed, and one not
+        with pytest.raises(ConcurrencyError) as caught:
+            database.events.append_all(padding(1), condition=AppendCondition(query, 0))
+        assert caught.value.sequence == 1
+    (late,) = database.events.append_all([TurnCompleted(turn_id=TURN, thread_id=THREAD)])
+
+    assert [s.sequence for s in database.events.stream(query=by_thread)] == [1, late.sequence]
+    assert [s.sequence for s in database.events.stream(query=by_thread, after=1)] == [late.sequence]
+    assert [s.sequence for s in database.events.stream(query=by_thread, limit=1)] == [1]
+    indexed = rows(database, "SELECT name, sequence FROM tag_positions ORDER BY name")
+    assert indexed == [("thread_id", 2_501), ("turn_id", 2_501)]
+
+
+def test_few_events_that_are_large_are_indexed_too(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tag_index, "TAIL_CHARACTERS", 10_000)
+    monkeypatch.setattr(pages, "PAGE_CHARACTERS", 1_000)
+    store, condition = database.events, AppendCondition(EventQuery(thread_id=THREAD), after=0)
+    large = [ProjectRenamed(project_id=PROJECT, name="x" * 1_000)]
+    store.append_all(large * 5)
+    store.append_all(large * 15, condition=condition)
+    assert rows(database, "SELECT * FROM tag_positions") == []
+
+    store.append_all(padding(1), condition=condition)
+    store.append_all([ThreadDeleted(thread_id=THREAD)], condition=condition)
+    assert rows(database, "SELECT name, sequence FROM tag_positions") == [("thread_id", 20)]
+
+    store.append_all(large * 20)
+    assert [conflict(store, AppendCondition(condition.query, after)) for after in (0, 21, 22, 42)] == [
+        22,
+        22,
+        None,
+        None,
+    ]
+    assert rows(database, "SELECT name, sequence FROM tag_positions") == [("thread_id", 42)]
+
+
+def by_hand(database: Database, statement: str) -> None:
+    triggers = ["events_refuse_update", "events_refuse_delete"]
+    if database.engine.dialect.name == "postgresql":
+        triggers = ["events_refuse_change ON events"]
+    with database.engine.begin() as connection:
+        for trigger in triggers:
+            connection.exec_driver_sql(f"DROP TRIGGER {trigger}")
+        connection.exec_driver_sql(statement)
+
+
+def test_rows_that_were_removed_by_hand_are_passed_over(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tag_index, "TAIL", 0)
+    monkeypatch.setattr(tag_index, "PAGE_MATCHES", 2)
+    stored = database.events.append_all([ThreadDeleted(thread_id=THREAD) for _ in range(8)])
+    query = EventQuery(thread_id=THREAD)
+    assert list(database.events.stream(query=query)) == stored
+    by_hand(database, "DELETE FROM events WHERE sequence IN (1, 2, 3, 6, 8)")
+
+    assert [s.sequence for s in database.events.stream(query=query)] == [4, 5, 7]
+    assert [conflict(database.events, AppendCondition(query, after)) for after in (0, 4, 5, 7)] == [4, 5, 7, None]
+
+
+def test_tags_that_are_not_equally_far_are_indexed_though_the_last_row_was_removed(database: Database) -> None:
+    database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(2)])
+    index = database.events._reader._index
+    with database.engine.begin() as connection:
+        index.extend(connection, ["thread_id"])
+    by_hand(database, "DELETE FROM events WHERE sequence = 3")
+    with database.engine.begin() as connection:
+        index.extend(connection, ["thread_id", "turn_id"])
+
+    indexed = rows(database, "SELECT name, sequence FROM tag_positions ORDER BY name")
+    assert indexed == [("thread_id", 3), ("turn_id", 3)]
+
+
+def test_an_index_that_was_emptied_as_documented_is_filled_anew(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tag_index, "TAIL", 0)
+    database.events.append_all([ThreadDeleted(thread_id=THREAD), ThreadDeleted(thread_id=THREAD)])
+    query = EventQuery(thread_id=OTHER)
+    assert list(database.events.stream(query=query)) == []
+    by_hand(database, f"UPDATE events SET payload = replace(payload, '{THREAD}', '{OTHER}') WHERE sequence = 2")
+    assert conflict(database.events, AppendCondition(query, after=0)) is None
+    statements = re.findall("DELETE FROM [a-z_]+;", (DOCUMENTATION / "operations.md").read_text(encoding="utf-8"))
+    assert len(statements) == 3
+    with database.engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+    assert list(database.events.stream(query=query)) == database.events.replay_all()[1:]
+    assert conflict(database.events, AppendCondition(query, after=0)) == 2
+
+
+def test_threads_that_index_at_once_take_turns(migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = 4
+    monkeypatch.setattr(pages, "PAGE_EVENTS", 10)
+    monkeypatch.setattr(tag_index, "PAGES_A_COMMIT", 1)
+    together = threading.Barrier(threads)
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
+        database.events.append_all(padding(1_000))
+        index = database.events._reader._index
+
+        def work(_: int) -> None:
+            together.wait(PATIENCE)
+            index.catch_up(EventQuery(thread_id=THREAD))
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
+        assert rows(database, "SELECT count(*), max(sequence) FROM event_tags") == [(1_000, 1_000)]
+
+
+def rows(database: Database, statement: str) -> list[tuple[Any, ...]]:
+    with database.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(statement))]
+
+
+def test_appends_without_a_condition_write_no_index(database: Database) -> None:
+    database.events.append_all(padding(2_000))
+    database.events.append_all(padding(1), condition=AppendCondition(EventQuery(thread_id=THREAD), after=1_990))
+
+    assert rows(database, "SELECT * FROM tag_positions") == []
+    assert rows(database, "SELECT * FROM event_tags") == []
+
+
+LETTERS = st.sampled_from([UUID(int=n) for n in range(3)])
+
+EVENTS = st.one_of(
+    st.builds(ThreadDeleted, thread_id=LETTERS),
+    st.builds(TurnStarted, turn_id=LETTERS, thread_id=LETTERS),
+    st.builds(TurnCompleted, turn_id=LETTERS, thread_id=LETTERS),
+    st.builds(ProjectRenamed, project_id=LETTERS, name=st.just("x")),
+)
+
+QUERIES = st.builds(
+    EventQuery,
+    event_types=st.none() | st.lists(st.sampled_from(["ThreadDeleted", "TurnStarted", "TurnCompleted"]), max_size=3),
+    project_id=st.none() | LETTERS,
+    thread_id=st.none() | LETTERS,
+    turn_id=st.none() | LETTERS,
+)
+
+
+def is_match(query: EventQuery, stored: OrchestrationEvent) -> bool:
+    identifiers = [(name, getattr(query, name)) for name in ("project_id", "thread_id", "turn_id")]
+    of_type = query.event_types is None or stored.type in query.event_types
+    return of_type and all(value is None or getattr(stored, name, None) == value for name, value in identifiers)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[EventStore[OrchestrationEvent]]:
+    with Database.open(url="sqlite://", maintain_projections=False) as database:
+        yield database.events
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.lists(EVENTS, max_size=12), query=QUERIES, back=st.integers(0, 40), tail=st.sampled_from([0, 5, 1_000]))
+def test_index_and_log_agree_with_the_definition(
+    shared: EventStore[OrchestrationEvent],
+    monkeypatch: pytest.MonkeyPatch,
+    batch: list[OrchestrationEvent],
+    query: EventQuery,
+    back: int,
+    tail: int,
+) -> None:
+    shared.append_all(batch)
+    after = max(0, shared.last_sequence() - back)
+    expected = [s for s in shared.stream(after=after) if is_match(query, s.event)]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tag_index, "TAIL", tail)
+        patched.setattr(tag_index, "PAGE_MATCHES", 2)
+        patched.setattr(tag_index, "RANGE", 2)
+        assert list(shared.stream(query=query, after=after)) == expected
+        assert list(shared.stream(query=query, after=after, limit=3)) == expected[:3]
+        assert conflict(shared, AppendCondition(query, after)) == next((s.sequence for s in expected), None)
+        assert list(shared.stream(query=query, after=after)) == expected
+
+
+@contextmanager
+def statements_of_the_index(database: Database) -> Iterator[list[tuple[str, Any]]]:
+    statements: list[tuple[str, Any]] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if "event_tags" in statement:
+            statements.append((statement, parameters))
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(database.engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("backend", ["sqlite_url", "postgresql_url"])
+def test_queries_are_ranges_of_the_index(request: pytest.FixtureRequest, backend: str, analyzed: bool) -> None:
+    """What a planner thinks of the tags, or does not know, makes none of them a sort of all that is left of one."""
+    url: URL = request.getfixturevalue(backend)
+    with Database.open(url=url, maintain_projections=False) as database:
+        database.events.append_all([*padding(4_000), *(TurnStarted(turn_id=TURN, thread_id=uuid4()) for _ in range(5))])
+        query = EventQuery(event_types=["ThreadSelected", "TurnStarted"])
+        both = EventQuery(event_types=["TurnStarted"], turn_id=TURN)
+        assert len(list(database.events.stream(query=query))) == 4_005
+        assert len(list(database.events.stream(query=both))) == 5
+        with database.engine.connect() as connection:
+            if analyzed:
+                connection.exec_driver_sql("ANALYZE")
+                connection.commit()
+            with statements_of_the_index(database) as statements:
+                list(database.events.stream(query=query))
+                assert conflict(database.events, AppendCondition(both, after=0)) == 4_001
+            assert len(statements) > 10
+            explain = "EXPLAIN QUERY PLAN " if backend == "sqlite_url" else "EXPLAIN "
+            plans = [
+                str(row[-1])
+                for statement, parameters in statements
+                for row in connection.exec_driver_sql(explain + statement, parameters)
+            ]
+    wrong = re.compile("Seq Scan|^SCAN|Sort|Bitmap|TEMP B-TREE")
+    assert not [plan for plan in plans if wrong.search(plan)], plans
+
+
+def test_a_tag_of_few_events_is_found_among_many_of_another(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tag_index, "TAIL", 0)
+    monkeypatch.setattr(tag_index, "RANGE", 10)
+    starts = [TurnStarted(turn_id=uuid4(), thread_id=THREAD) for _ in range(1_000)]
+    few = [ThreadDeleted(thread_id=OTHER), ThreadDeleted(thread_id=THREAD), ThreadDeleted(thread_id=OTHER)]
+    database.events.append_all([*starts, few[0], *starts, few[1], *starts, few[2]])
+    query = EventQuery(thread_id=THREAD, event_types=["ThreadDeleted"])
+    assert [stored.sequence for stored in database.events.stream(query=query)] == [2_002]
+
+    with statements_of_the_index(database) as statements:
+        assert [stored.sequence for stored in database.events.stream(query=query)] == [2_002]
+        assert conflict(database.events, AppendCondition(query, after=0)) == 2_002
+        assert conflict(database.events, AppendCondition(query, after=2_002)) is None
+    assert 0 < len(statements) < 30
+
+
+def test_much_of_the_index_is_not_read_under_the_lock(
+    migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tags that take turns and never meet are the worst there is."""
+    for name, value in {"TAIL": 10, "RANGE": 5, "ROUNDS": 3}.items():
+        monkeypatch.setattr(tag_index, name, value)
+    under_lock: list[str] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, *_: object) -> None:
+        options = connection.get_execution_options()
+        reads = READ_ONLY in options or options.get("isolation_level") == "REPEATABLE READ"
+        if "event_tags" in statement and not reads:
+            under_lock.append(statement)
+
+    turns = [ThreadDeleted(thread_id=THREAD), ThreadSelected(thread_id=OTHER)] * 100
+    query = EventQuery(event_types=["ThreadSelected"], thread_id=THREAD)
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
+        event.listen(database.engine, "before_cursor_execute", note)
+        database.events.append_all(turns)
+        assert list(database.events.stream(query=query)) == []
+        assert not under_lock
+        assert conflict(database.events, AppendCondition(query, after=0)) is None
+        assert 0 < len(under_lock) <= 6
+        (found,) = database.events.append_all([ThreadSelected(thread_id=THREAD)])
+        database.events.append_all(turns)
+        with pytest.raises(ConcurrencyError) as caught:
+            database.events.append_all([], condition=AppendCondition(query, after=0))
+        assert (caught.value.sequence, caught.value.after) == (found.sequence, 0)
+        assert len(under_lock) < 20
+        with database.engine.begin() as connection:  # whose owner waits for it
+            database.events.append_all([], condition=AppendCondition(query, found.sequence), connection=connection)
+        assert len(under_lock) > 40
+
+
+def test_a_file_that_may_only_be_read_is_read_without_an_index(sqlite_url: URL, tmp_path: Any) -> None:
+    with Database.open(url=sqlite_url, maintain_projections=False) as database:
+        database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(3_000)])
+    engine = create_engine(f"sqlite:///file:{sqlite_url.database}?mode=ro&uri=true")
+    store = EventStore(engine)
+    assert [s.sequence for s in store.stream(query=EventQuery(turn_id=TURN))] == [1]
+    engine.dispose()
+
+
+def test_a_read_does_not_wait_for_the_lock_that_its_index_needs(
+    migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tag_index, "TAIL", 3)
+    query = EventQuery(thread_id=THREAD)
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
+        database.events.append_all([*padding(10), ThreadDeleted(thread_id=THREAD)])
+        with database.engine.begin() as connection:
+            database.events.append_all([], condition=AppendCondition(query, after=11), connection=connection)
+            database.settings.set("held", True, connection=connection)  # the lock of SQLite, and the index
+            database.events._reader._index.extend(connection, ["thread_id"])
+            assert [stored.sequence for stored in database.events.stream(query=query)] == [11]

@@ -1,0 +1,160 @@
+"""Named subscriptions: the effects of an event and the position are stored together, or not at all."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from helpers.processes import exit_codes
+from helpers.subscription_processes import CONSUMER, append_names, consume_until
+from sqlalchemy import URL, text
+
+from peon.orchestration import ProjectRenamed
+from peon.persistence import Database, DurableSubscription, SubscriptionConflict, create_engine
+
+
+def append(database: Database, count: int) -> None:
+    database.events.append_all([ProjectRenamed(project_id=UUID(int=1), name=str(n)) for n in range(count)])
+
+
+@pytest.fixture
+def stored(log_alone: Database) -> Database:
+    append(log_alone, 5)
+    return log_alone
+
+
+@pytest.fixture
+def mailer(stored: Database) -> Iterator[DurableSubscription[Any]]:
+    with stored.events.durable_subscription("mailer") as subscription:
+        yield subscription
+
+
+def position(database: Database, name: str = "mailer") -> int:
+    with database.events.durable_subscription(name) as subscription:
+        return subscription.position
+
+
+def test_goes_on_where_the_last_one_was(stored: Database, mailer: DurableSubscription[Any]) -> None:
+    assert [next(mailer).sequence for _ in range(3)] == [1, 2, 3]
+    mailer.save_position()
+    next(mailer)  # not committed
+
+    assert position(stored) == 3
+    with stored.events.durable_subscription("mailer") as again:
+        assert next(again).sequence == 4
+    assert position(stored, "another") == 0
+
+
+def test_a_new_name_begins_where_it_is_told(stored: Database) -> None:
+    with stored.events.durable_subscription("mailer", after=stored.events.last_sequence()) as subscription:
+        append(stored, 1)
+        assert next(subscription).sequence == 6
+    with stored.events.durable_subscription("mailer", after=2) as subscription:  # not new any more
+        assert subscription.position == 5
+
+
+def test_effects_and_position_share_a_transaction(stored: Database, mailer: DurableSubscription[Any]) -> None:
+    next(mailer)
+    with stored.engine.connect() as connection:
+        stored.settings.set("sent", 1, connection=connection)
+        mailer.save_position(connection=connection)
+        connection.rollback()
+    assert stored.settings.get("sent") is None
+    assert position(stored) == 0
+
+    with stored.engine.begin() as connection:  # the same event once more
+        stored.settings.set("sent", 1, connection=connection)
+        mailer.save_position(connection=connection)
+    assert stored.settings.get("sent") == 1
+    assert position(stored) == 1
+
+
+def test_an_undone_event_is_not_passed_over(stored: Database, mailer: DurableSubscription[Any]) -> None:
+    next(mailer)
+    with stored.engine.connect() as connection:
+        mailer.save_position(connection=connection)
+        connection.rollback()
+    next(mailer)
+    with pytest.raises(SubscriptionConflict, match="'mailer' is no longer at 1, but at 0") as caught:
+        mailer.save_position()
+    assert (caught.value.name, caught.value.expected, caught.value.found) == ("mailer", 1, 0)
+    assert position(stored) == 0
+
+
+def test_two_consumers_of_a_name(stored: Database, mailer: DurableSubscription[Any]) -> None:
+    with stored.events.durable_subscription("mailer") as other:
+        next(mailer)
+        next(other)
+        mailer.save_position()
+        with pytest.raises(SubscriptionConflict):
+            other.save_position()
+        next(other)
+        with pytest.raises(SubscriptionConflict):
+            other.save_position()
+        next(mailer)
+        mailer.save_position()
+    assert position(stored) == 2
+
+
+def test_the_retry_of_one_is_not_taken_for_the_success_of_the_other(
+    stored: Database, mailer: DurableSubscription[Any]
+) -> None:
+    with stored.events.durable_subscription("mailer") as other:
+        next(other)
+        with stored.engine.connect() as connection:
+            other.save_position(connection=connection)
+            connection.rollback()
+        next(mailer)
+        mailer.save_position()
+        with pytest.raises(SubscriptionConflict):
+            other.save_position()
+
+
+def test_commits_without_a_new_event_change_nothing(stored: Database, mailer: DurableSubscription[Any]) -> None:
+    mailer.save_position()
+    next(mailer)
+    for _ in range(3):
+        mailer.save_position()
+    next(mailer)
+    mailer.save_position()
+    assert position(stored) == 2
+
+
+def test_one_that_was_removed(stored: Database, mailer: DurableSubscription[Any]) -> None:
+    next(mailer)
+    with stored.engine.begin() as connection:
+        connection.execute(text("DELETE FROM subscription_positions"))
+    with pytest.raises(SubscriptionConflict) as caught:
+        mailer.save_position()
+    assert caught.value.found is None
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\ud800"])
+def test_a_name_is_printable_text(stored: Database, name: str) -> None:
+    with pytest.raises(ValueError, match="printable"):
+        stored.events.durable_subscription(name)
+    with pytest.raises(TypeError):
+        stored.events.durable_subscription(1)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_effects_take_place_once_although_consumers_are_killed(migrated_lasting_url: URL, seed: int) -> None:
+    url = migrated_lasting_url.render_as_string(hide_password=False)
+    append_names(url, [str(number) for number in range(40)])
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE effects (sequence BIGINT)"))  # without a constraint that would help
+    killed = 0
+    for attempt in range(100):
+        (code,) = exit_codes(consume_until, [(url, 40, seed * 1_000 + attempt)])
+        if code == 0:
+            break
+        assert code == -9
+        killed += 1
+    assert killed > 0
+    with engine.connect() as connection:
+        effects = connection.scalars(text("SELECT sequence FROM effects ORDER BY sequence")).all()
+    engine.dispose()
+    assert list(effects) == [*range(1, 41)]
+    with Database.open(url=url, maintain_projections=False) as database:
+        assert position(database, CONSUMER) == 40
