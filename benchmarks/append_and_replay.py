@@ -5,9 +5,7 @@ python benchmarks/append_and_replay.py [--session SESSION.jsonl] [--rounds 40] [
 
 import argparse
 import tempfile
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -18,9 +16,9 @@ from rich.progress import track
 from workload import (
     SAMPLE,
     SESSION_COMMIT_EVENTS,
-    Append,
     PlainStore,
     append_each,
+    append_from_threads,
     batches_of,
     consume,
     payload_characters,
@@ -50,12 +48,6 @@ REPLAYED_EVENTS = 20_000
 
 def append_name(size: int) -> str:
     return f"append, {size:,} a commit"
-
-
-def append_from_threads(append: Append, batches: Sequence[list[OrchestrationEvent]]) -> None:
-    with ThreadPoolExecutor(THREADS) as pool:
-        shares = [batches[thread::THREADS] for thread in range(THREADS)]
-        deque(pool.map(partial(append_each, append), shares), maxlen=0)
 
 
 def measure(folder: Path, events: list[OrchestrationEvent], rounds: int, console: Console) -> list[Comparison]:
@@ -91,7 +83,7 @@ def measure(folder: Path, events: list[OrchestrationEvent], rounds: int, console
                 best.measure(name, "peon", count, partial(append_each, database.events.append_all, batches))
             plain, database = threaded
             best.measure(THREADS_NAME, "baseline", len(single), partial(append_each, plain.append_all, single))
-            appends = partial(append_from_threads, database.events.append_all, single)
+            appends = partial(append_from_threads, database.events.append_all, single, THREADS)
             best.measure(THREADS_NAME, "peon", len(single), appends)
             plain, database = replayed
             best.measure("stream", "baseline", len(events), partial(consume, plain.stream))

@@ -68,11 +68,12 @@ def measure(folder: Path, server: URL, console: Console, *, events: int = EVENTS
         def open_log(url: URL) -> Database:
             return stack.enter_context(Database.open(url=url, maintain_projections=False))
 
-        source = open_log(make_url(f"sqlite:///{original}"))
-        with console.status(f"Filling with {events:,} events"):
+        address = make_url(f"sqlite:///{original}")
+        with console.status(f"Filling with {events:,} events"), open_log(address) as database:
             for batch in batches_of(session_events(SAMPLE, events), 1_000):
-                source.events.append_all(batch)
-        megabytes = original.stat().st_size / 1e6
+                database.events.append_all(batch)
+        megabytes = original.stat().st_size / 1e6  # complete once it is closed: the last close empties the -wal file
+        source = open_log(address)
         middle = open_log(stack.enter_context(new_schema(server)))
         target = open_log(make_url(f"sqlite:///{folder}/copy.db"))
         with console.status("Copying to PostgreSQL"):

@@ -80,6 +80,7 @@ def page_text(results: Results, charts: str) -> str:
             chart("subscriptions", "Milliseconds from append to delivery"),
             subscriptions.table(results.subscriptions).to_markdown(),
         ),
+        "threads": str(open_and_memory.THREADS),
         "long_logs": _section(
             chart("memory", "Megabytes that long work adds to the memory of the process"),
             open_and_memory.table(results.long_logs).to_markdown(),
@@ -166,7 +167,7 @@ def _write_commit_order(path: Path, costs: Sequence[OrderCost]) -> None:
 
 
 def _write_projections(path: Path, sessions: Sequence[ProjectionResults]) -> None:
-    figures = [[*session.appends, *session.replays[1:]] for session in sessions]  # without `stream`, the baseline
+    figures = [[*session.appends, *session.replays] for session in sessions]
     write_bar_chart(
         path,
         [figure.name for figure in figures[0]],

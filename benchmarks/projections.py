@@ -30,7 +30,7 @@ from peon import Database
 from peon.orchestration import OrchestrationEvent
 
 APPEND_TARGETS = {1: 0.35, 10: 0.45}
-REPLAY_TARGETS: dict[str, float | None] = {"stream": None, "catch_up": 0.3, "rebuild": 0.3, "verify": None}
+REPLAY_TARGETS: dict[str, float | None] = {"catch_up": 0.3, "rebuild": 0.3, "verify": None}
 COMMITS = {1: 200, 10: 60}
 """Commits in a round of each batch size: few enough that many rounds run undisturbed."""
 

@@ -5,34 +5,22 @@ python benchmarks/reads.py [--folder FOLDER]
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from rich.console import Console
 from tables import Table, target_text
-from workload import SAMPLE, seconds, session_events
+from workload import SAMPLE, long_thread, seconds, session_events
 
 from peon import Database
-from peon.orchestration import (
-    MessageAppended,
-    MessageRole,
-    OrchestrationEvent,
-    ProjectCreated,
-    Provider,
-    RuntimeMode,
-    TextContent,
-    ThreadCreated,
-    TurnStarted,
-)
 
 PAGE_MESSAGES = 50
 PAGE_TARGET_MS = 2.0
 PAGE_READS = 200
 THREAD_MESSAGES = 20_000
-TURN_MESSAGES = 20
 
 SNAPSHOT_EVENTS = 12_000
 """About 200 threads of the sample session."""
@@ -51,28 +39,6 @@ class Read:
     @property
     def reached(self) -> bool:
         return self.target is None or self.milliseconds <= self.target
-
-
-def long_thread(thread_id: UUID, messages: int) -> Iterator[OrchestrationEvent]:
-    """Yields the events of a project with one thread."""
-    project_id = uuid4()
-    yield ProjectCreated(project_id=project_id, name="tide-table", path="/home/ada/tide-table")
-    yield ThreadCreated(
-        thread_id=thread_id,
-        project_id=project_id,
-        provider=Provider.CLAUDE,
-        model="a-model",
-        runtime_mode=RuntimeMode.SUPERVISED,
-    )
-    turn_id = uuid4()
-    for number in range(messages):
-        if number % TURN_MESSAGES == 0:
-            turn_id = uuid4()
-            yield TurnStarted(turn_id=turn_id, thread_id=thread_id)
-        content = TextContent(text=f"{number}: " + "the tide comes in " * 20)
-        yield MessageAppended(
-            message_id=uuid4(), turn_id=turn_id, thread_id=thread_id, role=MessageRole.ASSISTANT, content=content
-        )
 
 
 def shortest_ms(read: Callable[[], object], times: int) -> float:

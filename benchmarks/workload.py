@@ -9,13 +9,26 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import TypeAdapter
 
-from peon.orchestration import OrchestrationEvent
+from peon.orchestration import (
+    MessageAppended,
+    MessageRole,
+    OrchestrationEvent,
+    ProjectCreated,
+    Provider,
+    RuntimeMode,
+    TextContent,
+    ThreadCreated,
+    TurnStarted,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAMPLE = EXAMPLES / "session.jsonl"
@@ -26,6 +39,9 @@ RECORDED_CHUNK_CHARACTERS = 40
 
 STREAMED_CHUNK_CHARACTERS = 8
 """Characters of text in a chunk of a streaming session: two or three words, as models stream them."""
+
+TURN_MESSAGES = 20
+"""Messages in a turn of the long thread."""
 
 SESSION_COMMIT_EVENTS = 10
 """Events a commit when a log is filled for reading, so that its pages lie in the file as a session leaves them."""
@@ -46,19 +62,45 @@ Append = Callable[[list[OrchestrationEvent]], object]
 Stored = tuple[int, OrchestrationEvent, datetime]
 
 
-def session_events(
-    session: Path, count: int, chunk_characters: int = RECORDED_CHUNK_CHARACTERS
-) -> list[OrchestrationEvent]:
-    """Returns `count` events of a recorded session, repeated as often as needed as new threads of one project."""
+def endless_session(
+    session: Path = SAMPLE, chunk_characters: int = RECORDED_CHUNK_CHARACTERS
+) -> Iterator[OrchestrationEvent]:
+    """Yields the events of a recorded session again and again, each time as new threads of one project."""
     from claude_code_session import SessionReader
 
     lines = session.read_text(encoding="utf-8").splitlines()
     projects: dict[str, UUID] = {}
-    events: list[OrchestrationEvent] = []
-    while len(events) < count:
+    while True:
         for batch in SessionReader(projects, chunk_characters).batches(lines):
-            events += batch
-    return events[:count]
+            yield from batch
+
+
+def session_events(
+    session: Path, count: int, chunk_characters: int = RECORDED_CHUNK_CHARACTERS
+) -> list[OrchestrationEvent]:
+    return list(islice(endless_session(session, chunk_characters), count))
+
+
+def long_thread(thread_id: UUID, messages: int) -> Iterator[OrchestrationEvent]:
+    """Yields the events of a project with one thread."""
+    project_id = uuid4()
+    yield ProjectCreated(project_id=project_id, name="tide-table", path="/home/ada/tide-table")
+    yield ThreadCreated(
+        thread_id=thread_id,
+        project_id=project_id,
+        provider=Provider.CLAUDE,
+        model="a-model",
+        runtime_mode=RuntimeMode.SUPERVISED,
+    )
+    turn_id = uuid4()
+    for number in range(messages):
+        if number % TURN_MESSAGES == 0:
+            turn_id = uuid4()
+            yield TurnStarted(turn_id=turn_id, thread_id=thread_id)
+        content = TextContent(text=f"{number}: " + "the tide comes in " * 20)
+        yield MessageAppended(
+            message_id=uuid4(), turn_id=turn_id, thread_id=thread_id, role=MessageRole.ASSISTANT, content=content
+        )
 
 
 def payload_characters(events: Sequence[OrchestrationEvent]) -> float:
@@ -81,6 +123,12 @@ def some_batches(
 def append_each(append: Append, batches: Sequence[list[OrchestrationEvent]]) -> None:
     for batch in batches:
         append(batch)
+
+
+def append_from_threads(append: Append, batches: Sequence[list[OrchestrationEvent]], threads: int) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        shares = [batches[thread::threads] for thread in range(threads)]
+        deque(pool.map(partial(append_each, append), shares), maxlen=0)
 
 
 def consume(stream: Callable[[], Iterator[object]]) -> None:
