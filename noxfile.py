@@ -38,7 +38,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check the types with mypy."""
     install_group(session, "types")
-    session.install("--editable", EVERYTHING)
+    session.install("--editable", ".[test,benchmarks]")
     session.run("mypy", *session.posargs)
 
 
