@@ -86,7 +86,7 @@ def lowest(session: nox.Session) -> None:
     session.log("\n%s", Path(versions).read_text(encoding="utf-8"))
     session.install("--constraint", versions, "--editable", EVERYTHING)
     # Left out: long tests of our own logic, and those that a file database repeats.
-    left_out = ("memory", "test_properties", "test_long_session", "test_bad_input", "test_append_input")
+    left_out = ("memory", "test_properties", "test_long_session", "test_append_input")
     pytest(session, "-q", "-k", " and ".join(f"not {name}" for name in left_out))
 
 
