@@ -88,3 +88,6 @@ def write_bar_chart(
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # matplotlib ends lines with spaces, which the pre-commit hooks remove.
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
