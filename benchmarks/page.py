@@ -25,6 +25,7 @@ from reads import Read
 from subscriptions import Delivery
 
 TEMPLATE = Path(__file__).with_name("page_template.md")
+TRIAL = "**This was a trial run with `--quick`: the figures are too noisy to rely on, and the logs are short.**\n\n"
 NO_SERVER = "Not measured: this run had no PostgreSQL server."
 
 
@@ -34,11 +35,13 @@ class Results:
 
     Attributes:
         rounds: Alternating rounds of the baseline and of peon.
+        trial: Whether the run was too short for good figures, see `--quick`.
         payload_characters: Average length of a payload of the sample session.
     """
 
     environment: Environment
     rounds: int
+    trial: bool
     payload_characters: float
     log: list[Comparison]
     postgresql: list[Comparison]
@@ -61,6 +64,7 @@ def page_text(results: Results, charts: str) -> str:
         return f"![{description}]({charts}/{name}.svg)"
 
     sections = {
+        "trial": TRIAL if results.trial else "",
         "environment": results.environment.table().to_markdown(),
         "rounds": str(results.rounds),
         "payload": f"{results.payload_characters:,.0f}",

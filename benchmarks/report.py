@@ -118,6 +118,7 @@ def run(arguments: argparse.Namespace, console: Console) -> Results:
     return Results(
         environment=environment,
         rounds=rounds,
+        trial=quick,
         payload_characters=payload,
         log=log,
         postgresql=log_on_postgresql,
