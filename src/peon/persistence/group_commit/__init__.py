@@ -1,4 +1,4 @@
-"""Who writes: the threads, or the tasks of an event loop, that share one transaction at a time."""
+"""Group commit: threads, or tasks of an event loop, that append at the same time share one transaction."""
 
 from typing import Any, Protocol
 
@@ -13,21 +13,21 @@ class Writer(Protocol[RequestT, ResultT]):
     """Performs requests, one transaction at a time."""
 
     def write(self, request: RequestT, perform: Perform[RequestT, ResultT]) -> ResultT:
-        """Performs a request, and returns its result when that is durable; raises what `perform` raises.
+        """Performs a request, and returns its result when it is durable; raises what `perform` raises.
 
         Args:
-            perform: Performs requests within a transaction, and returns their results in the same order. It is
-                given each time, and not kept: a store that nobody uses any more gives its connection back at once.
+            perform: Performs requests in a transaction, and returns their results in the same order. The writer
+                does not keep it, so that a store that is no longer used is freed, with its connection.
         """
         ...
 
     def close(self) -> None:
-        """Gives the connection back to the pool; the next transaction takes one again."""
+        """Returns the connection to the pool; the next transaction takes another one."""
 
 
 def writer_for(engine: Engine, driver_errors: DriverErrors) -> Writer[Any, Any]:
     if not engine.dialect.is_async:
         return ThreadWriter(engine, driver_errors)
-    from peon.persistence.group_commit.tasks import TaskWriter  # its imports are not needed by those who use threads
+    from peon.persistence.group_commit.tasks import TaskWriter  # imports asyncio, which threads do not need
 
     return TaskWriter(engine, driver_errors)
