@@ -1,4 +1,4 @@
-"""Copies a database into an empty one, of the other backend perhaps: rows as they are stored, decoded by nobody."""
+"""Copies a database into an empty one, possibly of the other backend. Rows are copied as they are, without decoding."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,50 +26,51 @@ from peon.persistence.schema import (
 )
 
 COPIED_TABLES = (events, settings, command_receipts, subscription_positions)
-"""All that is not derived from the log. The first column of each is its primary key."""
+"""The tables that are not derived from the log. The first column of each is its primary key."""
 
 INDEX_TABLES = (tag_positions, event_tags, tags)
-"""What says which events have which tags. The first is locked by whoever fills the others."""
+"""The index of tags. A transaction that fills the index locks the first table."""
 
 PAGE_ROWS = 1_000
-"""Rows that are read at once, of the tables that are not the log."""
+"""Rows that are read at once from tables other than the log."""
 
 Row = tuple[Any, ...]
 
 _INSERT = {table: insert_into(table) for table in COPIED_TABLES}
 
-# Also before what somebody has put in by hand below the first event.
+# Below every sequence, including negative ones that were inserted by hand.
 _BEFORE_ALL = -(2**63)
 
 
 def copy_database(source: Database, target: Database, progress: Progress | None = None) -> int:
-    """Copies log, settings, receipts of commands and positions of subscriptions into an empty database.
+    """Copies the log, settings, receipts of commands and positions of subscriptions into an empty database.
 
-    All of it is one transaction in the target, in which nobody else can write there. Before the commit each row is
-    read back and compared with the source. The source is read as it is at one moment; others may go on writing to it,
-    but what they write is not copied.
+    The copy is one transaction in the target, during which no other transaction can write there. Before the commit,
+    each row is read back and compared with the source. The source is read in one transaction too: others may keep
+    writing to it, but what they write is not copied.
 
-    What is derived from the log is not copied: `target.projections.catch_up()` builds the projections.
+    Tables that are derived from the log are not copied: `target.projections.catch_up()` builds the projections.
 
     Args:
-        progress: Called after each page: how many events are done, and how many there are to do in all. Each
-            event counts twice, as it is copied and then compared.
+        progress: Called after each page with the number of events done and to do. Each event counts twice: it is
+            copied, and then compared.
 
     Returns:
         The number of events that were copied.
 
     Raises:
-        SchemaOutOfDate: One of the two is not at the newest revision.
-        StoreUnavailable: One of the two is locked, read-only, full, damaged, not reachable.
+        SchemaOutOfDate: One of the databases is not at the newest revision.
+        StoreUnavailable: One of the databases is locked, read-only, full, damaged or not reachable.
         PersistenceError: The target is not empty, or is the source; a row of the source is damaged, or cannot be
-            stored in the target as it is. Whatever is raised, nothing was copied, unless it says that nobody knows.
+            stored in the target as it is.
+
+    If an error is raised, nothing was copied, unless its message says that the outcome is unknown.
     """
     for engine in (source.engine, target.engine):
         require_head(engine)
     if identity(source.engine) == identity(target.engine):
         raise PersistenceError(
-            f"{database_name(source.engine)} and {database_name(target.engine)} are the same database: name another "
-            "as the target"
+            f"{database_name(source.engine)} and {database_name(target.engine)} are the same database: name another target"
         )
     return with_own_commit(
         target.engine,
@@ -109,7 +110,7 @@ def _copy_all(source: Engine, own: OwnTransaction, progress: Progress | None) ->
 
 
 class _Rows:
-    """The rows of one database, in the transaction of a connection."""
+    """The rows of one database, as the transaction of a connection sees them."""
 
     def __init__(self, connection: Connection, driver_errors: DriverErrors) -> None:
         self.database = database_name(connection.engine)
@@ -123,14 +124,14 @@ class _Rows:
             return self._connection.scalars(select(func.count()).select_from(table)).one()
 
     def pages(self, table: Table) -> Iterator[Sequence[Row]]:
-        """Yields all rows, each page sorted by a key that the next begins after."""
+        """Yields all rows in pages, sorted by key."""
         last = None
         while page := self._page(table, last):
             yield page
             last = page[-1][0]
 
     def with_keys(self, table: Table, keys: Sequence[Any]) -> dict[Any, Row]:
-        """Returns those of the rows that are there, by key."""
+        """Returns the rows that exist, by key."""
         query = select(table).where(table.columns[0].in_(keys))
         with self._driver_errors:
             return {row[0]: tuple(row) for row in self._connection.execute(query)}
@@ -170,8 +171,8 @@ def _refuse_damaged(table: Table, row: Row, kinds: Sequence[type], source: _Rows
     cells = zip(table.columns, row, kinds, strict=True)
     damaged = ", ".join(column.name for column, value, kind in cells if type(value) is not kind)
     raise PersistenceError(
-        f"{source.database}: {_place(table, row)} is damaged: what it has as {damaged} is not of the column's type, "
-        "or not valid text; nothing was copied. Mend or remove the row, and copy again"
+        f"{source.database}: {_place(table, row)} is damaged: its value of {damaged} is not of the column's type, "
+        "or not valid text; nothing was copied. Correct or remove the row, and copy again"
     )
 
 

@@ -1,4 +1,4 @@
-"""Brings a database to the newest revision, safely when many start at once, and refuses what it does not know."""
+"""Migrates a database to the newest revision, also when many processes start at once; refuses unknown revisions."""
 
 import logging
 import shlex
@@ -22,26 +22,26 @@ logger = logging.getLogger(__name__)
 
 @cache
 def alembic_folder() -> Path:
-    """Returns the folder of `alembic.ini`: inside an installed package, or the root of a checkout."""
+    """Returns the folder of `alembic.ini`: in an installed package, or the root of a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "_alembic", package.parents[1]):
         if (folder / "alembic.ini").is_file():
             return folder
-    raise PersistenceError("the migration scripts are missing from this installation of peon: install it again")
+    raise PersistenceError("the migration scripts are missing from this installation of peon: install peon again")
 
 
 @cache
 def revisions() -> tuple[str, ...]:
     """Returns all known revisions, oldest first.
 
-    Each is the name of its script, so that a start-up does not have to import Alembic to know them.
+    They are the names of the scripts, so that a start-up does not have to import Alembic.
     """
     return tuple(sorted(path.stem for path in (alembic_folder() / "alembic" / "versions").glob("[0-9]*.py")))
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Returns the revision that a database is at, `None` before the first."""
-    # In that schema alone: further down the search path there may be another log, or another application's table.
+    """Returns the revision of a database, `None` before the first."""
+    # Only in this schema: another schema of the search path may have another log, or another application's table.
     schema = backend_of(connection).schema_for_new_tables(connection)
     if not connection.dialect.has_table(connection, "alembic_version", schema=schema):
         return None
@@ -49,7 +49,7 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def is_at_head(engine: Engine) -> bool:
-    """Returns whether the database has all tables that this version needs.
+    """Returns whether the database is at the newest revision.
 
     Raises:
         SchemaTooNew: It is at a revision that this version does not know.
@@ -69,7 +69,7 @@ def _known_revision(engine: Engine) -> str | None:
 
 
 def require_head(engine: Engine) -> None:
-    """Raises `SchemaOutOfDate`, with the command to run, unless `is_at_head`."""
+    """Raises `SchemaOutOfDate`, with the command to run, unless the database is at the newest revision."""
     revision = _known_revision(engine)
     if revision == revisions()[-1]:
         return
@@ -85,7 +85,7 @@ def require_head(engine: Engine) -> None:
 
 
 def refuse_unknown(engine: Engine, revision: str | None) -> None:
-    """Raises `SchemaTooNew` for a revision that no script of this version has."""
+    """Raises `SchemaTooNew` for a revision that this version has no script for."""
     if revision is None or revision in revisions():
         return
     raise SchemaTooNew(
@@ -98,18 +98,18 @@ def refuse_unknown(engine: Engine, revision: str | None) -> None:
 
 
 def upgrade(engine: Engine) -> None:
-    """Brings a database to the newest revision, or does nothing where it is there; all in one transaction.
+    """Migrates a database to the newest revision in one transaction; does nothing if it is there already.
 
-    A populated SQLite file is copied first, to a file beside it that is named after the old revision.
+    A populated SQLite file is first copied to a file beside it that is named after the old revision.
 
     Raises:
         SchemaTooNew: It is at a revision that this version does not know. Nothing was written.
-        MigrationFailed: A step failed. The database is as it was; the message names the copy.
-        StoreUnavailable: It cannot be written, or another migration holds it for longer than `busy_timeout`.
+        MigrationFailed: A step failed. The database is as it was before; the message names the copy.
+        StoreUnavailable: It cannot be written, or another migration holds the lock for longer than `busy_timeout`.
     """
     if is_at_head(engine):
         return
-    # Not at the top: Alembic takes longer to import than an up-to-date database takes to open.
+    # Imported here, because that takes longer than opening an up-to-date database.
     from alembic import command
     from alembic.config import Config
 
@@ -117,7 +117,7 @@ def upgrade(engine: Engine) -> None:
         revision = current_revision(connection)
         refuse_unknown(engine, revision)
         if revision == revisions()[-1]:
-            return  # another process did it while this one waited for the lock
+            return  # another process has migrated it while this one waited for the lock
         copy = backend_of(engine).save_copy(connection, revision)
         logger.info("migrating %s from %s to %s", database_name(engine), revision or "base", revisions()[-1])
         config = Config(str(alembic_folder() / "alembic.ini"))
@@ -128,7 +128,8 @@ def upgrade(engine: Engine) -> None:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             raise MigrationFailed(
                 f"{database_name(engine)} could not be migrated from {revision or 'base'} to {revisions()[-1]} "
-                f"and was left as it was: {explain(cause)}" + (f". A copy from before is {copy}" if copy else ""),
+                f"and was left as it was: {explain(cause)}"
+                + (f". A copy from before the migration is {copy}" if copy else ""),
                 database=database_name(engine),
                 revision=revision,
                 head=revisions()[-1],
@@ -156,10 +157,10 @@ class _MigrationLock:
     @contextmanager
     def held(self) -> Iterator[None]:
         if self._thread == threading.get_ident():
-            # Alembic logs while it migrates, and a handler that stores log records in a database comes back here.
+            # Alembic logs while it migrates, and a handler that stores log records in a database gets here.
             raise PersistenceError(
-                "a database was opened in the middle of a migration by the thread that runs it, from a logging "
-                "handler perhaps; it would wait for itself for ever. Open the database before, or after."
+                "a database was opened in the middle of a migration by the thread that runs it, perhaps by a logging "
+                "handler; it would wait for itself for ever. Open the database before the migration, or after it."
             )
         with self._lock:
             self._thread = threading.get_ident()

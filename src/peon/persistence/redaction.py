@@ -1,4 +1,4 @@
-"""What may be said of pydantic's errors: they quote the input, which is a payload."""
+"""Describes errors of pydantic without quoting the input, which is a payload."""
 
 from collections.abc import Collection
 from typing import Any, Literal, get_args, get_origin
@@ -9,11 +9,11 @@ from pydantic_core import core_schema
 from peon.payloads import RuleError
 
 DISCREET_ERRORS = frozenset(get_args(core_schema.ErrorType)) - {"union_tag_invalid", "value_error", "assertion_error"}
-"""Errors of pydantic whose message does not quote the input."""
+"""The errors of pydantic whose message does not quote the input."""
 
 
 def collect_names(annotation: Any, names: set[object]) -> None:
-    """Adds the names of all fields and tags that the models of an annotation have, at any depth."""
+    """Adds the names of all fields and tags in the models of an annotation, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if annotation in names:
             return
@@ -29,9 +29,11 @@ def collect_names(annotation: Any, names: set[object]) -> None:
 
 
 def describe(error: ValidationError, names: Collection[object], whole: str = "payload") -> str:
-    """Says only what cannot be a part of the input: `names` and numbers as places, messages that quote nothing.
+    """Returns a description that contains no part of the input.
 
-    `whole` stands for the input itself.
+    Args:
+        names: The names of fields that may be shown as places; others are hidden.
+        whole: Stands for the input as a whole.
     """
     shown = []
     for detail in error.errors(include_url=False, include_input=False)[:3]:

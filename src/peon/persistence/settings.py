@@ -22,7 +22,7 @@ DefaultT = TypeVarWithDefault("DefaultT", default=None)
 
 
 class SettingsStore:
-    """The settings in one database. Each call is a transaction of its own, of one row: nobody's keys are lost."""
+    """The settings in one database. Each call changes one row in a transaction of its own, so no other key is lost."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -59,22 +59,22 @@ class SettingsStore:
         """Stores a JSON value: text, a number, `True`, `False`, `None`, a list or a dictionary of them.
 
         Args:
-            connection: Stores it in the transaction that this connection is in, or begins.
+            connection: Stores it in the transaction that this connection is in, or begins one; its owner commits.
 
         Raises:
             SettingError: The value is not JSON. Nothing was stored.
-            StoreUnavailable: The database is locked, read-only, full, damaged. Nothing was stored.
+            StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored.
         """
         try:
             text = to_json(exact_json(value)).decode()
         except RuleError as error:
-            hint = "; of a pydantic model, store model_dump(mode='json')" if hasattr(value, "model_dump") else ""
+            hint = "; for a pydantic model, store model_dump(mode='json')" if hasattr(value, "model_dump") else ""
             raise SettingError(key, f"{error}{hint}") from None
         row = {"key": _checked(key), "value": text}
         self._write(lambda own: own.execute(self._upsert, row), connection)
 
     def delete(self, key: str, *, connection: Connection | None = None) -> bool:
-        """Removes a setting, and returns whether there was one; `connection` as of `set`."""
+        """Removes a setting, and returns whether it was set. See `set` for `connection` and errors."""
         statement = delete(settings).where(settings.c.key == _checked(key))
         return self._write(lambda own: own.execute(statement).rowcount > 0, connection)
 
@@ -82,7 +82,7 @@ class SettingsStore:
         """Returns all settings, by key.
 
         Raises:
-            SettingError: One of them was not stored as JSON.
+            SettingError: A setting was not stored as JSON.
             StoreUnavailable: The database cannot be read.
         """
         with self._driver_errors, self._reads.connect() as connection:
@@ -114,7 +114,7 @@ def _parsed(key: str, value: str) -> Any:
     try:
         return from_json(value)
     except ValueError:
-        raise SettingError(key, "it is not JSON in the database; set it again, or delete it") from None
+        raise SettingError(key, "its value in the database is not JSON: set it again, or delete it") from None
 
 
 def _validated(key: str, value: str, kind: Any) -> Any:
@@ -124,5 +124,5 @@ def _validated(key: str, value: str, kind: Any) -> Any:
         return TypeAdapter(kind).validate_json(value)
     except ValidationError as error:
         reason = describe(error, names, "value")
-    # Outside the handler, as pydantic's error shows the value.
-    raise SettingError(key, f"it is not what was asked for: {reason}")
+    # Outside the handler, so that pydantic's error, which shows the value, is not its context.
+    raise SettingError(key, f"its value is not of the type that was asked for: {reason}")

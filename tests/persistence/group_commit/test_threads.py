@@ -199,7 +199,7 @@ def test_appends_that_wait_share_a_commit(database: Database) -> None:
 def test_who_shared_a_commit_is_waited_for(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without that, the first that comes back has a commit for itself, and the others the next."""
     append_in_threads(database, [[renamed(str(number))] for number in range(6)])
-    monkeypatch.setattr(threads, "COMPANY", 20)  # whatever else the machine does
+    monkeypatch.setattr(threads, "GATHERING_SECONDS", 20)  # whatever else the machine does
     commits: list[object] = []
     event.listen(database.engine, "commit", lambda connection: commits.append(connection))
 
@@ -212,7 +212,7 @@ def test_who_shared_a_commit_is_waited_for(database: Database, monkeypatch: pyte
 
 def test_nobody_is_waited_for_in_vain_twice(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     append_in_threads(database, [[renamed(str(number))] for number in range(6)])
-    monkeypatch.setattr(threads, "COMPANY", 0.3)
+    monkeypatch.setattr(threads, "GATHERING_SECONDS", 0.3)
 
     durations = []
     for number in range(3):
@@ -346,7 +346,7 @@ def test_a_thread_that_is_interrupted_in_a_shared_commit_keeps_nobody_asleep(mig
 def test_interrupts_at_any_moment_neither_hang_nor_tear_anything(
     migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "VIGIL", 0.05)
+    monkeypatch.setattr(threads, "LEADER_CHECK_SECONDS", 0.05)
     chance = random.Random(1)
     over = threading.Event()
     acknowledged: list[list[int]] = []

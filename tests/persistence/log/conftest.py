@@ -24,4 +24,4 @@ def memory(migrated_memory: None) -> Iterator[Database]:
 def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two ways in which a query finds its events."""
     if request.param == "by the index":
-        monkeypatch.setattr(tag_index, "TAIL", 0)
+        monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)

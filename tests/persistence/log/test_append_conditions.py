@@ -162,7 +162,7 @@ def test_projections_refuse_a_conditional_append_and_leave_nothing(url: URL, mig
 def test_a_condition_is_decided_although_others_always_append_more(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tag_index, "TAIL", 3)
+    monkeypatch.setattr(tag_index, "TAIL_EVENTS", 3)
     monkeypatch.setattr(tag_index.TagIndex, "catch_up", lambda *_, **__: database.events.append_all(padding(10)))
     condition = AppendCondition(EventQuery(thread_id=THREAD), after=0)
 

@@ -39,7 +39,7 @@ DOCUMENTATION = Path(__file__).parents[3] / "docs"
 
 
 def test_much_that_is_not_indexed_yet_is_indexed_first(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tag_index, "TAIL", 10)
+    monkeypatch.setattr(tag_index, "TAIL_EVENTS", 10)
     monkeypatch.setattr(tag_index, "PAGES_A_COMMIT", 1)
     database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(2_500)])
     by_turn, by_thread = EventQuery(turn_id=TURN), EventQuery(turn_id=TURN, thread_id=THREAD)
@@ -90,7 +90,7 @@ def by_hand(database: Database, statement: str) -> None:
 
 
 def test_rows_that_were_removed_by_hand_are_passed_over(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tag_index, "TAIL", 0)
+    monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)
     monkeypatch.setattr(tag_index, "PAGE_MATCHES", 2)
     stored = database.events.append_all([ThreadDeleted(thread_id=THREAD) for _ in range(8)])
     query = EventQuery(thread_id=THREAD)
@@ -117,7 +117,7 @@ def test_tags_that_are_not_equally_far_are_indexed_though_the_last_row_was_remov
 def test_an_index_that_was_emptied_as_documented_is_filled_anew(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tag_index, "TAIL", 0)
+    monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)
     database.events.append_all([ThreadDeleted(thread_id=THREAD), ThreadDeleted(thread_id=THREAD)])
     query = EventQuery(thread_id=OTHER)
     assert list(database.events.stream(query=query)) == []
@@ -210,9 +210,9 @@ def test_index_and_log_agree_with_the_definition(
     expected = [s for s in shared.stream(after=after) if is_match(query, s.event)]
 
     with monkeypatch.context() as patched:
-        patched.setattr(tag_index, "TAIL", tail)
+        patched.setattr(tag_index, "TAIL_EVENTS", tail)
         patched.setattr(tag_index, "PAGE_MATCHES", 2)
-        patched.setattr(tag_index, "RANGE", 2)
+        patched.setattr(tag_index, "RANGE_ENTRIES", 2)
         assert list(shared.stream(query=query, after=after)) == expected
         assert list(shared.stream(query=query, after=after, limit=3)) == expected[:3]
         assert conflict(shared, AppendCondition(query, after)) == next((s.sequence for s in expected), None)
@@ -264,8 +264,8 @@ def test_queries_are_ranges_of_the_index(request: pytest.FixtureRequest, backend
 def test_a_tag_of_few_events_is_found_among_many_of_another(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tag_index, "TAIL", 0)
-    monkeypatch.setattr(tag_index, "RANGE", 10)
+    monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)
+    monkeypatch.setattr(tag_index, "RANGE_ENTRIES", 10)
     starts = [TurnStarted(turn_id=uuid4(), thread_id=THREAD) for _ in range(1_000)]
     few = [ThreadDeleted(thread_id=OTHER), ThreadDeleted(thread_id=THREAD), ThreadDeleted(thread_id=OTHER)]
     database.events.append_all([*starts, few[0], *starts, few[1], *starts, few[2]])
@@ -325,7 +325,7 @@ def test_a_file_that_may_only_be_read_is_read_without_an_index(sqlite_url: URL, 
 def test_a_read_does_not_wait_for_the_lock_that_its_index_needs(
     migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tag_index, "TAIL", 3)
+    monkeypatch.setattr(tag_index, "TAIL_EVENTS", 3)
     query = EventQuery(thread_id=THREAD)
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([*padding(10), ThreadDeleted(thread_id=THREAD)])

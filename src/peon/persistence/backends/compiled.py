@@ -1,7 +1,7 @@
-"""Core statements that are compiled once for each backend, and run by the driver.
+"""Core statements that are compiled once for each database system, and run by the driver.
 
-For what runs with every append: after the wait for a commit none of SQLAlchemy's own code for executing a statement
-is in the processor's caches any more, and it takes several times as long as SQLite needs for the statement itself.
+They are for what runs with every append. After the wait for a commit, SQLAlchemy's own code for executing a statement
+is no longer in the processor's caches, and takes several times as long as SQLite needs for the statement itself.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ class CompiledStatement:
 
     Args:
         statement: With a `bindparam` for each parameter.
-        parameters: Their names, in the order in which rows of parameters have them.
+        parameters: The names of the parameters, in the order in which the rows have their values.
     """
 
     def __init__(self, statement: ClauseElement, parameters: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class CompiledStatement:
         self._texts: dict[str, str] = {}
 
     def run(self, connection: Connection, rows: Sequence[Sequence[object]]) -> int:
-        """Executes it once for each row of parameters; returns how many rows of the table were changed in all."""
+        """Executes the statement for each row of parameters; returns the number of rows of the table that changed."""
         if not rows:
             return 0
         dialect = connection.dialect
@@ -55,7 +55,7 @@ def insert_into(table: Table) -> CompiledStatement:
 
 
 class CompiledQuery:
-    """A query; as of `CompiledStatement`."""
+    """A query. See `CompiledStatement` for the arguments."""
 
     def __init__(self, query: ClauseElement, parameters: Sequence[str]) -> None:
         self._query = query
@@ -71,7 +71,7 @@ class CompiledQuery:
 
 
 class KeyedQuery:
-    """A query of the rows whose `key` is one of any number of values."""
+    """A query for the rows whose `key` is one of any number of values."""
 
     def __init__(self, key: Column[str], *columns: ColumnElement[Any]) -> None:
         self._key = key
@@ -79,12 +79,12 @@ class KeyedQuery:
         self._queries: dict[int, CompiledQuery] = {}
 
     def rows(self, connection: Connection, values: Iterable[str]) -> list[tuple[Any, ...]]:
-        """Returns the rows, in no order."""
+        """Returns the rows, in any order."""
         remaining = list(values)
         found: list[tuple[Any, ...]] = []
         while remaining:
             some, remaining = remaining[:MAXIMUM_KEYS], remaining[MAXIMUM_KEYS:]
-            # Filled up to a power of two, so that there are few texts to compile and to prepare.
+            # Filled up to a power of two, so that only few statements have to be compiled and prepared.
             count = 1 << (len(some) - 1).bit_length()
             some += some[-1:] * (count - len(some))
             query = self._queries.get(count) or self._of_size(count)

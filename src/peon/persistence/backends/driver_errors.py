@@ -1,4 +1,4 @@
-"""Turns what drivers raise into `StoreUnavailable`: no driver's exception leaves the package."""
+"""Converts the exceptions of drivers into `StoreUnavailable`, so that none of them leaves the package."""
 
 import sqlite3
 from types import TracebackType
@@ -11,22 +11,22 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from peon.persistence.errors import StoreUnavailable
 
 LOCK_NOT_AVAILABLE = "55P03"
-"""SQLSTATE of a statement that has waited for a lock for longer than it may."""
+"""The SQLSTATE of a statement that reached its lock timeout."""
 
 MIGRATION_HINT = ". Has the database been migrated? alembic upgrade head does that"
 
 _LOCKED = (
-    "it is locked by another connection: end what holds it (a transaction of your own? pass it as connection=…), "
-    "or raise database.busy_timeout"
+    "it is locked by another connection: end the transaction that holds the lock (if it is your own, pass it as "
+    "connection=…), or raise database.busy_timeout"
 )
 _SQLITE_ADVICE = {
     sqlite3.SQLITE_BUSY: _LOCKED,
     sqlite3.SQLITE_LOCKED: _LOCKED,
-    sqlite3.SQLITE_READONLY: "it is read-only: give this user the right to write the file and its folder",
-    sqlite3.SQLITE_PERM: "access is denied: give this user the right to read and write the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: it must be a file, in a folder that this user may write",
-    sqlite3.SQLITE_NOTADB: "the file is not an SQLite database: name another, or move it away",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or save what is left with the recover command "
+    sqlite3.SQLITE_READONLY: "it is read-only: give this user write permission for the file and its folder",
+    sqlite3.SQLITE_PERM: "access is denied: give this user read and write permission for the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: it must be a regular file, in a folder that this user may write to",
+    sqlite3.SQLITE_NOTADB: "the file is not an SQLite database: name another file, or move this one away",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or save what can be read with the recover command "
     "of SQLite's shell",
     sqlite3.SQLITE_FULL: "the disk is full: free some space",
     sqlite3.SQLITE_IOERR: "the disk could not be read or written: check its space, its limits and its health",
@@ -41,9 +41,9 @@ def database_name(engine: Engine) -> str:
 
 
 class DriverErrors:
-    """`with driver_errors:` raises `StoreUnavailable` from whatever the driver of `engine` raises inside.
+    """`with driver_errors:` converts what the driver of `engine` raises inside into `StoreUnavailable`.
 
-    One object serves any number of threads: it has no state.
+    The object has no state, and serves any number of threads.
 
     Args:
         expects_tables: Whether to ask about migrations if a statement itself failed, as with a missing table.
@@ -62,12 +62,12 @@ class DriverErrors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # UnicodeError: SQLite quotes damaged text in a message, and the driver cannot decode that; an engine made
-        # elsewhere may talk to a server in an encoding that has not all characters.
+        # UnicodeError: SQLite quotes damaged text in a message, which the driver cannot decode; and an engine created
+        # elsewhere may talk to a server in an encoding that lacks some characters.
         if isinstance(error, self._errors):
             if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
-                error.object = type(error.object)()  # the text, which is a payload
-            # SQLAlchemy's wrapper may show parameters, which are payloads; the driver's own error does not.
+                error.object = type(error.object)()  # its text, which may be a payload
+            # The driver's own error: SQLAlchemy's wrapper may show parameters, which are payloads.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
             raise StoreUnavailable(f"{self._database}: {explain(cause)}{hint}") from cause
@@ -77,7 +77,7 @@ class DriverErrors:
         return getattr(self.cause_of(error), "sqlstate", None) == LOCK_NOT_AVAILABLE
 
     def cause_of(self, error: BaseException) -> Exception | None:
-        """Returns the driver's own error that this one wraps, or was raised from, if any."""
+        """Returns the driver's own error that this one wraps or was raised from, if any."""
         found: BaseException | None = error
         while found is not None and not isinstance(found, self._driver_error):
             found = found.orig if isinstance(found, DBAPIError) else found.__cause__
@@ -85,31 +85,31 @@ class DriverErrors:
 
 
 def explain(error: BaseException) -> str:
-    """Returns what went wrong, and what to do where that is known; nothing that could be part of a payload."""
+    """Returns what went wrong, and what to do if that is known, without anything that could be part of a payload."""
     if isinstance(error, UnicodeEncodeError):
         if error.encoding == "utf-8":
             return "text with a lone surrogate cannot be encoded as UTF-8"
-        return f"text is sent as {error.encoding}, which does not have all characters: set client_encoding to utf8"
+        return f"text is sent as {error.encoding}, which lacks some characters: set client_encoding to utf8"
     if isinstance(error, UnicodeDecodeError):
         return _SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]
     if isinstance(error, sqlite3.Error):
-        # Python 3.11 gives it to errors of SQLite, and not to those of the module itself.
+        # Errors of SQLite have a code, errors of Python's module do not.
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return "a value in it is not valid text"
         return _SQLITE_ADVICE.get(code & 0xFF) or str(error)
     if isinstance(error, PoolTimeout):
-        return "all its connections are in use: give some back, or pass an open transaction as connection=…"
+        return "all its connections are in use: close some, or pass an open transaction as connection=…"
     if isinstance(error, PendingRollbackError):
-        return "its connection was lost in the middle of a transaction: roll that back, and begin it anew"
+        return "its connection was lost during a transaction: roll the transaction back, and begin it again"
     if isinstance(error, OSError):
-        return f"{error.strerror}: name a file in a folder that this user may write"
+        return f"{error.strerror}: name a file in a folder that this user may write to"
     if getattr(error, "sqlstate", None) == LOCK_NOT_AVAILABLE:
         return _LOCKED
     diagnosis = getattr(error, "diag", None)
     if getattr(diagnosis, "table_name", None) == "events" and getattr(error, "sqlstate", None) == "23505":
         return (
-            "others have appended since its transaction first read: repeat the transaction, or begin it with the "
+            "another transaction has appended since this one first read: repeat the transaction, or begin it with the "
             "isolation level READ COMMITTED"
         )
     message = getattr(diagnosis, "message_primary", None) or str(error).partition("\n")[0]
@@ -117,7 +117,7 @@ def explain(error: BaseException) -> str:
 
 
 def _is_at_fault(error: BaseException) -> bool:
-    # Class 42 of SQLSTATE: syntax error or access rule violation; 42501 is a right that the user lacks.
+    # Class 42 of SQLSTATE is a syntax error or access rule violation; 42501 is a missing privilege.
     state = str(getattr(error, "sqlstate", None))
     in_postgresql = state.startswith("42") and state != "42501"
     return in_postgresql or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -1,4 +1,4 @@
-"""The one transaction at a time in which a store writes, and which the tasks of an event loop share."""
+"""Group commit for the tasks of an event loop."""
 
 import asyncio
 from typing import Any, Generic
@@ -7,13 +7,13 @@ from sqlalchemy import Engine
 
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.errors import PersistenceError, StoreUnavailable
-from peon.persistence.group_commit.threads import MAXIMUM_SHARED
+from peon.persistence.group_commit.threads import MAXIMUM_REQUESTS
 from peon.persistence.group_commit.transactions import AppendTransactions, Perform, RequestT, ResultT, Ticket
 from peon.persistence.runtime.sqlalchemy_internals import await_in_greenlet, run_in_greenlet
 
 
 class TaskWriter(Generic[RequestT, ResultT]):
-    """As `ThreadWriter`, within greenlets; what waits together goes into one transaction."""
+    """Like `ThreadWriter`, but in greenlets: one task performs the waiting requests of all in one transaction."""
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
         self._transactions: AppendTransactions[RequestT, ResultT] = AppendTransactions(engine, driver_errors)
@@ -37,7 +37,7 @@ class TaskWriter(Generic[RequestT, ResultT]):
         return ticket.result  # type: ignore[return-value]
 
     def close(self) -> None:
-        # What is under way comes to its end; what comes after that has a connection of its own.
+        # Requests that are under way run to their end; later ones take another connection.
         while self._serving is not None:
             closed = asyncio.get_running_loop().create_future()
             self._closing.append(closed)
@@ -49,22 +49,22 @@ class TaskWriter(Generic[RequestT, ResultT]):
         tickets: list[_TaskTicket[RequestT, ResultT]] = []
         try:
             while self._waiting:
-                tickets, self._waiting = self._waiting[:MAXIMUM_SHARED], self._waiting[MAXIMUM_SHARED:]
-                tickets = [ticket for ticket in tickets if not ticket.settled.done()]  # of a task that was cancelled
+                tickets, self._waiting = self._waiting[:MAXIMUM_REQUESTS], self._waiting[MAXIMUM_REQUESTS:]
+                tickets = [ticket for ticket in tickets if not ticket.settled.done()]  # its task was cancelled
                 await run_in_greenlet(self._transactions.serve, tickets, perform)
                 _settle(tickets)
                 if self._closing:
                     await run_in_greenlet(self._transactions.give_back)
-                    self._tell_who_closes(given_back=True)
+                    self._answer_close(given_back=True)
         finally:
             self._serving = None
             _settle(tickets)
-            self._tell_who_closes(given_back=False)
-            # Whoever cancelled this task did not mean the others, unless their event loop comes to its end.
+            self._answer_close(given_back=False)
+            # Cancelling this task must not cancel the requests of others, unless the event loop ends.
             if any(not ticket.settled.done() for ticket in self._waiting):
                 self._serving = asyncio.create_task(self._serve(perform))
 
-    def _tell_who_closes(self, *, given_back: bool) -> None:
+    def _answer_close(self, *, given_back: bool) -> None:
         closing, self._closing = self._closing, []
         for closed in closing:
             if not closed.done():
@@ -75,17 +75,19 @@ def _settle(tickets: "list[_TaskTicket[Any, Any]]") -> None:
     for ticket in tickets:
         if not ticket.served:
             ticket.settle(
-                StoreUnavailable("the task that stored it was cancelled: read the log to see whether it was stored")
+                StoreUnavailable(
+                    "the task that performed the commit was cancelled: read the log to see whether the events were stored"
+                )
             )
         if not ticket.settled.done():
             ticket.settled.set_result(None)
 
 
 class _TaskTicket(Ticket[RequestT, ResultT]):
-    """The request of a task that waits.
+    """The request of a waiting task.
 
     Attributes:
-        settled: Done when the request is served.
+        settled: Is done when the request is served.
     """
 
     __slots__ = ("settled",)

@@ -1,4 +1,4 @@
-"""The one transaction at a time in which a store writes, and which threads share."""
+"""Group commit for threads: one of them, the leader, performs the waiting requests of all in one transaction."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,14 +13,14 @@ from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.group_commit.transactions import AppendTransactions, Perform, RequestT, ResultT, Ticket
 from peon.persistence.runtime.forking import keep_inherited, reset_after_fork
 
-MAXIMUM_SHARED = 64
-"""Requests that share a transaction."""
+MAXIMUM_REQUESTS = 64
+"""Requests in one transaction. More would make the first of them wait long."""
 
-COMPANY = 0.00025
-"""Seconds without a newcomer after which nobody else is expected; several times what a thread takes to come back."""
+GATHERING_SECONDS = 0.00025
+"""Stop gathering requests after this long without a new one; several times what a thread needs to append again."""
 
-VIGIL = 1.0
-"""Seconds that a thread waits before it looks whether anybody leads."""
+LEADER_CHECK_SECONDS = 1.0
+"""A waiting thread that has waited this long checks for a leader, and takes over if there is none."""
 
 OutcomeT = TypeVar("OutcomeT")
 
@@ -28,14 +28,16 @@ OutcomeT = TypeVar("OutcomeT")
 class ThreadWriter(Generic[RequestT, ResultT]):
     """Performs requests of any number of threads, one transaction at a time.
 
-    Threads queue up here, as SQLite's own waiting is polling, and unfair. The first performs all requests that wait
-    in one transaction (group commit), so that they share the wait for the disk, and hands over to the first of
-    those that came meanwhile. It waits for as many as shared the last transaction, while they keep coming: otherwise
-    the first that is back would have a commit for itself. Where a shared transaction fails, each request gets one of
-    its own: nobody fails for another's sake.
+    Threads queue here, because SQLite itself waits by polling, which is unfair. The first thread becomes the leader:
+    it performs all waiting requests in one transaction, so that they share the wait for the disk, and then hands
+    over to the first thread that arrived meanwhile. Before it begins, the leader waits until as many requests have
+    arrived as shared the last transaction, as long as new ones keep arriving. Otherwise the first thread that is
+    back would have a commit for itself. If a shared transaction fails, each request gets a transaction of its own,
+    so no request fails because of another.
 
-    A signal can interrupt the main thread between any two steps. So nothing depends on the thread that is to lead, or
-    to wake another: who has waited for `VIGIL` looks, and leads where nobody does. Two that lead at once take turns.
+    A signal can interrupt the main thread between any two steps. So no thread relies on the leader, or on being
+    woken: a thread that has waited for `LEADER_CHECK_SECONDS` checks for a leader, and takes over if there is none.
+    Two leaders take turns at the lock.
     """
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
@@ -52,9 +54,9 @@ class ThreadWriter(Generic[RequestT, ResultT]):
     def _reset(self) -> None:
         self._queue = Lock()
         self._waiting: list[_ThreadTicket[RequestT, ResultT]] = []
-        self._led = False
+        self._has_leader = False
         self._expected = 1
-        self._complete: Lock | None = None
+        self._all_arrived: Lock | None = None
         self._lock = Lock()
         self._owner: int | None = None
         self._transactions: AppendTransactions[RequestT, ResultT] = AppendTransactions(
@@ -63,7 +65,7 @@ class ThreadWriter(Generic[RequestT, ResultT]):
 
     def write(self, request: RequestT, perform: Perform[RequestT, ResultT]) -> ResultT:
         if self._owner == get_ident():
-            # A logging handler that stores what the engine logs comes back here, and would wait for itself.
+            # A logging handler that stores what the engine logs gets here, and would wait for itself.
             raise PersistenceError(
                 "append_all was called from inside an append of the same store, by a logging handler perhaps: "
                 "call it later, or from another thread"
@@ -72,11 +74,11 @@ class ThreadWriter(Generic[RequestT, ResultT]):
         ticket: _ThreadTicket[RequestT, ResultT] | None = None
         try:
             with self._queue:
-                alone = not self._led and self._expected == 1
+                alone = not self._has_leader and self._expected == 1
                 if not alone:
                     ticket = _ThreadTicket(request)
                     self._queue_up(ticket)
-                self._led = True
+                self._has_leader = True
             if ticket is not None:
                 return self._wait(ticket, perform)
             with self._lock:
@@ -99,23 +101,23 @@ class ThreadWriter(Generic[RequestT, ResultT]):
 
     @property
     def connection(self) -> Connection | None:
-        """The connection that is kept."""
+        """The kept connection."""
         return self._transactions.connection
 
     def _queue_up(self, ticket: "_ThreadTicket[RequestT, ResultT]") -> None:
         self._waiting.append(ticket)
-        if not self._led:
+        if not self._has_leader:
             self._promote_the_first()
-        elif self._complete is not None and len(self._waiting) >= self._expected:
-            complete, self._complete = self._complete, None
-            complete.release()
+        elif self._all_arrived is not None and len(self._waiting) >= self._expected:
+            all_arrived, self._all_arrived = self._all_arrived, None
+            all_arrived.release()
 
     def _wait(self, ticket: "_ThreadTicket[RequestT, ResultT]", perform: Perform[RequestT, ResultT]) -> ResultT:
         while not ticket.served:
-            if ticket.turn.acquire(timeout=VIGIL):
+            if ticket.turn.acquire(timeout=LEADER_CHECK_SECONDS):
                 ticket.wake_the_next()
             if ticket.leads:
-                self._wait_for_company()
+                self._gather()
             elif self._lock.locked():
                 continue
             if not ticket.served:
@@ -124,22 +126,23 @@ class ThreadWriter(Generic[RequestT, ResultT]):
             raise ticket.error
         return ticket.result  # type: ignore[return-value]
 
-    def _wait_for_company(self) -> None:
-        complete = Lock()
-        complete.acquire()
+    def _gather(self) -> None:
+        """Waits until as many requests have arrived as shared the last transaction, or no more arrive."""
+        all_arrived = Lock()
+        all_arrived.acquire()
         with self._queue:
-            came = len(self._waiting)
-            if came >= self._expected:
+            arrived = len(self._waiting)
+            if arrived >= self._expected:
                 return
-            self._complete = complete
+            self._all_arrived = all_arrived
         try:
-            while not complete.acquire(timeout=COMPANY):
-                before, came = came, len(self._waiting)
-                if came == before:
+            while not all_arrived.acquire(timeout=GATHERING_SECONDS):
+                before, arrived = arrived, len(self._waiting)
+                if arrived == before:
                     return
         finally:
             with self._queue:
-                self._complete = None
+                self._all_arrived = None
 
     def _lead(self, mine: "_ThreadTicket[RequestT, ResultT]", perform: Perform[RequestT, ResultT]) -> None:
         tickets: list[_ThreadTicket[RequestT, ResultT]] = []
@@ -147,14 +150,15 @@ class ThreadWriter(Generic[RequestT, ResultT]):
             try:
                 with self._queue:
                     self._transactions.stage = "beginning"
-                    tickets, self._waiting = self._waiting[:MAXIMUM_SHARED], self._waiting[MAXIMUM_SHARED:]
+                    tickets, self._waiting = self._waiting[:MAXIMUM_REQUESTS], self._waiting[MAXIMUM_REQUESTS:]
                     self._expected = max(len(tickets), 1)
                 if tickets:
                     self._owned(self._transactions.serve, tickets, perform)
                 if mine not in tickets and mine not in self._waiting and not mine.served:
-                    _settle_in_doubt([mine])  # its leader was interrupted, and interrupted again while it cleared up
+                    # Its leader was interrupted, and interrupted again in `_clean_up`.
+                    _settle_as_unknown([mine])
             finally:
-                self._clear_up(mine, tickets)
+                self._clean_up(mine, tickets)
         self._wake([ticket for ticket in tickets if ticket is not mine and ticket.served])
 
     def _owned(self, work: Callable[..., OutcomeT], *arguments: Any) -> OutcomeT:
@@ -164,23 +168,23 @@ class ThreadWriter(Generic[RequestT, ResultT]):
         finally:
             self._owner = None
 
-    def _clear_up(
+    def _clean_up(
         self, mine: "_ThreadTicket[RequestT, ResultT]", tickets: list["_ThreadTicket[RequestT, ResultT]"]
     ) -> None:
-        """Hands over; and puts those back in line that are left over where this thread was interrupted."""
+        """Hands over to the next leader. If this thread was interrupted, puts unserved requests back into the queue."""
         with self._queue:
             left_over = [t for t in tickets if not t.served and t is not mine and not t.left]
             if self._transactions.stage == "committing":
-                _settle_in_doubt(left_over)
+                _settle_as_unknown(left_over)
             else:
                 self._waiting[:0] = left_over
             mine.leads = False
             self._promote_the_first()
 
     def _wake(self, tickets: list["_ThreadTicket[RequestT, ResultT]"]) -> None:
-        """Has each thread wake the next.
+        """Wakes the first thread; each thread then wakes the next.
 
-        All at once, they would wake up to wait for Python's global lock: so 16 threads reached two thirds as much.
+        Woken all at once, they would all wait for Python's global lock: 16 threads then reached two thirds as much.
         """
         with self._queue:
             tickets = [ticket for ticket in tickets if not ticket.left]
@@ -191,13 +195,13 @@ class ThreadWriter(Generic[RequestT, ResultT]):
 
     def _promote_the_first(self) -> None:
         if not self._waiting:
-            self._led = False
+            self._has_leader = False
         else:
             self._waiting[0].leads = True
             self._waiting[0].wake()
 
     def _leave(self, ticket: "_ThreadTicket[RequestT, ResultT]") -> None:
-        """Takes back the request of a thread that was interrupted while it waited."""
+        """Withdraws the request of a thread that was interrupted while it waited."""
         with self._queue:
             ticket.left = True
             ticket.wake_the_next()
@@ -208,13 +212,13 @@ class ThreadWriter(Generic[RequestT, ResultT]):
 
 
 class _ThreadTicket(Ticket[RequestT, ResultT]):
-    """The request of a thread that waits.
+    """The request of a waiting thread.
 
     Attributes:
-        turn: Held until the request is served, or its thread is to serve those that wait.
-        leads: Whether its thread is to do that.
-        following: Whose thread this one's is to wake.
-        left: Whether its thread was interrupted, and waits no more.
+        turn: A lock that is held until the request is served, or its thread becomes the leader.
+        leads: Whether its thread is the leader.
+        following: The ticket whose thread this one wakes.
+        left: Whether its thread was interrupted, and no longer waits.
     """
 
     __slots__ = ("following", "leads", "left", "turn")
@@ -228,7 +232,7 @@ class _ThreadTicket(Ticket[RequestT, ResultT]):
         self.left = False
 
     def wake(self) -> None:
-        with suppress(RuntimeError):  # it was woken before, and has not noticed yet
+        with suppress(RuntimeError):  # it was woken before, and has not run yet
             self.turn.release()
 
     def wake_the_next(self) -> None:
@@ -237,10 +241,11 @@ class _ThreadTicket(Ticket[RequestT, ResultT]):
             following.wake()
 
 
-def _settle_in_doubt(tickets: "list[_ThreadTicket[Any, Any]]") -> None:
+def _settle_as_unknown(tickets: "list[_ThreadTicket[Any, Any]]") -> None:
     for ticket in tickets:
         ticket.settle(
             StoreUnavailable(
-                "the thread that shared its commit was interrupted: read the log to see whether it was stored"
+                "the thread that performed the shared commit was interrupted: read the log to see whether the events "
+                "were stored"
             )
         )

@@ -1,4 +1,4 @@
-"""Transactions at the end of the log, on a connection that is kept, and repeated where that is safe."""
+"""Transactions at the end of the log, on a kept connection, repeated when that is safe."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -19,11 +19,11 @@ RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
 
 Perform = Callable[[LogHead, list[RequestT]], Sequence[ResultT | Exception]]
-"""Performs requests in a transaction, and returns for each its result, or the error of it alone."""
+"""Performs requests in a transaction; returns the result of each, or the error that concerns only that one."""
 
 
 class Ticket(Generic[RequestT, ResultT]):
-    """A request, and what came of it."""
+    """A request and its outcome."""
 
     __slots__ = ("error", "request", "result", "served")
 
@@ -42,16 +42,16 @@ class Ticket(Generic[RequestT, ResultT]):
 
 
 class AppendTransactions(Generic[RequestT, ResultT]):
-    """Performs requests, any number in one transaction, one transaction at a time.
+    """Performs any number of requests in one transaction, one transaction at a time.
 
-    The connection is kept from one transaction to the next: to take it from the pool and to give it back costs a
-    fifth of an append of one event to an SQLite file, fsync included (see docs/decisions.md). After any error it is
-    given back, and the next transaction takes another. A database in memory has only this connection, and readers
-    need it too.
+    The connection is kept from one transaction to the next: taking it from the pool and returning it costs a fifth
+    of an append of one event to an SQLite file, fsync included (docs/explanation/decisions/appends.md). After an
+    error it is returned, and the next transaction takes another one. A database in memory has a single connection,
+    which readers need too, so there it is not kept.
 
     Attributes:
-        stage: How far the transaction has come.
-        connection: The one that is kept.
+        stage: The stage that the current transaction has reached.
+        connection: The kept connection.
     """
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
@@ -63,7 +63,7 @@ class AppendTransactions(Generic[RequestT, ResultT]):
         self.connection: Connection | None = None
 
     def serve(self, tickets: Sequence[Ticket[RequestT, ResultT]], perform: Perform[RequestT, ResultT]) -> None:
-        """Performs the requests in one transaction, or, where one of them makes that fail, each in its own."""
+        """Performs the requests in one transaction; if one of them makes it fail, each in a transaction of its own."""
         try:
             outcomes = self.transact([ticket.request for ticket in tickets], perform)
         except Exception as error:
@@ -71,28 +71,28 @@ class AppendTransactions(Generic[RequestT, ResultT]):
                 for ticket in tickets:
                     self.serve([ticket], perform)
                 return
-            # No request's fault, and to wait for a lock once more for each would take long.
+            # Not caused by a request. Trying each by itself would wait for the lock again and again.
             outcomes = [error, *(self._for_another(error) for _ in tickets[1:])]
         for ticket, outcome in zip(tickets, outcomes, strict=True):
             ticket.settle(outcome)
         self.stage = "beginning"
 
     def _for_another(self, error: Exception) -> Exception:
-        """An exception that several threads raise would collect the tracebacks of all."""
+        """Returns an error for another thread. A shared exception would collect the tracebacks of all threads."""
         if isinstance(error, PersistenceError):
             copied = copy(error)
             copied.__cause__ = error.__cause__
             return copied
-        # Of a listener of the application's, or of SQLAlchemy where the thread was interrupted.
+        # Raised by a listener of the application, or by SQLAlchemy when the thread was interrupted.
         other = StoreUnavailable(
-            f"{database_name(self._engine)}: the commit that it shared ended with {type(error).__name__}: read the log "
-            "to see whether it was stored"
+            f"{database_name(self._engine)}: the shared commit ended with {type(error).__name__}: read the log "
+            "to see whether the events were stored"
         )
         other.__cause__ = error
         return other
 
     def transact(self, requests: list[RequestT], perform: Perform[RequestT, ResultT]) -> Sequence[ResultT | Exception]:
-        """Performs the requests in one transaction; what that raises undoes it."""
+        """Performs the requests in one transaction; an exception rolls it back."""
         for attempt in count(1):
             self.stage = "beginning"
             committed = repeatable = False
@@ -141,7 +141,7 @@ class AppendTransactions(Generic[RequestT, ResultT]):
         )
 
     def give_back(self) -> None:
-        """Gives the connection back to the pool; the next transaction takes one again."""
+        """Returns the connection to the pool; the next transaction takes another one."""
         connection, self.connection = self.connection, None
         if connection is not None:
             give_back(connection)

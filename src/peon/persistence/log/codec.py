@@ -1,4 +1,4 @@
-"""Events to rows and back: the `event_type` and `payload` columns of the log."""
+"""Encodes events into the `event_type` and `payload` columns of the log, and decodes them."""
 
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -17,20 +17,20 @@ from peon.persistence.errors import EventDecodeError, EventEncodeError
 from peon.persistence.redaction import collect_names, describe
 
 EventT = TypeVar("EventT", bound=BaseModel)
-"""The union of events that a codec and its store are for."""
+"""The union of events of a codec and its store."""
 
 SCHEMA_VERSION = "schema_version"
-"""The payload's field that tells which version of its event class wrote it; a payload without one is of version 1."""
+"""The field of a payload that has the version of the event class that wrote it; without it, the version is 1."""
 
 
 @dataclass(frozen=True)
 class Upcaster:
-    """Lifts payloads of one event type from one schema version to the next.
+    """Converts payloads of one event type from one schema version to the next.
 
     Attributes:
-        event_type: The `type` of the payloads that it lifts.
-        from_version: Their schema version: the integer in their field `schema_version`, 1 where there is none.
-        lift: Gets a payload as parsed JSON, and returns it as the next version has it, with the new
+        event_type: The `type` of the payloads that it converts.
+        from_version: Their schema version: the integer in their field `schema_version`, 1 if they have none.
+        lift: Takes a payload as parsed JSON, and returns it in the form of the next version, with the new
             `schema_version`. It may return another `type`, which renames the event.
     """
 
@@ -41,10 +41,10 @@ class Upcaster:
 
 @dataclass(frozen=True)
 class UndecodableEvent:
-    """Stands in the place of a stored event that cannot be decoded.
+    """Takes the place of a stored event that cannot be decoded.
 
     Attributes:
-        event_type: What its `event_type` column says.
+        event_type: The value of its `event_type` column.
         payload: Its `payload` column, unchanged; bytes that are not UTF-8 are written as `\\xNN`.
         reason: Why it cannot be decoded.
     """
@@ -55,25 +55,25 @@ class UndecodableEvent:
 
 
 class EventCodec(Generic[EventT]):
-    """Encodes and decodes the events of a pydantic union whose members are told apart by `type`.
+    """Encodes and decodes the events of a pydantic union whose members are distinguished by `type`.
 
     Args:
-        union: The union, or a single event class. Each member fixes its tag: `type: Literal["…"] = "…"`.
-        upcasters: Steps that lift payloads of older versions.
-        check: Raises an exception for an event that would not come back equal. By default each event is decoded
-            again before it is stored, and compared: that finds whatever JSON cannot carry, for any models, and
-            makes encoding about twice as dear.
-        tags: Fields by which `EventQuery` may ask for events: text, integers, UUIDs, enumerations of those, or `None`,
-            which nothing matches; not every member needs them.
+        union: The union, or a single event class. Each member fixes its type: `type: Literal["…"] = "…"`.
+        upcasters: Steps that convert payloads of older versions.
+        check: Raises an exception for an event that would not be read back equal. By default each event is decoded
+            again before it is stored, and compared. That finds everything that JSON cannot carry, for any models,
+            and makes encoding about twice as slow.
+        tags: Fields by which `EventQuery` finds events. Their values are text, integers, UUIDs, enumerations of
+            those, or `None`, which no query matches. Not every member needs to have them.
 
     Attributes:
-        decoders: What `decode` calls for a payload, by event type: to be called without explanation of failures.
-        tags: As given.
+        decoders: Fast path, by event type: raises raw errors. Use `decode` for explained ones.
+        tags: The names of the tags.
 
     Raises:
         TypeError: A member of the union is not an event.
-        ValueError: Two members, or two upcasters, claim the same; a tag is a field of no member, or of other values,
-            or stored under an alias.
+        ValueError: Two members have the same type, or two upcasters convert the same version; no member has a field
+            of a tag's name, or the field has other values or is stored under an alias.
     """
 
     @overload
@@ -118,7 +118,7 @@ class EventCodec(Generic[EventT]):
             collect_names(model, self._names)
         self._lifts: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
         current = {(event_type.name, event_type.version) for event_type in self._types.values()}
-        # The others are decoded without a look at the version.
+        # The types whose version has to be looked at; the others are decoded directly.
         versioned = {name for name, version in current if version != 1}
         for upcaster in upcasters:
             versioned.add(upcaster.event_type)
@@ -138,7 +138,7 @@ class EventCodec(Generic[EventT]):
         """Returns the columns `event_type` and `payload`.
 
         Raises:
-            EventEncodeError: At the first event that would not come back as it is.
+            EventEncodeError: At the first event that would not be read back equal.
         """
         names = []
         payloads = []
@@ -159,7 +159,7 @@ class EventCodec(Generic[EventT]):
         return names, payloads
 
     def decode(self, sequence: int, event_type: str, payload: str) -> EventT:
-        """Returns the event of a stored row; `sequence` only serves the error.
+        """Returns the event of a stored row; `sequence` is only used in errors.
 
         Raises:
             EventDecodeError: No member of the union has the type, or the payload is not one of it.
@@ -169,7 +169,7 @@ class EventCodec(Generic[EventT]):
         except ValidationError as error:
             reason = describe(error, self._names)
         except KeyError:
-            reason = "no event of this type is known; it may come from a newer version"
+            reason = "no event of this type is known; a newer version may have written it"
         except _Refused as error:
             reason = str(error)
         # Outside the handlers, as pydantic's error shows parts of the payload.
@@ -191,7 +191,7 @@ class EventCodec(Generic[EventT]):
                 fields = lift(fields)
                 payload = to_json(fields)
             except Exception as error:
-                # Its name and place: its text may hold parts of the payload.
+                # Only its name and place, because its text may hold parts of the payload.
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 raise _Refused(
                     f"the upcaster of {step[0]} from version {step[1]} failed with {type(error).__name__} "
@@ -222,21 +222,21 @@ class EventCodec(Generic[EventT]):
 
 
 class _EventType:
-    """One member of the union, with what is asked of it for each event at hand."""
+    """One member of the union, with the pydantic functions that are called for each event."""
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.name = event_type_name(model)
         adapter = TypeAdapter(model)
         version = model.model_fields.get(SCHEMA_VERSION)
         self.version: int = 1 if version is None else version.default
-        # By class, and not through the union: that saves pydantic the search for the member.
+        # Of the class instead of the union, so that pydantic does not have to search for the member.
         self.write = adapter.serializer.to_json
         self.read = adapter.validator.validate_json
         self.validate = adapter.validator.validate_python
 
 
 class _Refused(Exception):  # noqa: N818
-    """Carries a reason to the method that knows where the event stands."""
+    """Carries a reason to the method that knows the place of the event."""
 
 
 def _checked_tags(tags: Iterable[str], models: Collection[type[BaseModel]]) -> frozenset[str]:
@@ -261,7 +261,7 @@ def _checked_tags(tags: Iterable[str], models: Collection[type[BaseModel]]) -> f
 
 
 def _is_tag(annotation: Any) -> bool:
-    """Tells whether each value of the annotation has a key: JSON has it as text or as an integer, or it is null."""
+    """Returns whether each value of the annotation is text, an integer or null in JSON."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         return all(map(_is_tag, get_args(annotation)))

@@ -14,25 +14,25 @@ from peon.persistence.runtime.sqlalchemy_internals import expand_parameters
 from peon.persistence.schema import events
 
 PAGE_EVENTS = 1_000
-"""Rows that are read at once; in smaller pages the query itself begins to cost."""
+"""Rows in a page. With smaller pages, the time of the query itself begins to count."""
 
 PAGE_CHARACTERS = 4_000_000
 """Payload text after which a page ends early, so that large events do not fill the memory."""
 
 FETCHED_EVENTS = 20
-"""Rows between two looks at that."""
+"""Rows that are fetched between two checks of `PAGE_CHARACTERS`."""
 
 LogRow = tuple[int, str, str, str]
-"""sequence, event_type, payload, stored_at; in a damaged file any of the last three may be bytes or `None`."""
+"""sequence, event_type, payload, stored_at. In a damaged file, any of the last three may be bytes or `None`."""
 
 Pages = Callable[[int, int | None], Iterator[list[LogRow]]]
-"""Yields the rows above a sequence, at most so many, as `LogPages.read` does."""
+"""Yields the rows above a sequence, up to a limit. See `LogPages.read`."""
 
 _ROW = (events.c.sequence, events.c.event_type, events.c.payload, events.c.stored_at)
 
 
 class LogPages:
-    """The pages of the log of `engine`, of events of all types, or of some."""
+    """Reads the log of `engine`: events of all types, or of the given ones."""
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors, event_types: Collection[str] | None = None) -> None:
         self._driver_errors = driver_errors
@@ -45,22 +45,22 @@ class LogPages:
         if not self._backend.fetches_rows_one_by_one(engine):
             page = _cut_to_size(page, self._backend.text_size)
         some = select(*_ROW).where(events.c.sequence.in_(bindparam("sequences", expanding=True)))
-        # The driver runs the text of the query: after a page of decoding SQLAlchemy's code is no longer in the
-        # processor's cache, and costs a twentieth of the whole replay.
+        # The driver runs the compiled text. After a page of decoding, SQLAlchemy's own code is no longer in the
+        # processor's cache, and would take a twentieth of the whole replay.
         self._page: SQLCompiler = page.compile(engine)
         self._some: SQLCompiler = some.order_by(events.c.sequence).compile(engine)
 
     def read(self, after: int, limit: int | None) -> Iterator[list[LogRow]]:
-        """Yields the rows above a sequence, at most `limit` of them, until there are no more.
+        """Yields the rows above a sequence, at most `limit` of them, until it finds no more.
 
-        Between two pages no transaction and no connection is held.
+        Between two pages it holds neither a transaction nor a connection.
         """
         remaining = limit
         while remaining is None or remaining > 0:
             rows = PAGE_EVENTS if remaining is None else min(PAGE_EVENTS, remaining)
             with self._driver_errors, self._engine.connect() as connection:
                 page = self._run(connection, self._page, {"after": after, "rows": rows})
-            # Not at a short page: more may have been stored since, and must not be missed.
+            # A short page is not the end: events may have been stored since it was read.
             if not page:
                 return
             after = page[-1][0]
@@ -69,18 +69,18 @@ class LogPages:
             yield page
 
     def read_page(self, connection: Connection, after: int) -> list[LogRow]:
-        """Returns the page above a sequence as the transaction of `connection` sees it; an empty one at the end."""
+        """Returns the page above a sequence in the transaction of `connection`; it is empty at the end of the log."""
         return self._run(connection, self._page, {"after": after, "rows": PAGE_EVENTS})
 
     def read_range(self, connection: Connection, first: int, count: int) -> list[LogRow]:
-        """Returns so many rows from a sequence on; fewer where the log ends before."""
+        """Returns `count` rows from a sequence on; fewer if the log ends before."""
         rows: list[LogRow] = []
         while len(rows) < count and (page := self.read_page(connection, first - 1 + len(rows))):
             rows += page[: count - len(rows)]
         return rows
 
     def read_rows(self, connection: Connection, sequences: Sequence[int]) -> list[LogRow]:
-        """Returns the rows of some events, by sequence."""
+        """Returns the rows with the given sequences, in order."""
         return self._run(connection, self._some, {"sequences": sequences}) if sequences else []
 
     def _run(self, connection: Connection, compiled: SQLCompiler, parameters: dict[str, Any]) -> list[LogRow]:
@@ -99,7 +99,7 @@ class LogPages:
 
 
 def _cut_to_size(page: Select[Any], length: Callable[[ColumnElement[Any]], ColumnElement[int]]) -> Select[Any]:
-    """Ends a page at `PAGE_CHARACTERS`, in the database; its first row is always there."""
+    """Makes the database end a page at `PAGE_CHARACTERS`, after its first row at the earliest."""
     rows = page.subquery()
     size = func.coalesce(length(rows.c.payload), 0)
     before = func.sum(size).over(order_by=rows.c.sequence, rows=(None, -1))

@@ -1,4 +1,4 @@
-"""Rows of the log to events in their places."""
+"""Stored events, and how the rows of the log become events."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -12,17 +12,19 @@ from peon.persistence.schema.timestamps import parse_timestamp
 StoredT = TypeVar("StoredT", covariant=True)
 
 NO_TIME = datetime.min.replace(tzinfo=UTC)
-"""Stands for the `stored_at` of a row whose column holds no time, where such rows are kept."""
+"""The `stored_at` of an undecodable row whose column holds no time."""
 
 
 class StoredEvent(NamedTuple, Generic[StoredT]):
-    """An event in its place in the log. A tuple, as it is the cheapest frozen value: it is made for each event read.
+    """An event with its place in the log.
+
+    It is a tuple because that is the cheapest immutable value, and one is created for each event that is read.
 
     Attributes:
-        sequence: Its number, counted from 1 without gaps.
-        event: The event; an `UndecodableEvent` where the read was asked to keep those.
+        sequence: Its number in the log, counted from 1 without gaps.
+        event: The event; an `UndecodableEvent` only if the read asked for those.
         stored_at: When it was stored, in UTC, by the clock of the machine that stored it. `NO_TIME` for an
-            `UndecodableEvent` whose row does not say.
+            `UndecodableEvent` whose row has no valid time.
     """
 
     sequence: int
@@ -31,31 +33,31 @@ class StoredEvent(NamedTuple, Generic[StoredT]):
 
 
 def decoded(pages: Iterable[list[LogRow]], codec: EventCodec[EventT], *, keep: bool) -> Iterator[StoredEvent[Any]]:
-    """Yields the events of the rows, and empties the pages.
+    """Yields the events of the rows, and clears each page.
 
     Args:
-        keep: Yield an `UndecodableEvent` in the place of one that cannot be decoded; otherwise raise.
+        keep: Yield an `UndecodableEvent` in the place of an event that cannot be decoded, instead of raising.
 
     Raises:
         EventDecodeError: At an event that cannot be decoded. All before it were yielded.
     """
     decoders = codec.decoders
-    new = tuple.__new__  # two thirds of the time of calling StoredEvent
+    new = tuple.__new__  # takes two thirds of the time of calling StoredEvent
     text, moment = None, NO_TIME
     event: EventT | UndecodableEvent
     for page in pages:
         for sequence, event_type, payload, stored_at in page:
             try:
-                if stored_at != text:  # the events of a batch share it
+                if stored_at != text:  # the events of a batch have the same time
                     moment = parse_timestamp(stored_at)
                     text = stored_at
                 event = decoders[event_type](payload)
             except Exception:
-                # Once more and slower, for the reason.
+                # Decoded again on the slow path, which explains the failure.
                 moment, event = _decode_or_keep((sequence, event_type, payload, stored_at), codec, keep=keep)
                 text = None
             yield new(StoredEvent, (sequence, event, moment))
-        # Frees its memory for the next page, which is then in the processor's cache: a tenth faster.
+        # The next page then reuses memory that is in the processor's cache: a tenth faster.
         page.clear()
 
 

@@ -1,7 +1,7 @@
 """The index of tags: which events have a field with a value.
 
-It is derived from the log, field by field, when a query first asks for a field; appends never write it. So it is
-behind, mostly, and what is above its position is read from the log itself.
+It is derived from the log when a query first asks for a field. Appends do not write it, so it is usually behind the
+log; queries read the events above its position from the log itself.
 """
 
 from bisect import bisect_right
@@ -20,25 +20,25 @@ from peon.persistence.log.pages import LogPages, LogRow
 from peon.persistence.log.query import TYPE, EventQuery, key_of, keys_in
 from peon.persistence.schema import LAST_SEQUENCE, event_tags, tag_positions, tags
 
-TAIL = 1_000
-"""Events above the position of the index that are read from the log rather than indexed: in 2 ms, unless large."""
+TAIL_EVENTS = 1_000
+"""Up to this many events above the position of the index are read from the log instead of indexed, in about 2 ms."""
 
 TAIL_CHARACTERS = 1_000_000
-"""Payload text in those events above which they are indexed after all."""
+"""Payload text in those events above which they are indexed after all: reading it would take too long."""
 
 PAGES_A_COMMIT = 10
-"""Pages of the log that are indexed in one transaction: appends wait for a tenth of a second."""
+"""Pages of the log that are indexed in one transaction. Appends wait for it, for a tenth of a second."""
 
 PAGE_MATCHES = 250
-"""Events that are fetched at once by a query."""
+"""Matching events that a query fetches at once."""
 
-RANGE = 500
+RANGE_ENTRIES = 500
 """Entries of one tag that are read at once."""
 
-ROUNDS = 10
-"""Such ranges of each tag that are read under the writer's lock: in 10 ms."""
+LOCKED_ROUNDS = 10
+"""Ranges of each tag that may be read while the write lock is held, in about 10 ms."""
 
-# Each looks up its tag: PostgreSQL may take a list of values for a reason to read all tags of the name.
+# Each row looks up its tag by itself. With a list of values, PostgreSQL may read all tags of the name instead.
 _INSERT_EVENT_TAG = CompiledStatement(
     insert(event_tags).from_select(
         [event_tags.c.tag_id, event_tags.c.sequence],
@@ -49,7 +49,7 @@ _INSERT_EVENT_TAG = CompiledStatement(
     ["of_event", "of_name", "of_value"],
 )
 
-# Both columns compared as one: by `tag_id = …`, PostgreSQL would rather sort all that is left of a tag, for each page.
+# The two columns are compared as one. With `tag_id = …`, PostgreSQL sorts the rest of the tag for each page.
 _NEXT = (
     select(event_tags.c.tag_id, event_tags.c.sequence)
     .where(tuple_(event_tags.c.tag_id, event_tags.c.sequence) > tuple_(bindparam("tag"), bindparam("after")))
@@ -59,7 +59,7 @@ _NEXT = (
 
 
 class TagIndex:
-    """The index of one database."""
+    """The index of tags in one database."""
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
         self._engine = engine
@@ -73,25 +73,25 @@ class TagIndex:
     def first_match(
         self, connection: Connection, query: EventQuery, after: int, last: int, *, may_take_long: bool
     ) -> int | None:
-        """Returns the lowest sequence above `after` of an event that matches, `None` where there is none.
+        """Returns the lowest sequence above `after` of an event that matches, `None` if there is none.
 
         Args:
             last: The end of the log.
             may_take_long: Read any amount of the index.
 
         Raises:
-            TakesLong: Too much of the log is not indexed yet, or of the index to be read.
+            TakesLong: Too much of the log is not indexed yet, or too much of the index would have to be read.
         """
         wanted = query.wanted()
         if after >= last or not all(wanted.values()):
             return None
-        if last - after <= TAIL or not wanted:
+        if last - after <= TAIL_EVENTS or not wanted:
             with suppress(TakesLong):
                 return self._first_in_log(connection, wanted, after)
         indexed = self._position(connection, wanted)
-        if last - max(indexed, after) > TAIL:
+        if last - max(indexed, after) > TAIL_EVENTS:
             raise TakesLong
-        found = self._first_in_index(connection, wanted, after, indexed, inf if may_take_long else ROUNDS)
+        found = self._first_in_index(connection, wanted, after, indexed, inf if may_take_long else LOCKED_ROUNDS)
         return self._first_in_log(connection, wanted, max(indexed, after)) if found is None else found
 
     def holds_until(self, query: EventQuery, after: int) -> int:
@@ -110,7 +110,7 @@ class TagIndex:
             found = self._indexed(connection, wanted, after, indexed, 1, rounds)
             if any(_matches(row, wanted) for row in self._log.read_rows(connection, found)):
                 return found[0]
-            after = found[0] if found else indexed  # it was removed, or mended, by hand
+            after = found[0] if found else indexed  # the event was removed or changed by hand
         return None
 
     def _first_in_log(self, connection: Connection, wanted: dict[str, list[str]], after: int) -> int | None:
@@ -126,20 +126,20 @@ class TagIndex:
         return None
 
     def pages(self, query: EventQuery, after: int, limit: int | None) -> Iterator[list[LogRow]]:
-        """Yields the rows that match, as `LogPages.read` does; brings the index up first, where that is far behind."""
+        """Yields the rows that match. See `LogPages.read`. Fills the index first if it is far behind."""
         wanted = query.wanted()
         remaining = limit
         if not all(wanted.values()):
             return
-        with suppress(StoreUnavailable):  # one that cannot be written now, or ever, can be read without
-            self.catch_up(query, after, tail=TAIL, wait=False)
+        with suppress(StoreUnavailable):  # a database that cannot be written now is read without it
+            self.catch_up(query, after, tail=TAIL_EVENTS, wait=False)
         while remaining is None or remaining > 0:
             with self._driver_errors, self._reads.connect() as connection:
                 indexed = self._position(connection, wanted)
                 if after < indexed:
                     sequences = self._indexed(connection, wanted, after, indexed, PAGE_MATCHES)
                     page = self._log.read_rows(connection, sequences)
-                    if 0 < len(page) < len(sequences):  # large events end a page early
+                    if 0 < len(page) < len(sequences):  # large events ended the page early
                         after = page[-1][0]
                     else:
                         after = sequences[-1] if len(sequences) == PAGE_MATCHES else indexed
@@ -156,12 +156,12 @@ class TagIndex:
                 yield page
 
     def catch_up(self, query: EventQuery, after: int = 0, *, tail: int = 0, wait: bool = True) -> None:
-        """Indexes the tags of the query to the present end of the log, in transactions of its own.
+        """Indexes the tags of the query up to the present end of the log, in transactions of its own.
 
         Args:
-            after: The part of the log up to this sequence is not asked for.
-            tail: So many events need not be indexed.
-            wait: For the locks of others; otherwise it raises `StoreUnavailable` where they are held.
+            after: The query does not ask for the part of the log up to this sequence.
+            tail: The number of events that may stay unindexed.
+            wait: Wait for locks that others hold; otherwise raise `StoreUnavailable`.
         """
         names = query.wanted()
         if not names:
@@ -179,7 +179,7 @@ class TagIndex:
                     position = self._position(connection, names)
 
     def extend(self, connection: Connection, names: Collection[str], pages: int | None = None) -> None:
-        """Indexes tags in the transaction of the connection, so many pages of the log, or all."""
+        """Indexes tags in the transaction of the connection: a number of pages of the log, or all of it."""
         self._backend.begin_writing(connection)
         connection.execute(self._add_position, [{"name": name, "sequence": 0} for name in sorted(names)])
         while True:
@@ -187,7 +187,7 @@ class TagIndex:
                 select(tag_positions.c.name, tag_positions.c.sequence)
                 .where(tag_positions.c.name.in_(list(names)))
                 .order_by(tag_positions.c.name)
-                .with_for_update()  # two that do the same take turns
+                .with_for_update()  # two transactions that do the same take turns
             ).all()
             positions: dict[str, int] = {row.name: row.sequence for row in rows}
             start = min(positions.values())
@@ -208,7 +208,7 @@ class TagIndex:
             page = self._log.read_page(connection, after)
             if until is not None:
                 page = [row for row in page if row[0] <= until]
-            if not page:  # none up to there: they were removed by hand
+            if not page:  # the events up to `until` were removed by hand
                 return after if until is None else until
             self._index(connection, names, page)
             after = page[-1][0]
@@ -233,7 +233,7 @@ class TagIndex:
         return found
 
     def _position(self, connection: Connection, names: Collection[str]) -> int:
-        """Returns up to which sequence all the tags are indexed."""
+        """Returns the sequence up to which all the tags are indexed."""
         query = select(tag_positions.c.sequence).where(tag_positions.c.name.in_(list(names)))
         found = connection.scalars(query).all()
         return min(found) if len(found) == len(names) and found else 0
@@ -247,13 +247,13 @@ class TagIndex:
         limit: int,
         rounds: float = inf,
     ) -> list[int]:
-        """Returns the first sequences of the range that the index has for what is wanted.
+        """Returns the first sequences of the range whose events have a wanted value of every tag.
 
-        The tags are read side by side, and each goes on where the others may have something in common with it: of a
-        tag of many events and one of few, only entries about the few are read.
+        The entries of all tags are read side by side, and each read skips to the place where the other tags have
+        their next entry. With one tag of many events and one of few, it only reads entries near the few.
 
         Args:
-            rounds: Raises `TakesLong` after so many.
+            rounds: The number of reads after which it raises `TakesLong`.
         """
         identifiers = [
             [identifier for _, identifier in self._identifiers(connection, name, keys)] for name, keys in wanted.items()
@@ -272,32 +272,32 @@ class TagIndex:
         return found[:limit]
 
     def _range(self, connection: Connection, identifiers: Sequence[int], after: int, until: int) -> "_Range":
-        """Returns the next sequences of events that have one of the tags."""
+        """Returns the next sequences of events that have one of the tags, which are given by their identifiers."""
         found: list[int] = []
         complete = until
         for identifier in identifiers:
-            rows = connection.execute(_NEXT, {"tag": identifier, "after": after, "entries": RANGE}).all()
+            rows = connection.execute(_NEXT, {"tag": identifier, "after": after, "entries": RANGE_ENTRIES}).all()
             sequences = [sequence for tag, sequence in rows if tag == identifier and sequence <= until]
-            if len(sequences) == RANGE:
+            if len(sequences) == RANGE_ENTRIES:
                 complete = min(complete, sequences[-1])
             found += sequences
         return _Range([sequence for sequence in sorted(found) if sequence <= complete], complete)
 
 
 class _Range(NamedTuple):
-    """Sequences, in order, that are all there are up to `until`."""
+    """All sequences up to `until`, in order."""
 
     sequences: list[int]
     until: int
 
     def next_above(self, known: int) -> int:
-        """Returns the first sequence above that one, or where it may be at the earliest."""
+        """Returns the first sequence above `known`, or the lowest one that it can have."""
         place = bisect_right(self.sequences, known)
         return self.sequences[place] if place < len(self.sequences) else self.until + 1
 
 
 class TakesLong(Exception):  # noqa: N818
-    """To answer takes longer than others should wait for the writer's lock."""
+    """Answering would hold the write lock for too long."""
 
 
 def _matches(row: LogRow, wanted: dict[str, list[str]]) -> bool:
@@ -305,6 +305,6 @@ def _matches(row: LogRow, wanted: dict[str, list[str]]) -> bool:
     if not wanted:
         return True
     if TYPE in wanted and event_type not in wanted[TYPE] and key_of(str(event_type)) not in wanted[TYPE]:
-        return False  # most are, and need not be parsed
+        return False  # the common case, without parsing the payload
     keys = keys_in(event_type, payload, wanted)
     return all(keys.get(name) in values for name, values in wanted.items())
