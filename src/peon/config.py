@@ -1,4 +1,4 @@
-"""Where the data is and how it is kept: environment over a TOML file over defaults."""
+"""The configuration: environment variables win over a TOML file, and the file over the defaults."""
 
 import os
 import re
@@ -23,7 +23,7 @@ CONFIG_FILE_VARIABLE = "PEON_CONFIG"
 
 
 class ConfigError(ValueError):
-    """A setting is wrong or unknown; the message names the key, where it was set, and what is allowed."""
+    """A configuration value is wrong or unknown; the message names the key, where it was set, and what is allowed."""
 
 
 class _Section(BaseModel):
@@ -39,14 +39,14 @@ class GeneralConfig(_Section):
     @field_validator("data_dir", mode="before")
     @classmethod
     def _not_empty(cls, value: object) -> object:
-        if value == "":  # a variable set to nothing is hardly meant for the working directory
+        if value == "":  # an empty variable would mean the working directory, which is hardly intended
             raise ValueError("must not be empty")
         return value
 
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
-        # So that a later change of the working directory does not lead to another database.
+        # Absolute, so that a later change of the working directory does not lead to another database.
         try:
             return path.expanduser().absolute()
         except RuntimeError:
@@ -71,7 +71,7 @@ class DatabaseConfig(_Section):
     @classmethod
     def _of_a_known_backend(cls, url: str | None) -> str | None:
         if url is not None and not re.match(r"(sqlite|postgresql)(\+\w+)?:", url):
-            raise ValueError("not the URL of a database that can be used")
+            raise ValueError("not the URL of a supported database")
         return url
 
 
@@ -79,14 +79,14 @@ SECTIONS: dict[str, type[_Section]] = {"general": GeneralConfig, "database": Dat
 
 
 class AppConfig(BaseSettings):
-    """The configuration: `AppConfig()` reads it, arguments win over all that is read.
+    """The configuration. `AppConfig()` reads it.
 
-    Sources, the first that sets a key wins: arguments; environment variables, `PEON_GENERAL__DATA_DIR` for
-    `general.data_dir` and so on; the TOML file that `PEON_CONFIG` names, else `config.toml` in the platform's
-    user configuration folder for `peon`, where it exists.
+    The first source that sets a key wins: arguments; environment variables such as `PEON_GENERAL__DATA_DIR` for
+    `general.data_dir`; the TOML file that `PEON_CONFIG` names, or else `config.toml` in the platform's user
+    configuration folder for `peon`, if it exists.
 
     Raises:
-        ConfigError: A wrong value, an unknown key, or a file that is missing or not TOML.
+        ConfigError: A value is wrong, a key is unknown, or the file is missing or not TOML.
     """
 
     model_config = SettingsConfigDict(
@@ -122,7 +122,7 @@ class AppConfig(BaseSettings):
 def _config_file() -> Path | None:
     named = os.environ.get(CONFIG_FILE_VARIABLE)
     if named:
-        with suppress(OSError, RuntimeError):  # too long a name; no such user's home
+        with suppress(OSError, RuntimeError):  # the name is too long, or the home folder of the user is unknown
             path = Path(named).expanduser()
             if path.is_file():
                 return path.absolute()
@@ -130,7 +130,7 @@ def _config_file() -> Path | None:
     usual = user_config_path(APPLICATION, appauthor=False) / "config.toml"
     try:
         return usual if usual.is_file() else None
-    except OSError as error:  # the folder may not be entered
+    except OSError as error:  # no permission to enter the folder
         raise ConfigError(f"{usual} cannot be read: {error.strerror}") from error
 
 
@@ -145,11 +145,11 @@ def _toml_source(settings_cls: type[BaseSettings]) -> TomlConfigSettingsSource:
 
 
 def _refuse_unknown_variables() -> None:
-    """pydantic-settings passes over variables it does not know, and a misspelt one would go unnoticed."""
+    """Refuses misspelt variables, which pydantic-settings ignores."""
     for variable in os.environ:
         if variable.upper().startswith(ENVIRONMENT_PREFIX) and variable != CONFIG_FILE_VARIABLE:
             key = tuple(variable.lower().removeprefix(ENVIRONMENT_PREFIX.lower()).split("__"))
-            if len(key) != 2 or _allowed(key) is None:  # a section as a whole cannot be given either
+            if len(key) != 2 or _allowed(key) is None:  # a variable for a whole section is not allowed either
                 raise ConfigError(f"{variable} (environment variable): {_unknown(key)}")
 
 
@@ -177,7 +177,7 @@ def _source(key: tuple[str, ...], values: dict[str, Any]) -> str:
 
 
 def _allowed(key: tuple[str, ...]) -> str | None:
-    """Returns what the key may hold, `None` for a key that does not exist."""
+    """Returns a description of the allowed values, `None` for a key that does not exist."""
     section = SECTIONS.get(key[0])
     if section is None:
         return None

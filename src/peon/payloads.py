@@ -1,7 +1,7 @@
-"""Field types whose values come back from JSON exactly as they were, or are refused.
+"""Field types whose values JSON reproduces exactly or which are refused, and the names of event types.
 
-Each checks twice: when a model is built, and again when it is written, because a frozen model does not
-protect what a list or a dictionary inside it holds.
+Each field type checks twice: when a model is built, and again when it is written, because a frozen model does not
+protect the lists and dictionaries inside it.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import CoreSchema, core_schema
 
 MAXIMUM_JSON_DEPTH = 128
-"""Levels of lists and objects that one JSON value may nest.
+"""How deeply lists and objects may be nested in one JSON value.
 
-jiter, the JSON parser of pydantic, gives up at 200 levels, and the models around the value need some.
+jiter, the JSON parser of pydantic, gives up at 200 levels, some of which the models around the value need.
 """
 
 MAXIMUM_INTEGER_BITS = 14_000
@@ -25,14 +25,14 @@ MAXIMUM_INTEGER_BITS = 14_000
 
 
 class RuleError(ValueError):
-    """A value breaks a rule of the domain. The message does not repeat the value, so it may be shown and logged."""
+    """A value breaks a rule. The message does not contain the value, so it may be shown and logged."""
 
 
 def exact_json(value: object, levels: int = MAXIMUM_JSON_DEPTH) -> Any:
-    """Returns a copy of `value`, in which nothing is shared that could be changed later.
+    """Returns a copy of `value` that shares no list or dictionary with it.
 
     Raises:
-        RuleError: It holds something that would come back from JSON as something else, or not at all:
+        RuleError: It contains something that JSON would read back differently, or not at all:
             a value that is not exactly `str`, `int`, `float`, `bool`, `None`, `list` or `dict`, a NaN or an
             infinity, a key that is not text, text that UTF-8 cannot encode, an integer of more than
             `MAXIMUM_INTEGER_BITS`, or more than `levels` levels of lists and objects.
@@ -60,7 +60,7 @@ def exact_json(value: object, levels: int = MAXIMUM_JSON_DEPTH) -> Any:
 
 
 def exact_json_object(value: object) -> Any:
-    """The same as `exact_json`, for a value that must be an object, which is a `dict` in Python."""
+    """Like `exact_json`, for a value that must be a JSON object, which is a `dict` in Python."""
     if type(value) is not dict:
         raise RuleError(f"a {type(value).__name__} is not a JSON object")
     return exact_json(value)
@@ -82,7 +82,7 @@ def _encodable(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Exact:
-    """What the JSON parser made needs no check on the way in; what Python code hands over does."""
+    """Checks values from Python code when a model is built, and all values when it is written."""
 
     check: Callable[[object], Any]
 
@@ -122,14 +122,14 @@ UtcDatetime = Annotated[
     AfterValidator(_to_utc),
     PlainSerializer(_require_utc, return_type=datetime, when_used="json"),
 ]
-"""An aware moment of any offset, kept in UTC with microseconds. A naive one is refused."""
+"""An aware time with any offset, kept in UTC with microseconds. A naive time is refused."""
 
 
 def event_type_name(event: BaseModel | type[BaseModel]) -> str:
-    """Returns the name that the `event_type` column and the payload's `type` give to an event or its class.
+    """Returns the name of an event or its class in the `event_type` column and in the payload's `type`.
 
     Raises:
-        TypeError: It is not an event: no pydantic model, or one whose `type` is not fixed to one text by
+        TypeError: It is not an event: not a pydantic model, or one whose `type` is not fixed to one text by
             `type: Literal["…"] = "…"`.
     """
     model = event if isinstance(event, type) else type(event)

@@ -111,6 +111,6 @@ def read_and_fail_to_append(url: URL, expected: Stored) -> None:
     with database:
         for _ in range(2):
             assert database.events.replay_all() == expected
-            with unavailable(url, "it is read-only: give this user the right to write the file and its folder"):
+            with unavailable(url, "it is read-only: give this user write permission for the file and its folder"):
                 database.events.append_all([renamed()])
         assert database.events.last_sequence() == len(expected)

@@ -335,12 +335,21 @@ def run(engine: Engine, statements: str) -> None:
 @pytest.mark.parametrize(
     ("statement", "row"),
     [
-        ("INSERT INTO events VALUES (9, 'a', x'ff00', 'c')", "row 9 of events is damaged: what it has as payload"),
-        ("INSERT INTO events VALUES (9, 'a', CAST(x'ff61' AS TEXT), 'c')", "row 9 of events is damaged: .* as payload"),
-        ("INSERT INTO events VALUES (9, x'61', 'b', x'62')", "row 9 of events .* as event_type, stored_at"),
-        ("INSERT INTO settings VALUES ('a', CAST(x'ff' AS TEXT))", "row 'a' of settings is damaged: .* as value"),
-        ("INSERT INTO settings VALUES (x'ff', '1')", r"row b'\\xff' of settings is damaged: .* as key"),
-        ("INSERT INTO command_receipts VALUES ('a', 'many', 1.5, 'b')", "row 'a' .* as first_sequence, events is not"),
+        ("INSERT INTO events VALUES (9, 'a', x'ff00', 'c')", "row 9 of events is damaged: its value of payload"),
+        (
+            "INSERT INTO events VALUES (9, 'a', CAST(x'ff61' AS TEXT), 'c')",
+            "row 9 of events is damaged: its value of payload",
+        ),
+        ("INSERT INTO events VALUES (9, x'61', 'b', x'62')", "row 9 of events .* value of event_type, stored_at"),
+        (
+            "INSERT INTO settings VALUES ('a', CAST(x'ff' AS TEXT))",
+            "row 'a' of settings is damaged: its value of value",
+        ),
+        ("INSERT INTO settings VALUES (x'ff', '1')", r"row b'\\xff' of settings is damaged: its value of key"),
+        (
+            "INSERT INTO command_receipts VALUES ('a', 'many', 1.5, 'b')",
+            "row 'a' .* value of first_sequence, events is not",
+        ),
         (
             "INSERT INTO subscription_positions VALUES ('a', x'01', 'b')",
             "row 'a' of subscription_positions .* sequence",
@@ -370,7 +379,7 @@ def test_a_row_without_a_payload_is_named(files: tuple[Database, Database]) -> N
         connection.execute("INSERT INTO events VALUES (9, 'a', NULL, 'c')")
         connection.commit()
 
-    with pytest.raises(PersistenceError, match="row 9 of events is damaged: what it has as payload"):
+    with pytest.raises(PersistenceError, match="row 9 of events is damaged: its value of payload"):
         copy_database(source, target)
 
     assert is_empty(target)

@@ -105,7 +105,7 @@ def test_a_setting_is_validated_as_what_it_is_asked_for(
 def test_what_is_not_of_the_type_is_told_and_not_shown(settings: SettingsStore, value: Any, kind: Any) -> None:
     settings.set("key", value)
 
-    with pytest.raises(SettingError, match=r"'key'.*not what was asked for") as caught:
+    with pytest.raises(SettingError, match=r"'key'.*not of the type that was asked for") as caught:
         settings.get("key", type=kind)
 
     assert caught.value.key == "key"

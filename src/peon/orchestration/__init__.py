@@ -1,4 +1,4 @@
-"""The domain of a coding-agent application: events and the values they are about. pydantic only, no database."""
+"""The domain of a coding-agent application: its events and values. It needs pydantic, and no database."""
 
 from peon.orchestration.events import (
     ActionApproved,

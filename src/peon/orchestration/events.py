@@ -1,7 +1,7 @@
-"""The events of the domain. The log of them is the truth; every other table is derived from it.
+"""The events of the domain.
 
-A class, once released, keeps its name and its fields: logs written years ago are read with it. A changed
-event gets a field `schema_version` and an upcaster, see `peon.persistence.log.codec`.
+A released class keeps its name and its fields, because it reads logs that were written years ago. A changed event
+gets a field `schema_version` and an upcaster. See `peon.Upcaster`.
 """
 
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ def _now() -> datetime:
 
 
 class Event(Value):
-    """Base of all events; `type` names the class, in the payload as in the `event_type` column."""
+    """Base class of all events. `type` is the name of the class, in the payload and in the `event_type` column."""
 
     type: str
     occurred_at: UtcDatetime = Field(default_factory=_now)
@@ -53,7 +53,7 @@ class ProjectRenamed(Event):
 
 
 class ProjectDeleted(Event):
-    """Takes the project's threads, turns, messages and checkpoints along."""
+    """The project was deleted, with its threads, turns, messages and checkpoints."""
 
     type: Literal["ProjectDeleted"] = "ProjectDeleted"
     project_id: UUID
@@ -75,14 +75,14 @@ class ThreadDeleted(Event):
 
 
 class ThreadSelected(Event):
-    """The user turned to this thread."""
+    """The user selected this thread."""
 
     type: Literal["ThreadSelected"] = "ThreadSelected"
     thread_id: UUID
 
 
 class ThreadStatusChanged(Event):
-    """`error` says what went wrong: given if and only if `status` is `error`."""
+    """`error` is given if and only if `status` is `error`."""
 
     type: Literal["ThreadStatusChanged"] = "ThreadStatusChanged"
     thread_id: UUID
@@ -118,7 +118,7 @@ class TurnCompleted(Event):
 
 
 class TurnInterrupted(Event):
-    """The user stopped the agent before it was done."""
+    """The turn was stopped before the agent had finished."""
 
     type: Literal["TurnInterrupted"] = "TurnInterrupted"
     turn_id: UUID
@@ -148,7 +148,7 @@ class MessageAppended(Event):
 
 
 class MessageChunkReceived(Event):
-    """`delta` extends the text of a message (text or thinking) while the agent still writes it."""
+    """A piece of streamed text: `delta` is appended to the text of the message (text or thinking)."""
 
     type: Literal["MessageChunkReceived"] = "MessageChunkReceived"
     message_id: UUID
@@ -158,7 +158,7 @@ class MessageChunkReceived(Event):
 
 
 class ApprovalRequested(Event):
-    """A supervised agent waits for leave to act; `detail` is whatever the provider says of the action."""
+    """A supervised agent asks for permission to act; `detail` is what the provider says about the action."""
 
     type: Literal["ApprovalRequested"] = "ApprovalRequested"
     approval_id: UUID
@@ -184,7 +184,7 @@ class ActionRejected(Event):
 
 
 class CheckpointCreated(Event):
-    """The project's files were kept as a git reference."""
+    """The state of the project's files was saved as a git reference."""
 
     type: Literal["CheckpointCreated"] = "CheckpointCreated"
     checkpoint_id: UUID
@@ -245,4 +245,4 @@ OrchestrationEvent = Annotated[
     | BranchPushed,
     Field(discriminator="type"),
 ]
-"""Every event there is; pydantic tells them apart by `type`."""
+"""The union of all events of the domain; pydantic distinguishes them by `type`."""

@@ -1,4 +1,4 @@
-"""The values of the domain: what the events are about, as the read model returns it."""
+"""The values of the domain, as the read model returns them."""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -10,14 +10,14 @@ from peon.payloads import JsonObject, JsonValue, UtcDatetime
 
 
 class Provider(StrEnum):
-    """Whose coding agent runs a thread."""
+    """The provider of the coding agent of a thread."""
 
     CLAUDE = "claude"
     CODEX = "codex"
 
 
 class RuntimeMode(StrEnum):
-    """Whether the agent acts freely or asks before it acts."""
+    """Whether the agent acts freely, or asks before it acts."""
 
     FULL_ACCESS = "full_access"
     SUPERVISED = "supervised"
@@ -52,14 +52,14 @@ class MessageRole(StrEnum):
 
 
 class Value(BaseModel):
-    """Base of everything in the domain: compared by value, never changed, no field that is not known."""
+    """Base class of the domain's values and events: compared by value, immutable, without unknown fields."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        # A value made by `model_construct` or changed behind pydantic's back must not slip into an event.
+        # A value that was created by `model_construct`, or changed without validation, must not get into an event.
         revalidate_instances="always",
-        # What users and agents write stays out of error messages and so out of logs.
+        # Keeps what users and agents write out of error messages, and so out of logs.
         hide_input_in_errors=True,
     )
 
@@ -68,17 +68,17 @@ _intact_shapes: set[tuple[object, ...]] = set()
 
 
 def require_intact(value: Value) -> None:
-    """Raises `ValueError` for a value that was changed behind pydantic's back (pydantic's error is one).
+    """Raises `ValueError`, of which pydantic's error is a subclass, for a value that was changed without validation.
 
-    Whether a field's value is allowed depends on its class alone, and on the tag: so each combination is
-    validated once and then known, which takes a quarter of the time of validating each value. What depends on
-    more than the class checks itself when it is written: JSON, times, text.
+    Whether a field's value is allowed depends only on its class and on the tag. So each combination is validated
+    once and then remembered, which takes a quarter of the time of validating each value. Field types for which more
+    than the class matters (JSON, times, text) check themselves when they are written.
     """
     fields = value.__dict__
     shape = (type(value), value.__pydantic_extra__, fields.get("type"), *fields, *map(type, fields.values()))
     if shape not in _intact_shapes:
         if type(value).__pydantic_validator__.validate_python(fields, strict=True) != value:
-            raise ValueError("a field is missing, is not known, or is of a class that would not come back")
+            raise ValueError("a field is missing, is unknown, or is of a class that would not be read back equal")
         _intact_shapes.add(shape)
 
 
@@ -88,7 +88,7 @@ class TextContent(Value):
 
 
 class ToolCallContent(Value):
-    """A tool that the agent asked to be run; `tool_call_id` is the provider's own and pairs it with the result."""
+    """A call of a tool by the agent; `tool_call_id` is assigned by the provider, and identifies the result."""
 
     type: Literal["tool_call"] = "tool_call"
     tool_call_id: str
@@ -121,7 +121,7 @@ class Project(Value):
 
 
 class Thread(Value):
-    """A conversation with one agent; `error` is the text that belongs to the status `error`."""
+    """A conversation with one agent; `error` has the text of the status `error`."""
 
     id: UUID
     project_id: UUID
@@ -136,7 +136,7 @@ class Thread(Value):
 
 
 class Turn(Value):
-    """One request to the agent and all it did in answer; `error` is the text that belongs to the status `failed`."""
+    """One request to the agent, and its answer; `error` has the text of the status `failed`."""
 
     id: UUID
     thread_id: UUID
@@ -155,7 +155,7 @@ class Message(Value):
 
 
 class Checkpoint(Value):
-    """A state of the project's files, kept as a git reference; `restored_at` is when they last went back to it."""
+    """A state of the project's files, saved as a git reference; `restored_at` is when it was last restored."""
 
     id: UUID
     thread_id: UUID
@@ -166,7 +166,7 @@ class Checkpoint(Value):
 
 
 class Approval(Value):
-    """An action that a supervised agent asked leave for; `reason` is what the user said when it was rejected."""
+    """An action for which a supervised agent asked permission; `reason` is why the user rejected it."""
 
     id: UUID
     thread_id: UUID
@@ -180,9 +180,10 @@ class Approval(Value):
 
 
 class Commit(Value):
-    """Changes that were committed to git in a thread.
+    """A git commit that was made in a thread.
 
-    `hash` is the git object name, and `sequence` the place of the event in the log, as a commit may be told twice.
+    `hash` is the git object name. `sequence` is the place of the event in the log, because a commit may be reported
+    more than once.
     """
 
     sequence: int
@@ -203,9 +204,9 @@ class Branch(Value):
 
 
 class Snapshot(Value):
-    """The whole state at one moment, for a start-up; each list oldest first.
+    """The whole state at one moment, for a start-up. Each list is oldest first.
 
-    `sequence` is the place in the log of the last event that is in it: what comes after that is news.
+    `sequence` is the place in the log of the last event that it contains. A subscription after it yields the rest.
     """
 
     sequence: int

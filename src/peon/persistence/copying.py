@@ -1,4 +1,4 @@
-"""Copies a database into an empty one, possibly of the other backend. Rows are copied as they are, without decoding."""
+"""Copies a database into an empty one, possibly of the other backend, row by row, without decoding events."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -70,7 +70,8 @@ def copy_database(source: Database, target: Database, progress: Progress | None 
         require_head(engine)
     if identity(source.engine) == identity(target.engine):
         raise PersistenceError(
-            f"{database_name(source.engine)} and {database_name(target.engine)} are the same database: name another target"
+            f"{database_name(source.engine)} and {database_name(target.engine)} are the same database: name another "
+            "target"
         )
     return with_own_commit(
         target.engine,
@@ -91,7 +92,7 @@ def _copy_all(source: Engine, own: OwnTransaction, progress: Progress | None) ->
     for table in INDEX_TABLES:  # of a log that was removed by hand
         writing.execute(delete(table))
     reads = backend_of(source).consistent_reads(source)
-    # With `_decode_if_valid`, because the driver's error for text that is not UTF-8 would not say which row has it.
+    # `_decode_if_valid`, because the driver's error for text that is not UTF-8 does not say which row has it.
     with (
         source_errors,
         reads.connect() as reading,

@@ -29,7 +29,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.mkdir()
 
-    with unavailable(sqlite(path), "the file cannot be opened: it must be a file, in a folder that this user may"):
+    with unavailable(sqlite(path), "the file cannot be opened: name a regular file in a folder that this user may"):
         Database.open(url=sqlite(path), maintain_projections=False)
 
     assert files(tmp_path) == {"data": None}

@@ -36,7 +36,7 @@ def taking(at_least: float, at_most: float) -> Iterator[None]:
     assert at_least <= time.monotonic() - start < at_most
 
 
-LOCKED = "it is locked by another connection: end what holds it"
+LOCKED = "it is locked by another connection: end the transaction that holds the lock"
 
 
 def test_an_append_waits_for_a_lock_and_then_gives_up(tmp_path: Path) -> None:

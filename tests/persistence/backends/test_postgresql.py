@@ -240,7 +240,7 @@ class TestLostConnections:
                 lambda: store.settings.set("theme", "dark", connection=connection),
             ]
             for use in uses:
-                with pytest.raises(StoreUnavailable, match="lost in the middle of a transaction: roll that back"):
+                with pytest.raises(StoreUnavailable, match="lost during a transaction: roll the transaction back"):
                     use()
             connection.rollback()
             assert store.events.append_all([created("b")], connection=connection)[0].sequence == 1

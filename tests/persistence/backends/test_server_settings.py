@@ -91,7 +91,7 @@ class TestEncodings:
     def test_an_engine_made_elsewhere_fails_without_showing_the_text(self, migrated_postgresql_url: URL) -> None:
         engine = sqlalchemy.create_engine(migrated_postgresql_url, connect_args={"client_encoding": "latin1"})
         store = EventStore(engine)
-        with pytest.raises(StoreUnavailable, match="sent as latin-1, which does not have all characters") as raised:
+        with pytest.raises(StoreUnavailable, match="sent as latin-1, which lacks some characters") as raised:
             store.append_all([renamed()])
 
         found: BaseException | None = raised.value

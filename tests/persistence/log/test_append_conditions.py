@@ -62,9 +62,7 @@ def test_a_condition_conflicts_with_what_matches(
         assert database.events.append_all([stored], condition=condition)[0].sequence == 2
         assert list(database.events.stream(query=query)) == []
         return
-    with pytest.raises(
-        ConcurrencyError, match="event 1 was stored after 0 and matches"
-    ) as caught:
+    with pytest.raises(ConcurrencyError, match="event 1 was stored after 0 and matches") as caught:
         database.events.append_all([stored], condition=condition)
     assert (caught.value.sequence, caught.value.after) == (1, 0)
     assert database.events.replay_all() == before

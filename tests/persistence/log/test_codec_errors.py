@@ -24,7 +24,7 @@ MESSAGE = (
 )
 
 UNDECODABLE = {
-    "unknown type": ("ProjectPainted", RENAMED, "no event of this type is known; it may come from a newer version"),
+    "unknown type": ("ProjectPainted", RENAMED, "no event of this type is known; a newer version may have written it"),
     "type in another case": ("projectrenamed", RENAMED, "no event of this type is known"),
     "no type": ("", RENAMED, "no event of this type is known"),
     "payload of another type": ("ProjectCreated", RENAMED, "type: Input should be 'ProjectCreated'"),

@@ -16,15 +16,15 @@ LOCK_NOT_AVAILABLE = "55P03"
 MIGRATION_HINT = ". Has the database been migrated? alembic upgrade head does that"
 
 _LOCKED = (
-    "it is locked by another connection: end the transaction that holds the lock (if it is your own, pass it as "
-    "connection=…), or raise database.busy_timeout"
+    "it is locked by another connection: end the transaction that holds the lock, pass your own transaction as "
+    "connection=…, or raise database.busy_timeout"
 )
 _SQLITE_ADVICE = {
     sqlite3.SQLITE_BUSY: _LOCKED,
     sqlite3.SQLITE_LOCKED: _LOCKED,
     sqlite3.SQLITE_READONLY: "it is read-only: give this user write permission for the file and its folder",
     sqlite3.SQLITE_PERM: "access is denied: give this user read and write permission for the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: it must be a regular file, in a folder that this user may write to",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: name a regular file in a folder that this user may write to",
     sqlite3.SQLITE_NOTADB: "the file is not an SQLite database: name another file, or move this one away",
     sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or save what can be read with the recover command "
     "of SQLite's shell",

@@ -76,7 +76,7 @@ def _settle(tickets: "list[_TaskTicket[Any, Any]]") -> None:
         if not ticket.served:
             ticket.settle(
                 StoreUnavailable(
-                    "the task that performed the commit was cancelled: read the log to see whether the events were stored"
+                    "the task that committed was cancelled: read the log to see whether the events were stored"
                 )
             )
         if not ticket.settled.done():

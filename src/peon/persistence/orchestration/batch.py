@@ -1,4 +1,4 @@
-"""What a batch of events looks at and what it statements."""
+"""The rows that a batch of events reads, and the statements with which it writes."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from sqlalchemy import Connection
 
 from peon.persistence.backends.compiled import CompiledStatement
 from peon.persistence.orchestration import loaded_rows, statements
-from peon.persistence.orchestration.message_text import Streams
+from peon.persistence.orchestration.message_text import MessageTexts
 from peon.persistence.schema.timestamps import format_timestamp
 
 
 class Batch:
-    """Collects what events change, so that each table is read once and written once, however many they are."""
+    """Collects the changes of many events, so that each table is read once and written once."""
 
     def __init__(self) -> None:
         self.projects = loaded_rows.projects()
@@ -23,12 +23,12 @@ class Batch:
         self.messages = loaded_rows.messages()
         self.approvals = loaded_rows.approvals()
         self.checkpoints = loaded_rows.checkpoints_with_threads()
-        self.streams = Streams()
+        self.texts = MessageTexts()
         self._rows: defaultdict[CompiledStatement, list[Sequence[object]]] = defaultdict(list)
         self._touched: dict[UUID, datetime] = {}
 
     def wanted(self) -> dict[str, set[UUID]]:
-        """Returns, for each table, the identifiers of the rows that `load` is going to load."""
+        """Returns for each table the set of identifiers whose rows `load` loads. Add to it before `load`."""
         return {
             "projects": self.projects.wanted,
             "threads": self.threads.wanted,
@@ -43,11 +43,11 @@ class Batch:
             rows.load(connection)
 
     def add(self, statement: CompiledStatement, *parameters: object) -> None:
-        """Adds a row of parameters to those that `write` executes the statement with."""
+        """Adds a row of parameters with which `write` executes the statement."""
         self._rows[statement].append(parameters)
 
     def touch(self, thread_id: UUID, moment: datetime) -> None:
-        """The thread was updated then."""
+        """Records when the thread was updated."""
         self._touched[thread_id] = moment
 
     def select_thread(self, key: str) -> None:
@@ -60,5 +60,5 @@ class Batch:
         for statement in statements.ORDER:
             if statement in self._rows:
                 statement.run(connection, self._rows[statement])
-            if statement is statements.INSERT_TURN:  # which messages refer to, and approvals and checkpoints after them
-                self.streams.write(connection)
+            if statement is statements.INSERT_TURN:  # messages refer to turns, and are written after them
+                self.texts.write(connection)

@@ -1,4 +1,4 @@
-"""What each event of the domain does to the tables."""
+"""The handlers: what each event of the domain does to the tables."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -37,67 +37,67 @@ from peon.persistence.orchestration import statements
 from peon.persistence.orchestration.batch import Batch
 from peon.persistence.orchestration.loaded_rows import (
     Contradiction,
-    KnownApproval,
-    KnownMessage,
-    KnownTurn,
+    LoadedApproval,
+    LoadedMessage,
+    LoadedTurn,
 )
 from peon.persistence.schema.timestamps import format_timestamp
 
 EventT = TypeVar("EventT", bound=Event)
 
 
-class Effect(NamedTuple):
-    """What an event does, and the rows it looks at: tables of a batch, with the field that identifies the row."""
+class Handler(NamedTuple):
+    """A function that handles an event, and the rows that it reads: tables of a batch, with a field of the event."""
 
-    looks_at: tuple[tuple[str, str], ...]
+    reads: tuple[tuple[str, str], ...]
     apply: Callable[[Batch, Any, int], None]
 
 
-EFFECTS: dict[type[Event], Effect] = {}
-"""By class of event. `apply` gets the event's sequence, too, and raises `Contradiction` before it adds anything."""
+HANDLERS: dict[type[Event], Handler] = {}
+"""The handlers by class of event. `apply` raises `Contradiction` before it adds any change to the batch."""
 
 
-def effect_of(
-    event: type[EventT], **looks_at: str
+def handles(
+    event: type[EventT], **reads: str
 ) -> Callable[[Callable[[Batch, EventT, int], None]], Callable[[Batch, EventT, int], None]]:
     def register(apply: Callable[[Batch, EventT, int], None]) -> Callable[[Batch, EventT, int], None]:
-        EFFECTS[event] = Effect(tuple(looks_at.items()), apply)
+        HANDLERS[event] = Handler(tuple(reads.items()), apply)
         return apply
 
     return register
 
 
 def _require_thread(expected: UUID, event: Any, noun: str) -> None:
-    if not expected == event.thread_id:  # UUID has no != of its own, which makes it slow
+    if not expected == event.thread_id:  # UUID does not define !=, so that it is slow
         raise Contradiction(f"its {noun} is of thread {expected}, not of {event.thread_id}")
 
 
-def _turn_of(batch: Batch, event: Any) -> KnownTurn:
+def _turn_of(batch: Batch, event: Any) -> LoadedTurn:
     turn = batch.turns.get(event.turn_id)
     _require_thread(turn.thread_id, event, "turn")
     return turn
 
 
-@effect_of(ProjectCreated, projects="project_id")
+@handles(ProjectCreated, projects="project_id")
 def create_project(batch: Batch, event: ProjectCreated, sequence: int) -> None:
     batch.projects.add(event.project_id, True)
     moment = format_timestamp(event.occurred_at)
     batch.add(statements.INSERT_PROJECT, batch.projects.key(event.project_id), event.name, event.path, moment, sequence)
 
 
-@effect_of(ProjectRenamed, projects="project_id")
+@handles(ProjectRenamed, projects="project_id")
 def rename_project(batch: Batch, event: ProjectRenamed, _: int) -> None:
     batch.projects.get(event.project_id)
     batch.add(statements.RENAME_PROJECT, event.name, batch.projects.key(event.project_id))
 
 
-@effect_of(ProjectDeleted, projects="project_id")
+@handles(ProjectDeleted, projects="project_id")
 def delete_project(batch: Batch, event: ProjectDeleted, _: int) -> None:
     batch.projects.get(event.project_id)
     batch.add(statements.DELETE_PROJECT, batch.projects.key(event.project_id))
 
 
-@effect_of(ThreadCreated, projects="project_id", threads="thread_id")
+@handles(ThreadCreated, projects="project_id", threads="thread_id")
 def create_thread(batch: Batch, event: ThreadCreated, sequence: int) -> None:
     batch.projects.get(event.project_id)
     batch.threads.add(event.thread_id, True)
@@ -118,30 +118,30 @@ def create_thread(batch: Batch, event: ThreadCreated, sequence: int) -> None:
     )
 
 
-@effect_of(ThreadDeleted, threads="thread_id")
+@handles(ThreadDeleted, threads="thread_id")
 def delete_thread(batch: Batch, event: ThreadDeleted, _: int) -> None:
     batch.threads.get(event.thread_id)
     batch.add(statements.DELETE_THREAD, batch.threads.key(event.thread_id))
 
 
-@effect_of(ThreadSelected, threads="thread_id")
+@handles(ThreadSelected, threads="thread_id")
 def select_thread(batch: Batch, event: ThreadSelected, _: int) -> None:
     batch.threads.get(event.thread_id)
     batch.select_thread(batch.threads.key(event.thread_id))
 
 
-@effect_of(ThreadStatusChanged, threads="thread_id")
+@handles(ThreadStatusChanged, threads="thread_id")
 def change_thread_status(batch: Batch, event: ThreadStatusChanged, _: int) -> None:
     batch.threads.get(event.thread_id)
     batch.touch(event.thread_id, event.occurred_at)
     batch.add(statements.SET_THREAD_STATUS, event.status.value, event.error, batch.threads.key(event.thread_id))
 
 
-@effect_of(TurnStarted, threads="thread_id", turns="turn_id")
+@handles(TurnStarted, threads="thread_id", turns="turn_id")
 def start_turn(batch: Batch, event: TurnStarted, sequence: int) -> None:
     batch.threads.get(event.thread_id)
     thread_key = batch.threads.key(event.thread_id)
-    batch.turns.add(event.turn_id, KnownTurn(event.thread_id, thread_key, running=True, new=True))
+    batch.turns.add(event.turn_id, LoadedTurn(event.thread_id, thread_key, running=True, new=True))
     batch.touch(event.thread_id, event.occurred_at)
     moment = format_timestamp(event.occurred_at)
     batch.add(
@@ -169,34 +169,34 @@ def _end_turn(
         statements.END_TURN, status.value, error, format_timestamp(event.occurred_at), batch.turns.key(event.turn_id)
     )
     if turn.new:
-        batch.streams.end_new_turn(event.turn_id)
+        batch.texts.end_new_turn(event.turn_id)
     else:
-        batch.streams.end_turn(event.turn_id, batch.turns.key(event.turn_id), sequence)
+        batch.texts.end_turn(event.turn_id, batch.turns.key(event.turn_id), sequence)
 
 
-@effect_of(TurnCompleted, turns="turn_id")
+@handles(TurnCompleted, turns="turn_id")
 def complete_turn(batch: Batch, event: TurnCompleted, sequence: int) -> None:
     _end_turn(batch, event, sequence, TurnStatus.COMPLETED)
 
 
-@effect_of(TurnInterrupted, turns="turn_id")
+@handles(TurnInterrupted, turns="turn_id")
 def interrupt_turn(batch: Batch, event: TurnInterrupted, sequence: int) -> None:
     _end_turn(batch, event, sequence, TurnStatus.INTERRUPTED)
 
 
-@effect_of(TurnFailed, turns="turn_id")
+@handles(TurnFailed, turns="turn_id")
 def fail_turn(batch: Batch, event: TurnFailed, sequence: int) -> None:
     _end_turn(batch, event, sequence, TurnStatus.FAILED)
 
 
-@effect_of(MessageAppended, turns="turn_id", messages="message_id")
+@handles(MessageAppended, turns="turn_id", messages="message_id")
 def append_message(batch: Batch, event: MessageAppended, sequence: int) -> None:
     turn = _turn_of(batch, event)
     turn_key = batch.turns.key(event.turn_id)
     content = event.content
     has_text = content.type in ("text", "thinking")
     key = batch.messages.key(event.message_id)
-    message = KnownMessage(key, turn_key, event.thread_id, event.turn_id, has_text)
+    message = LoadedMessage(key, turn_key, event.thread_id, event.turn_id, has_text)
     batch.messages.add(event.message_id, message)
     batch.touch(event.thread_id, event.occurred_at)
     row: list[object] = [
@@ -208,10 +208,10 @@ def append_message(batch: Batch, event: MessageAppended, sequence: int) -> None:
         sequence,
         turn.thread_key,
     ]
-    batch.streams.add_message(message, row)
+    batch.texts.add_message(message, row)
 
 
-@effect_of(MessageChunkReceived, messages="message_id")
+@handles(MessageChunkReceived, messages="message_id")
 def receive_chunk(batch: Batch, event: MessageChunkReceived, sequence: int) -> None:
     message = batch.messages.get(event.message_id)
     _require_thread(message.thread_id, event, "message")
@@ -220,13 +220,13 @@ def receive_chunk(batch: Batch, event: MessageChunkReceived, sequence: int) -> N
     if not message.has_text:
         raise Contradiction(f"message {event.message_id} has no text that a chunk could extend")
     batch.touch(event.thread_id, event.occurred_at)
-    batch.streams.add_chunk(message, sequence, event.delta)
+    batch.texts.add_chunk(message, sequence, event.delta)
 
 
-@effect_of(ApprovalRequested, turns="turn_id", approvals="approval_id")
+@handles(ApprovalRequested, turns="turn_id", approvals="approval_id")
 def request_approval(batch: Batch, event: ApprovalRequested, sequence: int) -> None:
     turn = _turn_of(batch, event)
-    batch.approvals.add(event.approval_id, KnownApproval(event.thread_id, event.turn_id, pending=True))
+    batch.approvals.add(event.approval_id, LoadedApproval(event.thread_id, event.turn_id, pending=True))
     batch.touch(event.thread_id, event.occurred_at)
     batch.add(
         statements.INSERT_APPROVAL,
@@ -256,17 +256,17 @@ def _decide(batch: Batch, event: ActionApproved | ActionRejected, status: Approv
     batch.add(statements.DECIDE_APPROVAL, status.value, reason, moment, batch.approvals.key(event.approval_id))
 
 
-@effect_of(ActionApproved, approvals="approval_id")
+@handles(ActionApproved, approvals="approval_id")
 def approve_action(batch: Batch, event: ActionApproved, _: int) -> None:
     _decide(batch, event, ApprovalStatus.APPROVED, None)
 
 
-@effect_of(ActionRejected, approvals="approval_id")
+@handles(ActionRejected, approvals="approval_id")
 def reject_action(batch: Batch, event: ActionRejected, _: int) -> None:
     _decide(batch, event, ApprovalStatus.REJECTED, event.reason)
 
 
-@effect_of(CheckpointCreated, turns="turn_id", checkpoints="checkpoint_id")
+@handles(CheckpointCreated, turns="turn_id", checkpoints="checkpoint_id")
 def create_checkpoint(batch: Batch, event: CheckpointCreated, sequence: int) -> None:
     turn = _turn_of(batch, event)
     batch.checkpoints.add(event.checkpoint_id, event.thread_id)
@@ -283,7 +283,7 @@ def create_checkpoint(batch: Batch, event: CheckpointCreated, sequence: int) -> 
     )
 
 
-@effect_of(CheckpointRestored, checkpoints="checkpoint_id")
+@handles(CheckpointRestored, checkpoints="checkpoint_id")
 def restore_checkpoint(batch: Batch, event: CheckpointRestored, _: int) -> None:
     _require_thread(batch.checkpoints.get(event.checkpoint_id), event, "checkpoint")
     batch.touch(event.thread_id, event.occurred_at)
@@ -292,7 +292,7 @@ def restore_checkpoint(batch: Batch, event: CheckpointRestored, _: int) -> None:
     )
 
 
-@effect_of(ChangesCommitted, threads="thread_id")
+@handles(ChangesCommitted, threads="thread_id")
 def commit_changes(batch: Batch, event: ChangesCommitted, sequence: int) -> None:
     batch.threads.get(event.thread_id)
     batch.touch(event.thread_id, event.occurred_at)
@@ -311,13 +311,13 @@ def _add_branch(batch: Batch, event: BranchCreated | BranchPushed, sequence: int
     return key
 
 
-@effect_of(BranchCreated, threads="thread_id")
+@handles(BranchCreated, threads="thread_id")
 def create_branch(batch: Batch, event: BranchCreated, sequence: int) -> None:
     key = _add_branch(batch, event, sequence)
     batch.add(statements.SET_BRANCH_CREATED, format_timestamp(event.occurred_at), *key)
 
 
-@effect_of(BranchPushed, threads="thread_id")
+@handles(BranchPushed, threads="thread_id")
 def push_branch(batch: Batch, event: BranchPushed, sequence: int) -> None:
     key = _add_branch(batch, event, sequence)
     batch.add(statements.SET_BRANCH_PUSHED, event.remote, format_timestamp(event.occurred_at), *key)

@@ -1,4 +1,4 @@
-"""The stored rows that a batch of events refers to, loaded with one query a table, and those that it adds."""
+"""The stored rows that a batch of events refers to, loaded with one query for each table, and the rows that it adds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,19 +22,19 @@ RowT = TypeVar("RowT")
 
 
 class Contradiction(Exception):  # noqa: N818 - of the domain, and handled where it is met
-    """An event does not fit what is there; the message says why."""
+    """An event contradicts the stored rows; the message says why."""
 
 
-class KnownRows(Generic[RowT]):
-    """The rows of one table, by identifier, as far as events look at them.
+class LoadedRows(Generic[RowT]):
+    """The rows of one table that a batch needs, by identifier.
 
     Args:
-        noun: What a row is, for messages.
-        query: Gives rows, the identifier first.
-        read: Makes what is kept of a row.
+        noun: What a row is called in messages.
+        query: Returns rows that begin with the identifier.
+        read: Converts a row into what the handlers need of it.
 
     Attributes:
-        wanted: The identifiers of rows that `load` is going to load.
+        wanted: The identifiers of the rows that `load` loads.
     """
 
     def __init__(self, noun: str, query: KeyedQuery, read: Callable[[tuple[Any, ...]], RowT]) -> None:
@@ -53,7 +53,7 @@ class KnownRows(Generic[RowT]):
             self._rows[UUID(row[0])] = self._read(row)
 
     def key(self, identifier: UUID) -> str:
-        """Returns a wanted identifier as the tables hold it."""
+        """Returns the text of a wanted identifier, as it is stored."""
         return self._keys[identifier]
 
     def get(self, identifier: UUID) -> RowT:
@@ -69,8 +69,8 @@ class KnownRows(Generic[RowT]):
 
 
 @dataclass(slots=True)
-class KnownTurn:
-    """A turn; `new` where its batch adds it."""
+class LoadedTurn:
+    """A turn; `new` if the batch adds it."""
 
     thread_id: UUID
     thread_key: str
@@ -79,8 +79,8 @@ class KnownTurn:
 
 
 @dataclass(slots=True)
-class KnownMessage:
-    """A message; `row` where its batch adds it, and `chunks` that its batch adds: sequence and text."""
+class LoadedMessage:
+    """A message; its `row` if the batch adds it, and the `chunks` that the batch adds: sequence and text."""
 
     key: str
     turn_key: str
@@ -92,14 +92,14 @@ class KnownMessage:
 
 
 @dataclass(slots=True)
-class KnownApproval:
+class LoadedApproval:
     thread_id: UUID
     turn_id: UUID
     pending: bool
 
 
 TEXT_CONTENT = ('{"type":"text"', '{"type":"thinking"')
-"""How the content of a message begins that chunks can extend."""
+"""The beginnings of message contents that chunks can extend."""
 
 _BEGINNING = func.substr(
     projection_messages.c.content, literal_column("1"), literal_column(str(max(map(len, TEXT_CONTENT))))
@@ -127,41 +127,41 @@ _APPROVALS = KeyedQuery(
 _CHECKPOINTS = KeyedQuery(checkpoints.c.id, checkpoints.c.id, checkpoints.c.thread_id)
 
 
-def projects() -> KnownRows[bool]:
-    return KnownRows("project", _PROJECTS, lambda _: True)
+def projects() -> LoadedRows[bool]:
+    return LoadedRows("project", _PROJECTS, lambda _: True)
 
 
-def threads() -> KnownRows[bool]:
-    return KnownRows("thread", _THREADS, lambda _: True)
+def threads() -> LoadedRows[bool]:
+    return LoadedRows("thread", _THREADS, lambda _: True)
 
 
-def turns() -> KnownRows[KnownTurn]:
-    return KnownRows("turn", _TURNS, _read_turn)
+def turns() -> LoadedRows[LoadedTurn]:
+    return LoadedRows("turn", _TURNS, _read_turn)
 
 
-def _read_turn(row: tuple[Any, ...]) -> KnownTurn:
+def _read_turn(row: tuple[Any, ...]) -> LoadedTurn:
     _, thread_key, status = row
-    return KnownTurn(UUID(thread_key), thread_key, running=status == TurnStatus.RUNNING, new=False)
+    return LoadedTurn(UUID(thread_key), thread_key, running=status == TurnStatus.RUNNING, new=False)
 
 
-def messages() -> KnownRows[KnownMessage]:
-    return KnownRows("message", _MESSAGES, _read_message)
+def messages() -> LoadedRows[LoadedMessage]:
+    return LoadedRows("message", _MESSAGES, _read_message)
 
 
-def _read_message(row: tuple[Any, ...]) -> KnownMessage:
+def _read_message(row: tuple[Any, ...]) -> LoadedMessage:
     key, thread_key, turn_key, beginning = row
-    return KnownMessage(key, turn_key, UUID(thread_key), UUID(turn_key), has_text=beginning.startswith(TEXT_CONTENT))
+    return LoadedMessage(key, turn_key, UUID(thread_key), UUID(turn_key), has_text=beginning.startswith(TEXT_CONTENT))
 
 
-def approvals() -> KnownRows[KnownApproval]:
-    return KnownRows("approval", _APPROVALS, _read_approval)
+def approvals() -> LoadedRows[LoadedApproval]:
+    return LoadedRows("approval", _APPROVALS, _read_approval)
 
 
-def _read_approval(row: tuple[Any, ...]) -> KnownApproval:
+def _read_approval(row: tuple[Any, ...]) -> LoadedApproval:
     _, thread_key, turn_key, status = row
-    return KnownApproval(UUID(thread_key), UUID(turn_key), pending=status == ApprovalStatus.PENDING)
+    return LoadedApproval(UUID(thread_key), UUID(turn_key), pending=status == ApprovalStatus.PENDING)
 
 
-def checkpoints_with_threads() -> KnownRows[UUID]:
-    """Of each checkpoint, its thread."""
-    return KnownRows("checkpoint", _CHECKPOINTS, lambda row: UUID(row[1]))
+def checkpoints_with_threads() -> LoadedRows[UUID]:
+    """Keeps the thread of each checkpoint."""
+    return LoadedRows("checkpoint", _CHECKPOINTS, lambda row: UUID(row[1]))

@@ -1,7 +1,8 @@
 """Messages, and the text that is streamed to them.
 
-A chunk becomes a row of its own, which costs the same for any length of the message. When the turn ends, they are
-joined to the message's content. Chunks of a message that begins and ends in the same batch never become rows.
+A chunk becomes a row of its own, which costs the same for any length of the message. When the turn ends, the chunks
+are joined to the content of the message. If a message and the end of its turn are in the same batch, its chunks never
+become rows.
 """
 
 from collections import defaultdict
@@ -14,41 +15,41 @@ from sqlalchemy import Connection
 
 from peon.persistence.backends.compiled import KeyedQuery
 from peon.persistence.orchestration import statements
-from peon.persistence.orchestration.loaded_rows import KnownMessage
+from peon.persistence.orchestration.loaded_rows import LoadedMessage
 from peon.persistence.schema import projection_messages
 
 _CONTENTS = KeyedQuery(projection_messages.c.id, projection_messages.c.id, projection_messages.c.content)
 _CONTENT = list(projection_messages.columns).index(projection_messages.c.content)
 
 
-class Streams:
-    """The messages of a batch of events, and the chunks that its events add to those and to stored ones."""
+class MessageTexts:
+    """The new messages of a batch of events, and the chunks that it adds to new and to stored messages."""
 
     def __init__(self) -> None:
         self._rows: list[list[object]] = []
-        self._new_with_text: defaultdict[UUID, list[KnownMessage]] = defaultdict(list)
-        self._streamed: list[KnownMessage] = []
+        self._new_with_text: defaultdict[UUID, list[LoadedMessage]] = defaultdict(list)
+        self._streamed: list[LoadedMessage] = []
         self._ended_turns: list[tuple[str, int]] = []
 
-    def add_message(self, message: KnownMessage, row: list[object]) -> None:
-        """Adds a message with the columns of its table."""
+    def add_message(self, message: LoadedMessage, row: list[object]) -> None:
+        """Adds a message; `row` has the columns of the table in their order."""
         self._rows.append(row)
         if message.has_text:
             message.row = row
             self._new_with_text[message.turn_id].append(message)
 
-    def add_chunk(self, message: KnownMessage, sequence: int, delta: str) -> None:
+    def add_chunk(self, message: LoadedMessage, sequence: int, delta: str) -> None:
         if not message.chunks:
             self._streamed.append(message)
         message.chunks.append((sequence, delta))
 
     def end_turn(self, turn_id: UUID, turn_key: str, sequence: int) -> None:
-        """Joins what was streamed to the turn's messages until now to their content."""
+        """Joins the chunks of the turn's messages up to now to their content."""
         self.end_new_turn(turn_id)
         self._ended_turns.append((turn_key, sequence))
 
     def end_new_turn(self, turn_id: UUID) -> None:
-        """The same for a turn that is not stored yet, nor are its messages."""
+        """Like `end_turn`, for a turn that this batch adds."""
         for message in self._new_with_text[turn_id]:
             if message.chunks and message.row is not None:
                 message.row[_CONTENT] = _extended(message.row[_CONTENT], [delta for _, delta in message.chunks])
@@ -60,7 +61,7 @@ class Streams:
         for message in self._streamed:
             turn_key, key = message.turn_key, message.key
             rows += [(turn_key, key, sequence, to_json(delta).decode()) for sequence, delta in message.chunks]
-            message.chunks.clear()  # it is there twice where chunks came after the end of its turn
+            message.chunks.clear()  # a message is listed twice if chunks came after the end of its turn
         statements.INSERT_CHUNK.run(connection, rows)
         for turn_key, sequence in self._ended_turns:
             _join_stored_chunks(connection, turn_key, sequence)

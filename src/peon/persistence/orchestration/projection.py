@@ -1,4 +1,4 @@
-"""The projection of the domain: projects, threads, turns, messages and all that hangs on them."""
+"""The projection of the domain: projects, threads, turns, messages, and what belongs to them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -12,14 +12,14 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.interface import Backend
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.orchestration.batch import Batch
-from peon.persistence.orchestration.handlers import EFFECTS
+from peon.persistence.orchestration.handlers import HANDLERS
 from peon.persistence.orchestration.loaded_rows import Contradiction
 from peon.persistence.projections.base import Projection, Refusal
 from peon.persistence.runtime.event_loop import with_pauses
 
 
 class OrchestrationProjection(Projection):
-    """Fills the tables that the read model reads."""
+    """Fills the tables of the read model."""
 
     name = "orchestration"
     version = 1
@@ -44,14 +44,14 @@ class OrchestrationProjection(Projection):
             batch = Batch()
             wanted = batch.wanted()
             for _, event, _ in with_pauses(part, connection.dialect):
-                for table, field in EFFECTS[type(event)].looks_at:
+                for table, field in HANDLERS[type(event)].reads:
                     wanted[table].add(getattr(event, field))
             batch.load(connection)
             for sequence, event, _ in with_pauses(part, connection.dialect):
                 try:
                     if has_limits:
                         _require_storable(event, backend)
-                    EFFECTS[type(event)].apply(batch, event, sequence)
+                    HANDLERS[type(event)].apply(batch, event, sequence)
                 except Contradiction as contradiction:
                     refusals.append(Refusal(sequence, str(contradiction)))
             batch.write(connection)
@@ -61,7 +61,7 @@ class OrchestrationProjection(Projection):
 def _parts(
     events: Sequence[StoredEvent[OrchestrationEvent]],
 ) -> Iterator[Sequence[StoredEvent[OrchestrationEvent]]]:
-    """Ends a part at each deletion: what it takes along is then in the tables, where the database knows it."""
+    """Splits events after each deletion: the database, which deletes dependent rows, must have all earlier rows."""
     start = 0
     for end, (_, event, _) in enumerate(events, 1):
         if type(event) is ThreadDeleted or type(event) is ProjectDeleted:
@@ -73,7 +73,7 @@ def _parts(
 
 @cache
 def _columns_of_text(event: type[Event]) -> tuple[str, ...]:
-    """Fields that are stored as they are; those stored as JSON can hold anything."""
+    """Returns the fields that are stored as plain text. Those that are stored as JSON can hold any character."""
     fields = event.model_fields.items()
     return tuple(name for name, field in fields if field.annotation in (str, str | None) and name != "delta")
 

@@ -1,4 +1,4 @@
-"""Typed queries on the projections. Each reads one committed state, and none waits for a writer."""
+"""The read model: typed queries on the tables of the domain's projection."""
 
 from uuid import UUID
 
@@ -39,14 +39,15 @@ _PENDING = projection_approvals.c.status == ApprovalStatus.PENDING.value
 
 
 class ReadModel:
-    """What the projections hold, as values of the domain.
+    """Reads the tables of the domain's projection as values of the domain.
 
-    Lists are in the order in which their members were created, which never changes: oldest first, or with
-    `newest_first` the other way round. `limit` is how many members to return at most, and `after` identifies the
-    member after which to go on: the last one of the page before. What is not there is `None`, or an empty list.
+    Each call reads one committed state, and does not wait for writers. Lists are in the order in which their members
+    were created, which never changes: oldest first, or newest first with `newest_first`. `limit` is the maximum
+    number of members. `after` identifies the last member of the previous page. A value that does not exist is
+    `None`, a list without members is empty.
 
-    A read raises `StoreUnavailable` where the database cannot be read, `ValueError` for a negative limit, and
-    `LookupError` where the member that `after` names is not there, or was deleted meanwhile.
+    A read raises `StoreUnavailable` if the database cannot be read, `ValueError` for a negative limit, and
+    `LookupError` if the member that `after` identifies does not exist, or was deleted meanwhile.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -73,7 +74,7 @@ class ReadModel:
         return self._one(Thread, projection_threads.c.id == str(thread_id))
 
     def selected_thread(self) -> Thread | None:
-        """Returns the thread that the user turned to last; `None` before, and after it was deleted."""
+        """Returns the thread that the user selected last; `None` if there is none, or it was deleted."""
         return self._one(Thread, projection_threads.c.id == _SELECTED.scalar_subquery())
 
     def turns(
@@ -88,7 +89,7 @@ class ReadModel:
     def messages(
         self, turn_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Message]:
-        """Returns the messages of a turn, with all the text that was streamed to them so far."""
+        """Returns the messages of a turn, with the text that was streamed to them so far."""
         of_turn = projection_messages.c.turn_id == str(turn_id)
         return self._list(
             Message, of_turn, limit=limit, after=_by_id(Message, after, of_turn), newest_first=newest_first
@@ -97,7 +98,7 @@ class ReadModel:
     def thread_messages(
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Message]:
-        """Returns the messages of all turns of a thread, as `messages` does those of one."""
+        """Returns the messages of all turns of a thread, with the text that was streamed to them so far."""
         of_thread = projection_messages.c.thread_id == str(thread_id)
         return self._list(
             Message, of_thread, limit=limit, after=_by_id(Message, after, of_thread), newest_first=newest_first
@@ -120,7 +121,7 @@ class ReadModel:
     def pending_approvals(
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Approval]:
-        """Returns what the agent waits for; the one that `after` names may have been decided meanwhile."""
+        """Returns the undecided approvals of a thread. The one that `after` identifies may be decided by now."""
         of_thread = projection_approvals.c.thread_id == str(thread_id)
         return self._list(
             Approval,
@@ -132,7 +133,7 @@ class ReadModel:
         )
 
     def approval(self, approval_id: UUID) -> Approval | None:
-        """Returns an approval, pending or decided."""
+        """Returns an approval, whether it is pending or decided."""
         return self._one(Approval, projection_approvals.c.id == str(approval_id))
 
     def commits(
@@ -140,7 +141,7 @@ class ReadModel:
     ) -> list[Commit]:
         """Returns the commits of a thread; `after` is a commit's `sequence`."""
         of_thread = projection_commits.c.thread_id == str(thread_id)
-        # A number that the column cannot hold is not there either, and SQLite would take it for an error.
+        # A number that the column cannot hold does not exist either; SQLite would raise an error for it.
         sequence = 0 if after is None or abs(after) > MAXIMUM_SEQUENCE else after
         place = None if after is None else (projection_commits.c.sequence == sequence, of_thread)
         return self._list(Commit, of_thread, limit=limit, after=place, newest_first=newest_first)
@@ -157,12 +158,12 @@ class ReadModel:
         """Returns the whole state in one consistent read.
 
         Args:
-            messages: Off, they are left out: they are nearly all of a large state. `thread_messages` gives those
-                that are looked at.
+            messages: Whether to include the messages, which are nearly all of a large state. Without them, read
+                those that you need with `thread_messages`.
         """
         with self._driver_errors, self._engine.connect() as connection:
             selected = connection.scalar(_SELECTED)
-            # Its parts are validated one by one.
+            # Without validation: its parts were validated one by one.
             return Snapshot.model_construct(
                 sequence=connection.scalar(_SEQUENCE) or 0,
                 projects=tuple(read_values(connection, Project)),
@@ -188,7 +189,7 @@ class ReadModel:
         after: tuple[ColumnElement[bool], ...] | None,
         newest_first: bool,
     ) -> list[ValueT]:
-        """Returns a page; the conditions of `after` are those of the member after which it begins."""
+        """Returns a page; `after` has the conditions that identify the last member of the previous page."""
         if limit is not None and (type(limit) is not int or limit < 0):
             raise ValueError(f"limit is a number from 0 on, not {limit!r}")
         with self._driver_errors, self._engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Rows of the projections to values of the domain."""
+"""Converts rows of the read model's tables into values of the domain."""
 
 from typing import Any, TypeVar
 from uuid import UUID
@@ -28,12 +28,12 @@ TABLES: dict[type[Value], Table] = {
 }
 
 _JSON = {"content", "detail"}
-"""Columns that hold JSON."""
+"""The columns that hold JSON."""
 
 _KEYS_AT_ONCE = 500
 
 MAXIMUM_LIMIT = 2**31
-"""More than any list has, and a number that any database takes."""
+"""No list has more members, and every database takes this number."""
 
 _messages, _chunks = schema.projection_messages, schema.projection_message_chunks
 _CHUNKS = (
@@ -50,7 +50,7 @@ def read_values(
     newest_first: bool = False,
     limit: int | None = None,
 ) -> list[ValueT]:
-    """Returns the values of the rows that meet all conditions, in the order in which they were created."""
+    """Returns the values of the rows that meet all conditions, in the order of their creation."""
     table = TABLES[model]
     order = table.c.sequence.desc() if newest_first else table.c.sequence
     query = select(*[table.c[name] for name in model.model_fields]).where(*conditions).order_by(order)
@@ -68,15 +68,15 @@ def read_values(
 
 
 def place_of(connection: Connection, model: type[Value], *conditions: ColumnElement[bool]) -> int:
-    """Returns where in the order the member of a list stands that meets all conditions.
+    """Returns the sequence of the member of a list that meets all conditions, by which lists are ordered.
 
     Raises:
-        LookupError: There is none.
+        LookupError: No member meets them.
     """
     place: int | None = connection.scalar(select(TABLES[model].c.sequence).where(*conditions))
     if place is None:
         raise LookupError(
-            f"after: that {model.__name__.lower()} is not there, or not any more; read from the beginning again"
+            f"after: that {model.__name__.lower()} does not exist, or was deleted; read from the beginning again"
         )
     return place
 
@@ -90,7 +90,7 @@ def read_identifier(text: str) -> UUID:
 
 
 def _add_streamed_text(connection: Connection, messages: list[dict[str, Any]]) -> None:
-    """Adds the chunks of messages whose turn has not ended, and those that came after its end."""
+    """Adds the chunks that are not joined yet: of running turns, and those that came after the end of a turn."""
     texts = {
         message["id"]: message["content"]
         for message in messages
@@ -123,5 +123,5 @@ def _to_value(model: type[ValueT], row: dict[str, Any]) -> ValueT:
 def _damaged(table: Table, row: dict[str, Any]) -> PersistenceError:
     key = "/".join(str(row[column.name]) for column in table.primary_key)
     return PersistenceError(
-        f"row {key} of {table.name} is damaged: projections.verify() says how, and projections.rebuild() mends it"
+        f"row {key} of {table.name} is damaged: projections.verify() shows how, and projections.rebuild() repairs it"
     )

@@ -1,4 +1,4 @@
-"""The statements with which the domain's projection changes its tables."""
+"""The statements of the domain's projection."""
 
 from sqlalchemy import BigInteger, BindParameter, Table, Text, bindparam, delete, exists, insert, select, update
 
@@ -18,7 +18,7 @@ from peon.persistence.schema import (
 
 
 def _update(table: Table, *columns: str) -> CompiledStatement:
-    """Sets the columns of the row with an `id`, which is the last parameter."""
+    """Returns the statement that sets columns of the row with an `id`, which is the last parameter."""
     values: dict[str, BindParameter[object]] = {column: bindparam(f"new_{column}") for column in columns}
     return CompiledStatement(
         update(table).where(table.c.id == bindparam("of_id")).values(values),
@@ -71,7 +71,7 @@ RESTORE_CHECKPOINT = _update(checkpoints, "restored_at")
 
 INSERT_COMMIT = insert_into(projection_commits)
 
-# A branch may be created more than once, as git deletes branches without an event; and one that was there before
+# A branch may be created more than once, because git deletes branches without an event. A branch that is older than
 # the thread may be pushed.
 _branch = (projection_branches.c.thread_id == bindparam("of_thread")) & (
     projection_branches.c.name == bindparam("of_name")
@@ -119,4 +119,4 @@ ORDER = (
     DELETE_THREAD,
     DELETE_PROJECT,
 )
-"""Parents before their children, rows before their changes, and deletions last."""
+"""Parents come before children, inserts before updates, deletes last."""

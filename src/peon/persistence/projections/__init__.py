@@ -1,4 +1,4 @@
-"""Projections: tables that are derived from the log, kept equal to it, and can be built anew at any time."""
+"""Projections: tables that are derived from the log, kept equal to it, and can be rebuilt at any time."""
 
 from peon.persistence.projections.base import Projection, Refusal
 from peon.persistence.projections.manager import Projections

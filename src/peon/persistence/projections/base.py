@@ -1,4 +1,4 @@
-"""What a projection is: tables that are derived from the log, event by event."""
+"""The base class of projections."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -10,20 +10,20 @@ from peon.persistence.log.stored_event import StoredEvent
 
 
 class Refusal(NamedTuple):
-    """An event that was passed over as it contradicts what the tables hold; `reason` shows nothing of its payload."""
+    """An event that a projection did not apply, because it contradicts the tables; `reason` contains no payload."""
 
     sequence: int
     reason: str
 
 
 class Projection(ABC):
-    """Tables, and how events change them; subclass it to have one of your own.
+    """Tables that are derived from the log, and how events change them. Subclass it for a projection of your own.
 
     Attributes:
-        name: Of its position and its problems in the database.
-        version: To be raised when `apply` or the tables change: the next start-up then builds them anew.
-        tables: All that `apply` writes. Their foreign keys lead to each other only. Those that are not of
-            `peon.persistence.schema` are created at start-up, and again with a new version: they need no migration.
+        name: Identifies its position and its problems in the database.
+        version: Raise it when `apply` or the tables change: the next start-up then rebuilds the tables.
+        tables: All tables that `apply` writes. Their foreign keys refer only to each other. Tables that are not in
+            `peon.persistence.schema` are created at start-up, and again for a new version; they need no migration.
     """
 
     name: ClassVar[str]
@@ -34,13 +34,15 @@ class Projection(ABC):
     def apply(self, connection: Connection, events: Sequence[StoredEvent[Any]]) -> Iterable[Refusal] | None:
         """Writes what the events say into the tables, in the transaction of `connection`.
 
-        The rows must depend on the events alone, and not on how they are split into calls: the same code serves
-        appends, catching up, rebuilding and verifying. It must name its tables without a schema, as Core does.
+        The rows must depend only on the events, and not on how the events are split into calls, because the same
+        code serves appends, catch-up, rebuilds and verification. Statements must name the tables without a schema,
+        as Core does.
 
         Args:
-            events: Contiguous, but for those that cannot be decoded.
+            events: Contiguous events, except for those that cannot be decoded.
 
         Returns:
-            The events that contradict what is there, if any; nothing of them was written. They fail an append,
-            and are kept as problems where they are stored already. Any exception fails either.
+            The events that contradict the tables, if any; nothing of them was written. In an append they raise
+            `ProjectionError`; events that are stored already are recorded as problems. An exception fails the
+            append, or the catch-up.
         """

@@ -1,4 +1,4 @@
-"""Keeps projections equal to what the log says: in each append, at start-up, and anew where that is needed."""
+"""Keeps projections equal to the log: updates them in each append, catches up at start-up, rebuilds, verifies."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +29,7 @@ from peon.persistence.projections.verification import Difference, compare, compa
 from peon.persistence.schema import LAST_SEQUENCE, projection_problems
 
 PAGES_A_COMMIT = 10
-"""Pages of the log that are applied in one transaction: fewer cost more commits, more hold up appends for longer."""
+"""Pages of the log in one transaction of a catch-up. Fewer need more commits; more make appends wait longer."""
 
 
 class Projections:
@@ -39,7 +39,7 @@ class Projections:
         codec: Decodes the events of the log.
 
     Raises:
-        ValueError: Two have the same name or table, or a foreign key leads out of the tables of one.
+        ValueError: Two projections have the same name or table, or a foreign key refers to a table of another.
     """
 
     def __init__(self, engine: Engine, projections: Sequence[Projection], codec: EventCodec[Any]) -> None:
@@ -58,8 +58,8 @@ class Projections:
         """Applies events in the transaction that has just stored them.
 
         Raises:
-            ProjectionError: At the first event that contradicts what is there. The transaction must be undone.
-            ProjectionsOutOfDate: The tables are those of another version.
+            ProjectionError: At the first event that contradicts the tables. The transaction must be rolled back.
+            ProjectionsOutOfDate: Another version has built the tables.
         """
         first, last = stored[0].sequence, stored[-1].sequence
         if not advance(connection, self._projections, first - 1, last):
@@ -83,17 +83,17 @@ class Projections:
             return [problem for projection in self._projections for problem in problems_of(connection, projection)]
 
     def catch_up(self, progress: Progress | None = None) -> None:
-        """Applies the events that are stored and were not applied; does nothing where there are none.
+        """Applies the stored events that were not applied yet; does nothing if there are none.
 
-        It goes page by page, each in a transaction of its own together with the position, so that another call
-        goes on where this one was interrupted. Events that cannot be applied become problems. What another
-        version of the code has built is built anew, as by `rebuild`.
+        It saves its position with every few pages, so that another call resumes where this one was interrupted.
+        Events that cannot be applied become problems. A projection that another version of the code has built is
+        rebuilt, as by `rebuild`.
 
         Args:
-            progress: Called after each page: how many events are done, and how many there are to do in all.
+            progress: Called after each page with the number of events done and to do.
 
         Raises:
-            StoreUnavailable: The database is locked, read-only, full, damaged.
+            StoreUnavailable: The database is locked, read-only, full or damaged.
         """
         with self._driver_errors:
             with self._reads.connect() as connection:
@@ -115,16 +115,16 @@ class Projections:
             meter.finish()
 
     def rebuild(self, progress: Progress | None = None) -> None:
-        """Builds all projections anew from the log.
+        """Rebuilds all projections from the log.
 
-        Readers see the old rows until all new ones are there, and appends wait only while those are put in place.
-        An interrupted rebuild has changed nothing.
+        Readers see the old rows until the new ones are complete. Appends wait only while the new rows replace the
+        old ones. An interrupted rebuild changes nothing.
 
         Args:
-            progress: As of `catch_up`.
+            progress: See `catch_up`.
 
         Raises:
-            StoreUnavailable: The database is locked, read-only, full, damaged.
+            StoreUnavailable: The database is locked, read-only, full or damaged.
         """
         with self._driver_errors:
             with self._reads.connect() as connection:
@@ -133,14 +133,14 @@ class Projections:
                 self._rebuild(projection, meter)
 
     def verify(self, progress: Progress | None = None) -> list[Difference]:
-        """Computes all rows from the log once more, beside the tables, and compares; changes nothing.
+        """Computes all rows from the log again, in temporary tables, and compares them; changes nothing.
 
         Args:
-            progress: As of `catch_up`.
+            progress: See `catch_up`.
 
         Returns:
-            What differs; an empty list where the tables are equal to what the log says. An event that could not be
-            applied is a difference, too: a row of `projection_problems` where none is expected.
+            The differences; an empty list if the tables are equal to what the log says. An event that could not be
+            applied is a difference too: a row of `projection_problems` where none is expected.
 
         Raises:
             StoreUnavailable: The database cannot be read.
@@ -154,15 +154,15 @@ class Projections:
             ]
 
     def _close_gaps(self, connection: Connection, before: int, last: int) -> None:
-        """Applies what others have stored without this projection, an older version of the application perhaps."""
+        """Applies events that were stored without this projection, perhaps by an older version of the application."""
         for projection in self._projections:
             position = position_of(connection, projection)
             if position is None or position.version != projection.version or position.sequence > last:
                 raise ProjectionsOutOfDate(
-                    f"projection {projection.name} in {database_name(self._engine)} was changed by another version "
-                    "of the application: open the database again, by the same version in all processes"
+                    f"projection {projection.name} in {database_name(self._engine)} was built by another version "
+                    "of the application: run the same version in all processes, and open the database again"
                 )
-            if position.sequence == last:  # advanced already
+            if position.sequence == last:  # `advance` has moved it already
                 continue
             self._replay.apply_pages(connection, projection, position.sequence, until=before)
             set_position(connection, projection, last)
@@ -176,10 +176,10 @@ class Projections:
             if last == before:
                 return
             meter.add(last - before)
-        self._rebuild(projection, meter)  # another version was here meanwhile
+        self._rebuild(projection, meter)  # another version has rebuilt it meanwhile
 
     def _apply_some(self, projection: Projection, connection: Connection) -> tuple[int, int] | None:
-        """Returns where the projection was, and where it is now; `None` where it is one of another version."""
+        """Returns the old and the new position of the projection; `None` if another version has built it."""
         with self._backend.large_cache(connection):
             self._backend.join_append(connection)
             position = position_of(connection, projection)
@@ -195,9 +195,9 @@ class Projections:
 
     def _rebuild(self, projection: Projection, meter: Meter) -> None:
         reads = self._engine.execution_options(**{READ_ONLY: True})
-        with_own_commit(reads, self._driver_errors, partial(self._build_anew, projection, meter))
+        with_own_commit(reads, self._driver_errors, partial(self._build_and_replace, projection, meter))
 
-    def _build_anew(self, projection: Projection, meter: Meter, own: OwnTransaction) -> None:
+    def _build_and_replace(self, projection: Projection, meter: Meter, own: OwnTransaction) -> None:
         connection = own.connection
         tables = [*projection.tables, projection_problems]
         with self._backend.large_cache(connection), shadowed(connection, tables) as pair:
@@ -205,7 +205,7 @@ class Projections:
             while last != before:
                 if self._backend.rebuilds_in_steps:
                     connection.commit()
-                    connection.begin()  # the driver's statements do not begin it
+                    connection.begin()  # statements that the driver runs do not begin one
                 before = last
                 last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
             if self._backend.rebuilds_in_steps:
@@ -220,12 +220,12 @@ class Projections:
 
     def _differences(self, connection: Connection, projection: Projection, meter: Meter) -> list[Difference]:
         if not connection.in_transaction():
-            connection.begin()  # the driver's statements do not begin it
+            connection.begin()  # statements that the driver runs do not begin one
         position = position_of(connection, projection)
         found_problems = problems_of(connection, projection)
         differences = list(compare_position(projection, connection.scalars(LAST_SEQUENCE).one(), position))
         if position is None or position.version != projection.version:
-            return differences  # its tables may be others, or not be there
+            return differences  # its tables may have other columns, or not exist
         with shadowed(connection, [*projection.tables, projection_problems]) as pair:
             self._replay.apply_pages(connection, projection, 0, meter=meter)
             differences += compare_problems(problems_of(connection, projection), found_problems)

@@ -1,4 +1,4 @@
-"""How far each projection has come, and what it could not apply."""
+"""The position of each projection in the log, and the events that it could not apply."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,7 +31,7 @@ _INSERT_PROBLEM = insert_into(projection_problems)
 
 
 class Position(NamedTuple):
-    """`sequence` is that of the last event that was applied, by that version of the projection's code."""
+    """The sequence of the last event that was applied, and the version of the projection's code that applied it."""
 
     version: int
     sequence: int
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
     Attributes:
         projection: The projection's name.
         sequence: The event's place in the log.
-        event_type: As it is stored.
+        event_type: The value of its `event_type` column.
         reason: What it contradicts, or why it cannot be decoded.
     """
 
@@ -54,13 +54,13 @@ class Problem(NamedTuple):
 
 
 def advance(connection: Connection, projections: Sequence[Projection], before: int, last: int) -> bool:
-    """Moves those projections that stand at `before`, and returns whether all of them did."""
+    """Moves the projections whose position is `before` to `last`, and returns whether that was all of them."""
     rows = [(last, projection.name, projection.version, before) for projection in projections]
     return _ADVANCE.run(connection, rows) == len(rows)
 
 
 def position_of(connection: Connection, projection: Projection) -> Position | None:
-    """Returns `None` for a projection that was never begun."""
+    """Returns the position; `None` for a projection that has never run."""
     rows = _POSITION.rows(connection, projection.name)
     return Position(*rows[0]) if rows else None
 

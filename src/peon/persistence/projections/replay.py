@@ -1,4 +1,4 @@
-"""Applies stored events to a projection, page by page, and passes over those that cannot be applied."""
+"""Applies stored events to a projection, page by page; records those that cannot be applied as problems."""
 
 from collections.abc import Callable
 from itertools import count
@@ -17,11 +17,11 @@ from peon.persistence.runtime.event_loop import with_pauses
 from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 
 Progress = Callable[[int, int], None]
-"""Gets how many events are done, and how many there are to do in all."""
+"""Takes the number of events done, and the number of events to do in all."""
 
 
 def applied(projection: Projection, connection: Connection, events: list[StoredEvent[Any]]) -> dict[int, str]:
-    """Applies events, and returns the reasons of those that were refused, by sequence.
+    """Applies events, and returns the reason for each refused one, by sequence.
 
     Raises:
         TypeError: The projection refused an event that it was not given, or ended the transaction.
@@ -29,7 +29,9 @@ def applied(projection: Projection, connection: Connection, events: list[StoredE
     transaction = connection.get_transaction()
     refusals = projection.apply(connection, events)
     if transaction is not None and connection.get_transaction() is not transaction:
-        raise TypeError(f"projection {projection.name} ended the transaction of the events: its owner does that")
+        raise TypeError(
+            f"projection {projection.name} ended the transaction of the events, which only its owner may end"
+        )
     reasons = dict(refusals or ())
     if reasons and not reasons.keys() <= {stored.sequence for stored in events}:
         raise TypeError(f"projection {projection.name} refused an event that it was not given")
@@ -37,7 +39,7 @@ def applied(projection: Projection, connection: Connection, events: list[StoredE
 
 
 class Replay:
-    """Reads the log of `engine`, through connections that are given to it."""
+    """Reads the log through connections that the caller gives."""
 
     def __init__(self, engine: Engine, codec: EventCodec[Any]) -> None:
         self._pages = LogPages(engine, DriverErrors(engine))
@@ -56,11 +58,11 @@ class Replay:
         """Applies the events above `after`; those that cannot be applied become problems.
 
         Args:
-            pages: Stops after so many pages.
-            until: The last event to apply.
+            pages: The maximum number of pages.
+            until: The sequence of the last event to apply.
 
         Returns:
-            The sequence of the last one; `after` itself where there are no more.
+            The sequence of the last event that was read; `after` if there were no more.
         """
         for _ in count() if pages is None else range(pages):
             with garbage_collection_paused(connection.dialect):
@@ -101,7 +103,7 @@ class Replay:
 
 
 class Meter:
-    """Adds up what is done, and reports it."""
+    """Counts the events that are done, and reports them."""
 
     def __init__(self, report: Progress | None, total: int) -> None:
         self._report = report
@@ -110,12 +112,12 @@ class Meter:
 
     def add(self, events: int) -> None:
         self._done += events
-        # Others may append meanwhile.
+        # Others may append meanwhile, so more can be done than was counted.
         self._total = max(self._total, self._done)
         if self._report is not None:
             self._report(self._done, self._total)
 
     def finish(self) -> None:
-        """Reports what others have done meanwhile."""
+        """Reports the rest as done: other processes have done it meanwhile."""
         if self._done < self._total:
             self.add(self._total - self._done)

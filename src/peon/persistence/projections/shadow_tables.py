@@ -1,9 +1,10 @@
-"""Tables that hide others of the same names, on one connection, until they are dropped.
+"""Shadow tables: temporary tables that hide the real ones of the same names, on one connection, until dropped.
 
-SQLite and PostgreSQL both look for a name among the temporary tables first. So what writes the tables of a
-projection writes the shadows instead, unchanged, and nobody else sees it.
+SQLite and PostgreSQL both look for a name among the temporary tables first. So the code of a projection writes into
+the shadow tables without any change, and no other connection sees it.
 
-On PostgreSQL they end with their transaction: behind a pooler, the next one may be on another session of the server.
+On PostgreSQL the shadow tables end with their transaction, because behind a pooler the next transaction may be on
+another session of the server.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from peon.persistence.backends.interface import READ_ONLY
 
 
 class Shadows(NamedTuple):
-    """Each table's shadow, and the table that it hides, parents first."""
+    """The shadow tables, and the tables that they hide, in the same order, parents first."""
 
     shadows: list[Table]
     hidden: list[Table]
@@ -27,7 +28,7 @@ class Shadows(NamedTuple):
 
 @contextmanager
 def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadows]:
-    """Puts an empty shadow before each table. At the end it rolls back what was not committed, and drops them."""
+    """Creates an empty shadow table for each table; at the end, rolls back and drops the shadow tables."""
     backend = backend_of(connection)
     pair = Shadows(_copies(tables, backend.temporary_schema), _copies(tables, backend.schema_of_log(connection)))
     with backend.nothing_prepared(connection):
@@ -45,12 +46,12 @@ def _remove(shadows: Sequence[Table], connection: Connection) -> None:
     try:
         connection.rollback()
         if not backend_of(connection).temporary_tables_end_with_transaction:
-            connection.execution_options(**{READ_ONLY: True})  # temporary tables need no turn at the write lock
+            connection.execution_options(**{READ_ONLY: True})  # temporary tables do not need the write lock
             for shadow in reversed(shadows):
                 connection.execute(DropTable(shadow, if_exists=True))
             connection.commit()
     except BaseException:
-        # Whoever got the connection next would read the shadows. In memory, it is the database.
+        # Another user of the connection would read the shadow tables. In memory, the connection is the database.
         if not is_memory(connection.engine.url):
             connection.invalidate()
         raise
@@ -64,7 +65,7 @@ def _copies(tables: Sequence[Table], schema: str) -> list[Table]:
 
 
 def _keep_indexes_of_foreign_keys(table: Table) -> None:
-    """The others serve readers, which shadows have none of, and cost a sixth of a rebuild."""
+    """Other indexes only serve readers, which shadow tables do not have, and cost a sixth of a rebuild."""
     kept = set()
     for index in sorted(table.indexes, key=lambda index: len(index.columns)):
         column = next(iter(index.columns))

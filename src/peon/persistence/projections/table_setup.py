@@ -1,4 +1,4 @@
-"""The tables of projections: those that revisions create, and those that come and go with a projection."""
+"""Creates, empties and replaces the tables of projections, and checks what projections declare."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,10 +11,10 @@ from peon.persistence.projections.shadow_tables import Shadows
 
 
 def check(projections: Sequence[Projection]) -> None:
-    """Raises `ValueError` for projections that could not be kept beside each other, `TypeError` for what is none."""
+    """Raises `ValueError` for projections that conflict, and `TypeError` for objects that are not projections."""
     for projection in projections:
         if not isinstance(projection, Projection):
-            raise TypeError(f"{projection!r} is no projection: give an instance of a subclass of Projection")
+            raise TypeError(f"{projection!r} is not a projection: give an instance of a subclass of Projection")
         if problem := next(_problems(projection), None):
             raise ValueError(f"projection {type(projection).__name__}: {problem}")
     names = [projection.name for projection in projections]
@@ -22,7 +22,7 @@ def check(projections: Sequence[Projection]) -> None:
         raise ValueError(f"two projections have the same name: {', '.join(names)}")
     taken = set(schema.metadata.tables)
     for projection in projections:
-        own = _names_of_own(projection)
+        own = _own_table_names(projection)
         if own & taken:
             raise ValueError(f"projection {projection.name} has a table of another: {', '.join(own & taken)}")
         taken |= own
@@ -42,42 +42,46 @@ def _problems(projection: Projection) -> Iterator[str]:
     for table in projection.tables:
         if table.schema is not None:
             yield f"{table} has a schema, and would not be found where it is rebuilt"
-        # The tables of others are emptied and filled at other times than these.
+        # Tables of other projections are emptied and filled at other times.
         own = {table.name for table in projection.tables}
         for key in table.foreign_keys:
             if key.target_fullname.rpartition(".")[0] not in own:
                 yield f"{key.parent} refers to {key.target_fullname}, which is not in a table of its own"
-        # Numbers that a database hands out depend on more than the events.
+        # Numbers that the database assigns depend on more than the events.
         if table.autoincrement_column is not None:
             yield f"{table.autoincrement_column} counts by itself: give it autoincrement=False, and a number"
 
 
 def is_migrated(table: Table) -> bool:
-    """Returns whether a revision creates it."""
+    """Returns whether a migration creates the table."""
     return table.metadata is schema.metadata
 
 
 def prepare(connection: Connection, projection: Projection) -> None:
-    """Makes its tables empty, and forgets its problems; creates those tables that no revision does."""
-    own = _names_of_own(projection)
+    """Empties the tables and the problems of a projection; creates the tables that no migration creates."""
+    own = _own_table_names(projection)
     in_order = [table for table in projection.tables[0].metadata.sorted_tables if table in projection.tables]
     for table in reversed(in_order):
-        # They may be there, with other columns than they have now.
+        # They may exist with other columns than they have now.
         connection.execute(DropTable(table, if_exists=True) if table.name in own else delete(table))
     for table in in_order:
         if table.name in own:
             table.create(connection, checkfirst=False)
-    _forget_problems(connection, projection, schema.projection_problems)
+    _delete_problems(connection, projection, schema.projection_problems)
 
 
 def replace(connection: Connection, projection: Projection, pair: Shadows, *, version: int | None) -> None:
-    """Puts the rows of the shadows in the place of those of the hidden tables, which are of that version."""
-    own = _names_of_own(projection) if version != projection.version else set()
+    """Replaces the rows of the hidden tables by those of the shadow tables.
+
+    Args:
+        version: The version of the code that has built the hidden tables; `None` if none has.
+    """
+    own = _own_table_names(projection) if version != projection.version else set()
     for table in reversed(pair.hidden):
         if table.name in own:
             connection.execute(DropTable(table, if_exists=True))
         elif table.name == schema.projection_problems.name:
-            _forget_problems(connection, projection, table)
+            _delete_problems(connection, projection, table)
         else:
             connection.execute(delete(table))
     for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
@@ -87,10 +91,10 @@ def replace(connection: Connection, projection: Projection, pair: Shadows, *, ve
         connection.execute(insert(table).from_select(columns, select(shadow)))
 
 
-def _forget_problems(connection: Connection, projection: Projection, problems: Table) -> None:
+def _delete_problems(connection: Connection, projection: Projection, problems: Table) -> None:
     connection.execute(delete(problems).where(problems.c.projection == projection.name))
 
 
-def _names_of_own(projection: Projection) -> set[str]:
-    """Returns the tables that come and go with the projection."""
+def _own_table_names(projection: Projection) -> set[str]:
+    """Returns the names of the tables that no migration creates."""
     return {table.name for table in projection.tables if not is_migrated(table)}

@@ -11,14 +11,14 @@ from peon.persistence.schema import projection_positions, projection_problems
 
 
 class Difference(NamedTuple):
-    """One place where a table is not what the log says. A row that is missing, or too many, differs in each column.
+    """A value in a table that is not what the log says. A missing or extra row differs in each of its columns.
 
     Attributes:
-        table: The table's name.
-        key: The row's primary key; with several columns, their values with `/` between.
-        column: The column's name.
-        expected: What it would hold after a rebuild; `None` also where there would be no such row.
-        found: What it holds; `None` also where there is no such row.
+        table: The name of the table.
+        key: The primary key of the row; the values of several columns are separated by `/`.
+        column: The name of the column.
+        expected: The value after a rebuild; also `None` if there would be no such row.
+        found: The present value; also `None` if there is no such row.
     """
 
     table: str
@@ -48,12 +48,12 @@ def _rows_of_first_only(connection: Connection, first: Table, second: Table) -> 
 
 
 def _comparable(table: Table) -> list[ColumnElement[Any]]:
-    """PostgreSQL cannot compare JSON but as text."""
+    """Returns the columns in a form that can be compared; PostgreSQL compares JSON only as text."""
     return [cast(column, Text) if isinstance(column.type, JSON) else column for column in table.columns]
 
 
 def compare_problems(expected: list[Problem], found: list[Problem]) -> Iterator[Difference]:
-    """Yields each problem, recorded or not: a sound log has none."""
+    """Yields each problem, recorded or not: a log without errors has none."""
     expected_reasons = {(problem.projection, problem.sequence): problem.reason for problem in expected}
     found_reasons = {(problem.projection, problem.sequence): problem.reason for problem in found}
     for key in sorted(expected_reasons.keys() | found_reasons.keys()):
@@ -68,7 +68,7 @@ def compare_problems(expected: list[Problem], found: list[Problem]) -> Iterator[
 
 
 def compare_position(projection: Projection, end: int, found: Position | None) -> Iterator[Difference]:
-    """Yields where the position is not that of this version at the end of the log."""
+    """Yields a difference if the position is not at the end of the log, or of another version."""
     expected = {"version": projection.version, "sequence": end}
     for column, value in expected.items():
         actual = None if found is None else getattr(found, column)

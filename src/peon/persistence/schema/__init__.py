@@ -1,8 +1,8 @@
-"""The tables, as the newest revision leaves them. Alembic compares them with a database: `alembic check`.
+"""The tables at the newest revision. `alembic check` compares them with a database.
 
-Text everywhere that SQLite and PostgreSQL must agree to the byte: identifiers are UUIDs in their 36-character
-form, times are ISO 8601 in UTC with microseconds and a `Z` (fixed width, so that they sort as text), JSON is
-kept as it was written.
+Columns are text wherever SQLite and PostgreSQL must agree to the byte: identifiers are UUIDs in their 36-character
+form, times are ISO 8601 in UTC with microseconds and a `Z` (a fixed width, so that they sort as text), JSON is kept
+as it was written.
 """
 
 from peon.persistence.schema.log import (

@@ -16,7 +16,7 @@ from sqlalchemy import (
 
 from peon.persistence.schema.metadata import metadata
 
-# The log. Triggers (revision 002) refuse to change or delete a row. AUTOINCREMENT: a number is never used again.
+# The log. Triggers (revision 002) refuse to change or delete a row. With AUTOINCREMENT, a number is never used again.
 events = Table(
     "events",
     metadata,
@@ -34,15 +34,15 @@ MAXIMUM_SEQUENCE = 2**63 - 1
 # The end of the log, 0 if it is empty: the same time for any log, as it reads one entry of an index.
 LAST_SEQUENCE = select(func.coalesce(func.max(events.c.sequence), literal_column("0")))
 
-# PostgreSQL: whoever appends holds the one row, number 1, until the commit. SQLite has its own write lock.
+# On PostgreSQL, an append locks the only row, number 1, until it commits. SQLite has its own write lock.
 append_lock = Table(
     "append_lock",
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=False),
 )
 
-# Which events have a field, such as thread_id, with a value: derived from the log when a query first asks for the
-# field, and then on. The type of an event counts as a field.
+# The index of tags: which events have a field, such as thread_id, with a value. It is derived from the log when a
+# query first asks for the field. The type of an event counts as a field.
 tags = Table(
     "tags",
     metadata,
@@ -58,7 +58,7 @@ event_tags = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     sqlite_with_rowid=False,
 )
-# How far each field is indexed.
+# The position up to which each field is indexed.
 tag_positions = Table(
     "tag_positions",
     metadata,
@@ -66,7 +66,7 @@ tag_positions = Table(
     Column("sequence", BigInteger, nullable=False),
 )
 
-# What a command has stored: so many events, from the first on.
+# The events that a command has stored: their number, and the first one.
 command_receipts = Table(
     "command_receipts",
     metadata,
@@ -76,7 +76,7 @@ command_receipts = Table(
     Column("stored_at", Text, nullable=False),
 )
 
-# How far each named subscription has come.
+# The position of each durable subscription.
 subscription_positions = Table(
     "subscription_positions",
     metadata,

@@ -4,7 +4,7 @@ from sqlalchemy import BigInteger, Column, Integer, Table, Text
 
 from peon.persistence.schema.metadata import metadata
 
-# How far each projection has come in the log, and which version of its code brought it there.
+# The position of each projection in the log, and the version of its code.
 projection_positions = Table(
     "projection_positions",
     metadata,
@@ -13,7 +13,7 @@ projection_positions = Table(
     Column("sequence", BigInteger, nullable=False),
 )
 
-# Stored events that a projection could not apply.
+# The stored events that a projection could not apply.
 projection_problems = Table(
     "projection_problems",
     metadata,

@@ -4,8 +4,8 @@ from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, Table, Te
 
 from peon.persistence.schema.metadata import metadata
 
-# The projections: what the log says, in rows. `sequence` is the place of the event that created the row; lists
-# are in its order. Where it has a default, the table is older than the column.
+# `sequence` is the place of the event that created the row; lists are in its order. It has a default in tables that
+# are older than the column.
 
 
 def _sequence() -> Column[int]:
@@ -63,15 +63,15 @@ projection_messages = Table(
     Column("content", Text, nullable=False),
     Column("created_at", Text, nullable=False),
     _sequence(),
-    Column("thread_id", Text, nullable=False, server_default=""),  # its turn's
+    Column("thread_id", Text, nullable=False, server_default=""),  # the thread of its turn
 )
 Index("idx_messages_turn", projection_messages.c.turn_id)
 Index(None, projection_messages.c.turn_id, projection_messages.c.sequence)
 Index(None, projection_messages.c.thread_id, projection_messages.c.sequence)
 
-# Text that is still being streamed, as JSON strings: a chunk costs the same for any length of the message. When
-# the turn ends, it goes into the message's content. One row an event, so that a rebuild gives the same rows, and
-# kept by turn, so that ending one is a single range.
+# Text that is still being streamed, as JSON strings, so that a chunk costs the same for any length of the message.
+# When the turn ends, it is joined to the content of the message. There is one row for each event, so that a rebuild
+# gives the same rows; the key begins with the turn, so that the rows of a turn are one range.
 projection_message_chunks = Table(
     "projection_message_chunks",
     metadata,
@@ -137,7 +137,7 @@ projection_branches = Table(
 )
 Index(None, projection_branches.c.thread_id, projection_branches.c.sequence)
 
-# One row at most, number 1.
+# At most one row, number 1.
 projection_selected_thread = Table(
     "projection_selected_thread",
     metadata,

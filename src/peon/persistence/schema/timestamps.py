@@ -1,4 +1,4 @@
-"""Times as the tables hold them: ISO 8601 in UTC with microseconds and a `Z`, so that they sort as text."""
+"""The format of stored times: ISO 8601 in UTC with microseconds and a `Z`, so that they sort as text."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 def format_timestamp(moment: datetime) -> str:
     if moment.tzinfo is not UTC:
         moment = moment.astimezone(UTC)
-    # Two thirds of the time of isoformat, which asks the time zone for its offset.
+    # Takes two thirds of the time of isoformat, which asks the time zone for its offset.
     return "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ" % (  # noqa: UP031
         moment.year,
         moment.month,
@@ -19,7 +19,7 @@ def format_timestamp(moment: datetime) -> str:
 
 
 def parse_timestamp(text: str) -> datetime:
-    """Raises `ValueError` for what is no time in UTC."""
+    """Returns the time that a text stands for; raises `ValueError` if it is not a time in UTC."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is not UTC:
         raise ValueError("not in UTC")
