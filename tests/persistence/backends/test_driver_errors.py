@@ -52,7 +52,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path, co
     path.write_bytes(content)
 
     for migrate in (True, False):
-        with unavailable(sqlite(path), "the file is not an SQLite database: name another, or move it away"):
+        with unavailable(sqlite(path), "the file is not an SQLite database: name another file, or move this one away"):
             Database.open(url=sqlite(path), migrate=migrate, maintain_projections=False)
         assert files(tmp_path) == {"diary.txt": content}
 

@@ -110,7 +110,10 @@ def test_an_append_outside_the_transaction_of_its_own_thread_is_told_what_to_do(
         with database.engine.begin() as connection:
             before = database.events.append_all([renamed()], connection=connection)
 
-            with taking(0.3, 5), unavailable(database.engine.url, "pass it as connection=…), or raise database.busy_"):
+            with (
+                taking(0.3, 5),
+                unavailable(database.engine.url, "pass your own transaction as connection=…, or"),
+            ):
                 database.events.append_all([renamed()])
 
         assert_works(database, before)

@@ -283,7 +283,7 @@ def test_much_of_the_index_is_not_read_under_the_lock(
     migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tags that take turns and never meet are the worst there is."""
-    for name, value in {"TAIL": 10, "RANGE": 5, "ROUNDS": 3}.items():
+    for name, value in {"TAIL_EVENTS": 10, "RANGE_ENTRIES": 5, "LOCKED_ROUNDS": 3}.items():
         monkeypatch.setattr(tag_index, name, value)
     under_lock: list[str] = []
 

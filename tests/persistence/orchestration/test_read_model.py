@@ -201,7 +201,7 @@ class TestLists:
     def test_after_something_that_is_not_there(self, begun: Database, name: str) -> None:
         listed, _, key = LISTS[name]
 
-        with pytest.raises(LookupError, match="not there"):
+        with pytest.raises(LookupError, match="does not exist"):
             listed(begun.read_model)(after={"id": uuid4(), "sequence": 10**6, "name": "no branch"}[key])
 
 

@@ -16,8 +16,8 @@ LOCK_NOT_AVAILABLE = "55P03"
 MIGRATION_HINT = ". Has the database been migrated? alembic upgrade head does that"
 
 _LOCKED = (
-    "it is locked by another connection: end the transaction that holds the lock, pass your own transaction as "
-    "connection=…, or raise database.busy_timeout"
+    "it is locked by another connection: end the transaction that holds the lock, "
+    "pass your own transaction as connection=…, or raise database.busy_timeout"
 )
 _SQLITE_ADVICE = {
     sqlite3.SQLITE_BUSY: _LOCKED,
