@@ -1,4 +1,4 @@
-"""Runs the migrations: for `Database.open()`, which hands over a connection, and for the `alembic` command."""
+"""Runs the migrations, for `Database.open()`, which passes a connection, and for the `alembic` command."""
 
 from functools import partial
 from logging.config import fileConfig
@@ -23,7 +23,7 @@ from peon.persistence.schema import metadata
 
 
 def is_ours(name: str | None, kind: str, _: object) -> bool:
-    """Tables of the application's own, and of its own projections, are none of Alembic's business here."""
+    """Returns whether Alembic manages the table here: not those of the application and of its own projections."""
     return kind != "table" or name in metadata.tables
 
 

@@ -1,4 +1,4 @@
-"""Turns the lines of a Claude Code session file (JSONL) into events of the domain."""
+"""Converts the lines of a Claude Code session file (JSONL) into events of the domain."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -30,13 +30,13 @@ from peon.orchestration import (
 )
 
 CHUNK_CHARACTERS = 40
-"""About what an agent streams at a time."""
+"""About as much as an agent streams at once."""
 
 INTERRUPTED = "[Request interrupted by user"
 
 
 class SessionError(ValueError):
-    """The file is not a session; the message names the line."""
+    """The file is not a session file; the message names the line."""
 
 
 def parse(number: int, line: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def parse(number: int, line: str) -> dict[str, Any]:
 
 
 class SessionReader:
-    """Follows one session, line by line, as a new thread of its project.
+    """Converts one session, line by line, into a new thread of its project.
 
     Args:
         projects: Identifiers of the projects that are known already, by path. A new project is added.
@@ -67,7 +67,7 @@ class SessionReader:
         self._model = "unknown"
 
     def batches(self, lines: Iterable[str]) -> Iterator[list[OrchestrationEvent]]:
-        """Yields, for each line, the events that belong into one transaction: an empty list for other lines.
+        """Yields for each line the events of one transaction, which is an empty list if the line has none.
 
         Raises:
             SessionError: A line is not what Claude Code writes.
@@ -142,7 +142,7 @@ class SessionReader:
             yield from self._message(MessageRole.ASSISTANT, call)
 
     def _streamed(self, text: str) -> Iterator[OrchestrationEvent]:
-        """The message begins empty and grows with each chunk, as it did on the screen."""
+        """Returns an empty message and its chunks, as the agent streamed them."""
         yield from self._begin_turn()
         message = self._appended(MessageRole.ASSISTANT, TextContent(text=""))
         yield message

@@ -1,4 +1,4 @@
-"""Copies a database into an empty one, from SQLite to PostgreSQL for instance, and proves that both say the same.
+"""Copies a database into an empty one, for example from SQLite to PostgreSQL, and checks that both are equal.
 
     python examples/copy_database.py SOURCE_URL TARGET_URL
 
@@ -18,7 +18,7 @@ from peon.persistence.schema import projection_problems
 
 
 def copied(source: Database, target: Database, console: Console) -> str:
-    """Returns what was done, in a line; raises `PersistenceError` where the target is not what the source is."""
+    """Returns a line that says what was done; raises `PersistenceError` if the target differs from the source."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         count = copy_database(source, target, reporter(bar, "Copying"))
         last = target.events.last_sequence()
@@ -30,7 +30,7 @@ def copied(source: Database, target: Database, console: Console) -> str:
             f"the target ends with event {last:,}, and the source has gone on to {newest:,}: stop what writes to it, "
             "and copy it into a new database"
         )
-    # A stored event that cannot be decoded or applied is one, wherever the log is.
+    # Events that cannot be decoded or applied are problems in both databases.
     wrong = [difference for difference in differences if difference.table != projection_problems.name]
     if wrong:
         raise PersistenceError(f"the projections differ from the log in {len(wrong):,} places, first {wrong[0][:3]}")

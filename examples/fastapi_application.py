@@ -21,7 +21,7 @@ from peon.persistence import AppendCondition, EventQuery, errors
 from peon.persistence.asynchronous import AsyncDatabase
 
 KEEP_ALIVE = 15.0
-"""Seconds without an event after which a stream shows that it is there: proxies give a silent one up."""
+"""Seconds without an event after which a stream sends a comment: proxies close silent connections."""
 
 ANSWERS: dict[type[Exception], tuple[int, str]] = {
     errors.CommandConflict: (409, "this Idempotency-Key belongs to another request"),
@@ -50,7 +50,7 @@ Sequence = Annotated[int, Query(ge=0, lt=2**63)]
 
 @router.post("/projects", status_code=201)
 async def create_project(name: Text, path: Text, key: CommandIdentifier, database: Database) -> dict[str, UUID]:
-    # A random identifier would make another command of each repetition.
+    # Derived from the command: with a random identifier, each repetition would be another command.
     project_id = uuid5(key, "project")
     created = ProjectCreated(project_id=project_id, name=name, path=path)
     await database.events.append_all([created], command_id=key)
@@ -64,7 +64,7 @@ async def list_projects(database: Database) -> list[Project]:
 
 @router.get("/projects/{project_id}")
 async def show_project(project_id: UUID, database: Database, response: Response) -> Project:
-    # Before the project is read: what is stored in between is then a conflict, and never overlooked.
+    # Read before the project, so that events which are stored in between are a conflict.
     response.headers["ETag"] = f'"{await database.events.last_sequence()}"'
     project = await database.read_model.project(project_id)
     if project is None:
@@ -87,7 +87,7 @@ async def stream_events(database: Database, after: Sequence = 0, last: LastEvent
 
 
 async def event_messages(database: AsyncDatabase, after: int) -> AsyncIterator[str]:
-    """Yields what is stored, and then what comes, until the client goes away or the database is closed."""
+    """Yields stored events, then new ones, until the client disconnects or the database is closed."""
     async with database.events.subscribe(after=after) as subscription:
         while True:
             try:
@@ -96,7 +96,7 @@ async def event_messages(database: AsyncDatabase, after: int) -> AsyncIterator[s
             except TimeoutError:
                 yield ":\n\n"
             except (StopAsyncIteration, errors.StoreUnavailable):
-                return  # a browser connects again, and says what it has
+                return  # a browser connects again, and sends the last sequence that it has seen
             else:
                 yield f"id: {sequence}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
 
@@ -108,7 +108,7 @@ async def answer(_: Request, error: Exception) -> JSONResponse:
 
 
 def create_application(url: str | None = None) -> FastAPI:
-    """Returns the application; the address is the configured one where none is given."""
+    """Returns the application; by default, with the configured database."""
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:

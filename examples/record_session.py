@@ -1,4 +1,4 @@
-"""Records a Claude Code session as events, and prints the state that follows from all that were recorded so far.
+"""Records a Claude Code session as events, and prints the state that follows from all recorded events.
 
     python examples/record_session.py [SESSION.jsonl]
 
@@ -27,7 +27,7 @@ CHARACTERS_SHOWN = 100
 
 
 def open_database(console: Console) -> Database:
-    """A database that an older version wrote is brought up to date first, which may take a while."""
+    """Opens the database, and shows progress if projections have to catch up first."""
     bar = Progress(console=console, transient=True)
 
     def report(done: int, total: int) -> None:
@@ -43,7 +43,7 @@ def open_database(console: Console) -> Database:
 
 
 def record(database: Database, lines: list[str], console: Console) -> int:
-    """Returns how many events were stored, each line of the session in a transaction of its own."""
+    """Stores each line of the session in a transaction of its own, and returns the number of events."""
     reader = SessionReader({project.path: project.id for project in database.read_model.projects()})
     stored = 0
     steps = track(reader.batches(lines), "Recording", total=len(lines) + 1, console=console, transient=True)
@@ -53,7 +53,7 @@ def record(database: Database, lines: list[str], console: Console) -> int:
 
 
 def tables(state: ReadModel) -> list[Table]:
-    """The projects with their newest threads, and of the selected thread the last turns and messages."""
+    """Prints the projects with their newest threads, and the last turns and messages of the selected thread."""
     projects = Table("Name", "Path", "Threads", title="Projects", title_justify="left")
     threads = Table("Project", "Created", "Model", "Mode", "Status", title="The newest threads", title_justify="left")
     for project in state.projects():

@@ -1,4 +1,4 @@
-"""Room for all that the projections hold, the indexes that serve their reads, and how far they have come."""
+"""The remaining tables and columns of the projections, the indexes for reading them, and their positions."""
 
 import sqlalchemy as sa
 from alembic import op

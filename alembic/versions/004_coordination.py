@@ -1,4 +1,4 @@
-"""What many writers and readers agree by: the order of appends, append conditions, commands, subscriptions."""
+"""Coordination of writers and readers: the order of appends, append conditions, commands, subscriptions."""
 
 import sqlalchemy as sa
 from alembic import context, op

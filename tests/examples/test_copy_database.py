@@ -59,7 +59,7 @@ def test_a_file_is_moved_to_postgresql(sqlite_url: URL, postgresql_url: URL) -> 
     assert len(second.stderr.splitlines()) == 1
 
 
-def test_an_event_that_nobody_can_apply_is_counted(sqlite_url: URL, tmp_path: Path) -> None:
+def test_an_event_that_cannot_be_applied_is_counted(sqlite_url: URL, tmp_path: Path) -> None:
     populate(sqlite_url)
     with Database.open(url=sqlite_url) as source, source.engine.begin() as connection:
         connection.execute(text("INSERT INTO events (event_type, payload, stored_at) VALUES ('Old', '{', 'x')"))

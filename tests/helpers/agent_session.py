@@ -161,7 +161,7 @@ class _Session:
             yield message(self.new(), MessageRole.SYSTEM, TextContent(text="Late."))
 
     def delete_something(self, busy: set[UUID]) -> Iterator[OrchestrationEvent]:
-        """At times, and only where no turn goes on."""
+        """Only sometimes, and only while no turn is running."""
         project = self.chance.choice(list(self.threads))
         threads = self.threads[project]
         idle = [thread for thread in threads if thread not in busy]

@@ -62,7 +62,7 @@ def engine_of(url: URL) -> Iterator[Engine]:
 
 
 def schema_of(url: URL) -> Schema:
-    """Everything that a migration could have made, whatever order it was made in."""
+    """Returns everything that a migration can create, independent of the order in which it was created."""
     with engine_of(url) as engine, engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             query = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY 1, 2"

@@ -66,7 +66,7 @@ class MigratedSchemas:
         return schema
 
     def give_back(self, schema: str) -> None:
-        """Deletes the rows, so that the schema can be taken again; drops it where it is not as it was."""
+        """Deletes the rows, so that the schema can be used again; drops it if its tables have changed."""
         try:
             self._clean_up(schema)
         except (DBAPIError, _ChangedError):

@@ -12,7 +12,7 @@ from sqlalchemy import URL
 
 
 def binaries() -> Path | None:
-    """Returns the folder of `initdb` and `pg_ctl`, which few systems have on the path; `None` where there is none."""
+    """Returns the folder of `initdb` and `pg_ctl`, which is rarely on the path; `None` if they are not installed."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     if (command := shutil.which("pg_config")) is not None:
         told = subprocess.run([command, "--bindir"], capture_output=True, text=True, check=True)
@@ -42,7 +42,7 @@ class PrivateServer:
         with (self._data / "postgresql.conf").open("a") as configuration:
             configuration.write(
                 f"listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\n"
-                "fsync = off  # the machine itself goes on\n"
+                "fsync = off  # the machine itself does not crash\n"
             )
         self.url = URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", port=port, database="postgres")
         self._run("pg_ctl", "start", "--wait", f"--log={self._log}")

@@ -44,7 +44,7 @@ def files(folder: Path) -> dict[str, bytes | None]:
 
 @contextmanager
 def unavailable(url: URL, saying: str = "") -> Iterator[pytest.ExceptionInfo[StoreUnavailable]]:
-    """What every such error has: the database's name, what to do, and the driver's error as its cause."""
+    """Checks what every such error has: the database's name, what to do, and the driver's error as its cause."""
     with pytest.raises(StoreUnavailable) as caught:
         yield caught
     assert str(caught.value).startswith(url.render_as_string(hide_password=True) + ": ")
@@ -69,7 +69,7 @@ def assert_sound(path: Path) -> None:
 def in_child(action: Callable[[], None], *, as_nobody: bool = False) -> None:
     """Runs it in a process of its own, whose rights and limits may then be taken; root could write anything."""
     if as_nobody and os.geteuid() == 0:
-        # Nothing is left to import, which nobody might not be allowed to.
+        # Everything is imported already: the user nobody may not be allowed to read the modules.
         Database.open(url="sqlite://", maintain_projections=False).close()
     reader, writer = os.pipe()
     with warnings.catch_warnings():
@@ -101,7 +101,7 @@ def fill(url: URL, count: int = 3) -> Stored:
 
 
 def read_and_fail_to_append(url: URL, expected: Stored) -> None:
-    """SQLite cannot read such a database at all where it cannot make the -shm file that goes with it."""
+    """SQLite cannot read such a database if it cannot create the -shm file beside it."""
     try:
         database = Database.open(url=url, maintain_projections=False)
     except StoreUnavailable:

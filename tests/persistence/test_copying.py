@@ -41,7 +41,7 @@ Prepare = Callable[[str], URL]
 
 @pytest.fixture
 def prepare(request: pytest.FixtureRequest, tmp_path: Path) -> Prepare:
-    """Returns the address of an empty database of a kind, migrated where it outlives its connection."""
+    """Returns the address of an empty database of a kind; it is migrated if it outlives its connection."""
 
     def prepared(kind: str) -> URL:
         if kind == "file":

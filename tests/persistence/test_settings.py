@@ -1,4 +1,4 @@
-"""Settings: any JSON value comes back, nothing else goes in, and nobody's keys are lost."""
+"""Settings: any JSON value is read back, other values are refused, and no key is lost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

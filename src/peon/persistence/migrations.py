@@ -160,7 +160,7 @@ class _MigrationLock:
             # Alembic logs while it migrates, and a handler that stores log records in a database gets here.
             raise PersistenceError(
                 "a database was opened in the middle of a migration by the thread that runs it, perhaps by a logging "
-                "handler; it would wait for itself for ever. Open the database before the migration, or after it."
+                "handler; it would wait for itself without end. Open the database before the migration, or after it."
             )
         with self._lock:
             self._thread = threading.get_ident()

@@ -115,7 +115,7 @@ def test_ends_when_it_is_closed(url: URL, migrated: None) -> None:
     asyncio.run(story())
 
 
-def test_one_that_nobody_uses_any_more_ends(migrated_lasting_url: URL) -> None:
+def test_one_that_is_no_longer_used_ends(migrated_lasting_url: URL) -> None:
     async def story() -> None:
         async with opened(migrated_lasting_url) as database:
 

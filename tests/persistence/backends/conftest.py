@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that the user nobody can reach, unlike those that pytest makes."""
+    """A folder that the user nobody can enter, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o755)

@@ -127,7 +127,7 @@ def test_threads_that_wait_for_a_forgotten_transaction_are_told_at_the_same_time
         with database.engine.begin() as connection:
             before = database.events.append_all([renamed()], connection=connection)
 
-            with taking(0.3, 2):  # one that was alone, and those that came meanwhile
+            with taking(0.3, 2):  # for the request that was alone, and for those that arrived meanwhile
                 appends = [pool.submit(database.events.append_all, [renamed()]) for _ in range(8)]
                 for append in appends:
                     assert "database.busy_timeout" in str(append.exception(30))

@@ -67,7 +67,7 @@ def end_connections_of(url: URL, state: str = "%") -> int:
 
 @pytest.fixture
 def named_url(migrated_postgresql_url: URL, database: Database) -> URL:
-    """The database's address, with connections that can be told from those of other tests."""
+    """The database's address, with a name that distinguishes its connections from those of other tests."""
     name = str(migrated_postgresql_url.query["options"])[-40:]
     return migrated_postgresql_url.update_query_dict({"application_name": name})
 
@@ -85,7 +85,7 @@ def waiting_for_a_lock(connection: Connection, name: str) -> int:
 
 
 class TestOrder:
-    """Who has seen sequence n never finds a new event below it."""
+    """A reader that has seen sequence n never finds a new event below it."""
 
     def test_appends_wait_for_a_transaction_that_has_appended(self, database: Database, named_url: URL) -> None:
         seen: list[int] = []
@@ -248,7 +248,7 @@ class TestLostConnections:
         assert store.events.replay_all() == []
         assert store.events.append_all([created("c")])[0].sequence == 1
 
-    def test_a_commit_without_an_answer_says_that_nobody_knows(self, store: Database, named_url: URL) -> None:
+    def test_a_commit_without_an_answer_says_that_the_outcome_is_unknown(self, store: Database, named_url: URL) -> None:
         store.events.append_all([created("a")])
         event.listen(store.engine, "commit", lambda _: end_connections_of(named_url, "idle in transaction"), once=True)
 
@@ -265,7 +265,7 @@ class TestLostConnections:
     ) -> None:
         store.events.append_all([created(name) for name in "abcd"])
         with store.events.durable_subscription("mailer") as mailer:
-            for _ in range(2):  # then there is more than one place where it may be
+            for _ in range(2):  # then more than one position is possible
                 next(mailer)
                 with losing_the_answer(store.engine, named_url, took_place=took_place):
                     mailer.save_position()
@@ -467,7 +467,7 @@ class TestOwnTransactions:
         use(store)
 
     @pytest.mark.parametrize("took_place", [True, False])
-    def test_a_commit_without_an_answer_says_that_nobody_knows(
+    def test_a_commit_without_an_answer_says_that_the_outcome_is_unknown(
         self, store: Database, named_url: URL, use: Callable[[Database], object], *, took_place: bool
     ) -> None:
         with losing_the_answer(store.engine, named_url, took_place=took_place):

@@ -1,4 +1,4 @@
-"""A connection of the caller's is used where it is one of the store's database, by whatever address."""
+"""A connection of the caller is accepted if it is to the store's database, whatever address it used."""
 
 import asyncio
 from collections.abc import Iterator

@@ -46,7 +46,7 @@ def created(name: str) -> ProjectCreated:
 
 
 class Told:
-    """What the appenders were told, by the names that they appended."""
+    """The outcomes that the appenders got, by the names that they appended."""
 
     def __init__(self) -> None:
         self.stored: list[dict[str, int]] = [{} for _ in range(APPENDERS)]
@@ -163,7 +163,7 @@ def use_all(database: Database) -> None:
     assert database.settings.get("at") == before
     assert next(iter(database.events.stream(after=stored.sequence - 1))) == stored
     assert database.read_model.projects(limit=1)
-    # By a pool that is new to the store: since the restart, the server has another answer to where that is.
+    # By a pool that the store does not know yet: since the restart, the server has another identity.
     engine = sqlalchemy.create_engine(database.engine.url)
     with engine.begin() as connection:
         database.events.append_all([created(f"foreign {uuid4()}")], connection=connection)

@@ -78,7 +78,7 @@ def test_a_store_works_again_when_its_database_may_be_written_again(folder: Path
 
     def attempt() -> None:
         with Database.open(url=sqlite(path), maintain_projections=False) as database:
-            # As if the file system were mounted anew, read-only; which takes more rights than a test has.
+            # As if the file system had been remounted read-only, for which a test lacks the privileges.
             with closing(database.engine.raw_connection()) as connection:  # the pool's only one
                 connection.cursor().execute("PRAGMA query_only = ON")
             with unavailable(sqlite(path), "it is read-only"):

@@ -1,4 +1,4 @@
-"""Those who write to one SQLite file get their turns, and who gives up or dies is not waited for."""
+"""Writers of one SQLite file take turns, and do not wait for a writer that gave up or was killed."""
 
 import asyncio
 import errno
@@ -153,7 +153,7 @@ def test_an_event_loop_goes_on_while_one_of_its_tasks_waits(
 
 
 @pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH])
-def test_another_application_that_locks_the_folder_keeps_nobody_from_writing(path: Path, url: str, kind: int) -> None:
+def test_another_application_that_locks_the_folder_blocks_no_writer(path: Path, url: str, kind: int) -> None:
     engine = create_engine(url)
     descriptor = os.open(path.parent, os.O_RDONLY)
     fcntl.flock(descriptor, kind)

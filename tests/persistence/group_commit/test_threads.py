@@ -197,7 +197,7 @@ def test_appends_that_wait_share_a_commit(database: Database) -> None:
 
 
 def test_who_shared_a_commit_is_waited_for(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without that, the first that comes back has a commit for itself, and the others the next."""
+    """Otherwise the first thread that is back has a commit for itself, and the others share the next one."""
     append_in_threads(database, [[renamed(str(number))] for number in range(6)])
     monkeypatch.setattr(threads, "GATHERING_SECONDS", 20)  # whatever else the machine does
     commits: list[object] = []
@@ -210,7 +210,7 @@ def test_who_shared_a_commit_is_waited_for(database: Database, monkeypatch: pyte
     assert len(commits) == 1
 
 
-def test_nobody_is_waited_for_in_vain_twice(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_leader_does_not_wait_in_vain_twice(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     append_in_threads(database, [[renamed(str(number))] for number in range(6)])
     monkeypatch.setattr(threads, "GATHERING_SECONDS", 0.3)
 
@@ -297,7 +297,7 @@ def test_a_thread_that_is_interrupted_while_it_waits_stores_nothing(migrated_las
         assert [s.event.name for s in database.events.replay_all()] == ["leader", "after"]  # type: ignore[union-attr]
 
 
-def test_a_thread_that_is_interrupted_in_a_shared_commit_keeps_nobody_asleep(migrated_lasting_url: URL) -> None:
+def test_a_thread_that_is_interrupted_in_a_shared_commit_leaves_no_thread_asleep(migrated_lasting_url: URL) -> None:
     """Each thread wakes the next: one that waits no more is passed over."""
     main = threading.get_ident()
     left = threading.Event()
@@ -427,7 +427,7 @@ def test_closing_gives_the_connection_back_and_leaves_the_store_usable(migrated_
         assert database.events.append_all([renamed("b")])[0].sequence == 2
 
 
-def test_a_store_that_nobody_uses_any_more_gives_its_connection_back_at_once(migrated_lasting_url: URL) -> None:
+def test_a_store_that_is_no_longer_used_returns_its_connection_at_once(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         store = EventStore(database.engine)
         store.append_all([renamed("a")])

@@ -273,7 +273,7 @@ def broken_rule(**fields: Any) -> ThreadStatusChanged:
 
 
 class Chatter(TextContent):
-    """Would come back as a TextContent."""
+    """Would be read back as a TextContent."""
 
 
 def with_extra(event: BaseModel) -> BaseModel:

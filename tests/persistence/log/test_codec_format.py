@@ -73,7 +73,7 @@ def test_the_payload_alone_tells_the_whole_event(payload: str) -> None:
 
     (written,) = orchestration_codec.encode([event])[1]
 
-    # repr tells 1 from 1.0 and from True; == does not.
+    # repr distinguishes 1, 1.0 and True; == does not.
     assert repr(EVENT.validate_json(written)) == repr(event)
     assert EVENT.validate_json(written) == event
 

@@ -1,4 +1,4 @@
-"""Hard values (text, JSON, times): each comes back exactly as it was, or is refused."""
+"""Difficult values (text, JSON, times): each is read back exactly, or is refused."""
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -54,7 +54,7 @@ def assert_round_trip(database: Database, events: list[Any]) -> None:
     replayed = database.events.replay_from(last + 1)
     assert [s.event for s in replayed] == events
     assert replayed == stored
-    # repr tells apart what == does not: 1, 1.0 and True; 0.0 and -0.0.
+    # repr distinguishes what == does not: 1, 1.0 and True; 0.0 and -0.0.
     assert [repr(s) for s in replayed] == [repr(s) for s in stored]
 
 

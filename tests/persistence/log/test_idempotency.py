@@ -1,4 +1,4 @@
-"""Commands that come again: stored once, told again what was stored, never taken for another."""
+"""Repeated commands: stored once, answered with what was stored, and never taken for another command."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +47,7 @@ def test_a_repeat_returns_what_was_stored(database: Database) -> None:
 
 
 def test_a_repeat_that_was_made_anew_is_the_same_command(database: Database) -> None:
-    """Its events have another occurred_at, which nobody gave them."""
+    """Its events have another occurred_at, which is a default."""
     command = uuid4()
     stored = database.events.append_all([renamed()], command_id=command)
 
@@ -220,7 +220,7 @@ def test_processes_that_repeat_one_command_at_once_store_it_once(migrated_lastin
 
 
 def test_a_repeat_whose_event_cannot_be_read_leaves_its_neighbours_alone(database: Database) -> None:
-    """They share its transaction, which goes on."""
+    """They share its transaction, which still commits."""
     command = uuid4()
     with database.engine.begin() as connection:
         connection.execute(

@@ -282,7 +282,7 @@ def test_a_tag_of_few_events_is_found_among_many_of_another(
 def test_much_of_the_index_is_not_read_under_the_lock(
     migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two tags that take turns and never meet are the worst there is."""
+    """The worst case is two tags whose events alternate, and of which no event has both."""
     for name, value in {"TAIL_EVENTS": 10, "RANGE_ENTRIES": 5, "LOCKED_ROUNDS": 3}.items():
         monkeypatch.setattr(tag_index, name, value)
     under_lock: list[str] = []

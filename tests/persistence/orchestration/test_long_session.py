@@ -1,4 +1,4 @@
-"""A long session of several agents: nothing is lost, whatever is killed, and nothing becomes slow or large."""
+"""A long session of several agents: no kill loses anything, and nothing becomes slow or large."""
 
 import gc
 import time
@@ -80,7 +80,7 @@ def require(database: Database, model: ReferenceModel, problems: list[int]) -> N
 
 @pytest.mark.slow
 class TestKill9:
-    """Before each read here nothing catches up, so that nothing is mended that was half done."""
+    """No read here is preceded by a catch-up, which would repair what was left half done."""
 
     def test_in_an_append(self, open_lasting: Opener) -> None:
         database = open_lasting()

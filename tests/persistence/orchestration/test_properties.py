@@ -1,4 +1,4 @@
-"""Whatever the events are and however they are split: the tables hold what a plain telling of the events says."""
+"""For any events, and any split into batches: the tables hold what a simple reference model computes."""
 
 from collections.abc import Callable
 from random import Random
@@ -45,7 +45,7 @@ def problems(database: Database) -> list[int]:
 
 
 def differences(database: Database) -> list[str]:
-    """Returns the keys of the problems that are reported, where nothing else is."""
+    """Returns the keys of the reported problems; checks that there are no other differences."""
     reported = database.projections.verify()
     reasons = {str(problem.sequence): problem.reason for problem in database.projections.problems()}
     numbers = [difference.key.partition("/")[2] for difference in reported]

@@ -301,7 +301,7 @@ def test_an_approval_is_pending_until_it_is_decided(begun: Database) -> None:
     )
 
     assert [approval.id for approval in begun.read_model.pending_approvals(THREAD)] == [ids[1]]
-    # A page may begin after one that was decided meanwhile.
+    # A page may begin after an approval that was decided meanwhile.
     assert [approval.id for approval in begun.read_model.pending_approvals(THREAD, after=ids[0])] == [ids[1]]
     rejected = begun.read_model.approval(ids[2])
     assert rejected is not None

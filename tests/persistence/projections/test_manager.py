@@ -110,7 +110,7 @@ class TestGaps:
         assert database.projections.position() == len(SCENE)
         assert database.projections.verify() == []
 
-    def test_what_contradicts_in_them_becomes_a_problem_and_stops_nobody(self, database: Database) -> None:
+    def test_what_contradicts_in_them_becomes_a_problem_and_stops_nothing(self, database: Database) -> None:
         database.events.append_all(SCENE[:3])
         append_alone(database, thread(THREAD), renamed("x", UNKNOWN), renamed("stored"))
         undecodable = add_row(database, "Unheard", "{}")

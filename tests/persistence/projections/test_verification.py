@@ -56,7 +56,7 @@ def key_of(table: Table, row: dict[str, Any]) -> str:
 
 
 def differing(database: Database) -> list[Difference]:
-    """Returns the differences, by table; to find them has changed nothing, and a rebuild mends them."""
+    """Returns the differences by table; checks that finding them changed nothing, and that a rebuild repairs them."""
     before = rows_of_all_tables(database)
     differences = database.projections.verify()
     assert rows_of_all_tables(database) == before
@@ -187,7 +187,7 @@ class TestVerify:
         database.events.append_all([renamed("x")])
         assert database.projections.verify() == []
 
-    def test_shadows_are_seen_by_nobody(self, open_lasting: Opener, small_pages: None) -> None:
+    def test_no_other_connection_sees_the_shadow_tables(self, open_lasting: Opener, small_pages: None) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         expected = found(database)

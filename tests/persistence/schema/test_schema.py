@@ -277,7 +277,7 @@ def test_the_database_numbers_the_events_itself_and_lets_the_store_give_a_number
 
 def test_metadata_and_migrations_agree(as_opened: Engine) -> None:
     with as_opened.connect() as connection:
-        # SQLite cannot tell what numbers a column, and alembic would call that a difference.
+        # SQLite does not report what numbers a column, and Alembic would report a difference.
         options = {"compare_type": True, "compare_server_default": connection.dialect.name == "postgresql"}
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, metadata) == []

@@ -1,4 +1,4 @@
-"""Subscriptions: nothing is missed or repeated, whoever appends; they wake, end, and survive lost connections."""
+"""Subscriptions: they miss and repeat nothing; they wake, end, and survive lost connections."""
 
 import os
 import signal
@@ -285,7 +285,7 @@ class TestEnding:
         uses: list[object] = []
         for look in range(20):
             assert looks.acquire(timeout=PATIENCE)
-            if look == 9:  # what was going on has come to its end
+            if look == 9:  # the reads that were under way have ended
                 event.listen(log_alone.engine, "checkout", lambda *use: uses.append(use))
         over.set()
         self.ended(consuming)
@@ -351,7 +351,7 @@ class TestEnding:
         for future in consuming:
             self.ended(future)
 
-    def test_one_that_nobody_uses_any_more(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+    def test_one_that_is_no_longer_used(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
         lasting.events.append_all([renamed()])
 
         def consume_one() -> None:

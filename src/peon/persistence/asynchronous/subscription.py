@@ -69,7 +69,7 @@ class AsyncSubscription(Generic[StoredT]):
             if await self._read() or self._is_over():
                 continue
             if not self._notifier.is_listening(self._number):
-                self._listen()  # and look again, for what was stored before that
+                self._listen()  # then read again, for what was stored before that
                 continue
             await self._wait()
         await self.close()
@@ -95,9 +95,9 @@ class AsyncSubscription(Generic[StoredT]):
         return self._closed or (self._stop is not None and self._stop.is_set())
 
     async def _read(self) -> bool:
-        """Returns whether there may be more."""
-        # One whose caller was cancelled goes on alone, and what it reads must not be lost. It does not know of the last
-        # news.
+        """Reads the next events; returns whether there may be more."""
+        # A read whose caller was cancelled runs on, and the next caller takes its events. It began before the last
+        # notification, so what it has not found may be stored by now.
         begun_before = self._reading is not None
         if self._reading is None:
             self._reading = self._calls.begin(next_portion, self._tail.next)
@@ -106,7 +106,7 @@ class AsyncSubscription(Generic[StoredT]):
         except asyncio.CancelledError:
             if not self._reading.cancelled():
                 raise
-            # With all tasks of the event loop: what it had read is read again.
+            # The reading task itself was cancelled, as at the end of the event loop: read its events again.
             self._reading = None
             self._tail.move(self._events[-1].sequence if self._events else self.position)
             if self._consumer is not None and self._consumer.cancelling():
@@ -121,7 +121,7 @@ class AsyncSubscription(Generic[StoredT]):
     def _listen(self) -> None:
         wake = partial(asyncio.get_running_loop().call_soon_threadsafe, self._news.set)
         self._number = self._notifier.listen(self._engine, wake)
-        # One that nobody uses any more leaves, too.
+        # Also leaves when the subscription is garbage-collected without `close`.
         self._leave = weakref.finalize(self, self._notifier.leave, self._number)
 
     async def _wait(self) -> None:

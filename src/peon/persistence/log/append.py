@@ -91,7 +91,7 @@ class Appender(Generic[EventT]):
             if request.condition is not None and not request.batch:
                 self._backend.require_current_reads(connection)
             with connection.begin_nested():
-                # Filling the index in another transaction would wait for this one for ever.
+                # Filling the index in another transaction would wait for this one without end.
                 head = self._backend.join_append(connection)
                 return self._perform_one(head, request._replace(may_take_long=True))
 
