@@ -50,7 +50,7 @@ class GeneralConfig(_Section):
         try:
             return path.expanduser().absolute()
         except RuntimeError:
-            raise ValueError("the home folder of that user is not known") from None
+            raise ValueError("~ names a user whose home folder is unknown") from None
 
 
 class DatabaseConfig(_Section):
@@ -61,7 +61,7 @@ class DatabaseConfig(_Section):
         "by default the SQLite file peon.db in general.data_dir",
     )
     synchronous: Literal["FULL", "NORMAL"] = Field(
-        default="FULL", description="FULL, or NORMAL, which may lose the last commits when the power fails"
+        default="FULL", description="FULL, or NORMAL, which may lose the last commits in a power failure"
     )
     busy_timeout: float = Field(
         default=10.0, ge=0, le=86_400, description="seconds from 0 to 86400 to wait for a locked database"
@@ -113,7 +113,7 @@ class AppConfig(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - a fixed signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings fixes the signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _toml_source(settings_cls)
@@ -126,7 +126,9 @@ def _config_file() -> Path | None:
             path = Path(named).expanduser()
             if path.is_file():
                 return path.absolute()
-        raise ConfigError(f"{CONFIG_FILE_VARIABLE} names {named}, which is not a file: correct it or unset it")
+        raise ConfigError(
+            f"{CONFIG_FILE_VARIABLE} names {named}, which is not a file: correct the path or unset the variable"
+        )
     usual = user_config_path(APPLICATION, appauthor=False) / "config.toml"
     try:
         return usual if usual.is_file() else None

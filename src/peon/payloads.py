@@ -21,7 +21,7 @@ jiter, the JSON parser of pydantic, gives up at 200 levels, some of which the mo
 """
 
 MAXIMUM_INTEGER_BITS = 14_000
-"""Python and jiter parse integers of up to 4,300 decimal digits, which is 14,284 bits."""
+"""Just below the limit of Python and jiter, which parse integers of up to 4,300 decimal digits (14,284 bits)."""
 
 
 class RuleError(ValueError):
@@ -98,10 +98,10 @@ class _Exact:
 
 
 JsonValue = Annotated[Any, _Exact(exact_json)]
-"""Any JSON value, see `exact_json`. Typed as `Any`: a recursive type would refuse a caller's `dict[str, str]`."""
+"""Any JSON value. See `exact_json`. Typed as `Any`, because type checkers refuse a `dict[str, str]` for a recursive type."""
 
 JsonObject = Annotated[dict[str, Any], _Exact(exact_json_object)]
-"""A JSON object, see `exact_json`."""
+"""A JSON object. See `exact_json`."""
 
 
 def _to_utc(moment: datetime) -> datetime:

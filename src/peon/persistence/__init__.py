@@ -1,4 +1,4 @@
-"""The event log on SQLite or PostgreSQL, its projections, settings, and the migrations of their database."""
+"""The event log on SQLite or PostgreSQL, with projections, subscriptions, settings and schema migrations."""
 
 from peon.persistence.backends.engine import create_engine
 from peon.persistence.copying import copy_database
@@ -29,7 +29,7 @@ from peon.persistence.projections import Difference, Problem, Projection, Projec
 from peon.persistence.settings import SettingsStore
 from peon.persistence.subscriptions import DurableSubscription, Subscription
 
-NamedSubscription = DurableSubscription  # its name until version 0.1
+NamedSubscription = DurableSubscription  # the old name, kept for code written before 0.1
 
 __all__ = [
     "AppendCondition",

@@ -56,7 +56,7 @@ def copy_database(source: Database, target: Database, progress: Progress | None 
             copied, and then compared.
 
     Returns:
-        The number of events that were copied.
+        The number of copied events.
 
     Raises:
         SchemaOutOfDate: One of the databases is not at the newest revision.
@@ -85,11 +85,11 @@ def _copy_all(source: Engine, own: OwnTransaction, progress: Progress | None) ->
     writing = own.connection
     target_errors, source_errors = DriverErrors(writing.engine), DriverErrors(source)
     backend_of(writing).join_append(writing)
-    # Orders this transaction after those that write to the other tables; `join_append` does so for the log.
+    # Wait for other transactions that write to these tables; `join_append` has done so for the log.
     backend_of(writing).lock_tables(writing, COPIED_TABLES[1:])
     stored = _Rows(writing, target_errors)
     _require_empty(stored)
-    for table in INDEX_TABLES:  # of a log that was removed by hand
+    for table in INDEX_TABLES:  # may be left from a log that was deleted by hand
         writing.execute(delete(table))
     reads = backend_of(source).consistent_reads(source)
     # `_decode_if_valid`, because the driver's error for text that is not UTF-8 does not say which row has it.
@@ -184,8 +184,8 @@ def _compare(table: Table, source: _Rows, target: _Rows, meter: Meter) -> None:
             if found.get(row[0]) != row:
                 state = "differs from the source" if row[0] in found else "is missing"
                 raise PersistenceError(
-                    f"{target.database}: {_place(table, row)} {state} after it was copied; the copy was undone. Does "
-                    "a trigger of the target change what is stored?"
+                    f"{target.database}: {_place(table, row)} {state} after the copy; the copy was rolled back. Check whether "
+                    "a trigger of the target changes what is stored"
                 )
         if table is events:
             meter.add(len(page))
@@ -193,7 +193,7 @@ def _compare(table: Table, source: _Rows, target: _Rows, meter: Meter) -> None:
     if counts[0] != counts[1]:
         raise PersistenceError(
             f"{target.database}: {table.name} holds {counts[1]:,} rows after {counts[0]:,} were copied; the copy was "
-            "undone. Does a trigger of the target add rows?"
+            "rolled back. Check whether a trigger of the target adds rows"
         )
 
 
@@ -206,8 +206,8 @@ def _require_empty(target: _Rows) -> None:
     present = [f"{count:,} rows of {name}" for name, count in counts.items() if count]
     if present:
         raise PersistenceError(
-            f"{target.database} is not empty: it holds {', '.join(present)}. Nothing was copied; name a new database, "
-            "or one that was migrated and never used"
+            f"{target.database} is not empty: it holds {', '.join(present)}. Nothing was copied; choose a new database, "
+            "or one that was migrated but never used"
         )
 
 

@@ -76,7 +76,7 @@ def require_head(engine: Engine) -> None:
     ini = shlex.quote(str(alembic_folder() / "alembic.ini"))
     address = shlex.quote(f"url={database_name(engine)}")
     raise SchemaOutOfDate(
-        f"{database_name(engine)} is at revision {revision or 'base'}, and {revisions()[-1]} is needed. "
+        f"{database_name(engine)} is at revision {revision or 'base'}; this version of peon needs {revisions()[-1]}. "
         f"Run:  alembic -c {ini} -x {address} upgrade head",
         database=database_name(engine),
         revision=revision,
@@ -90,7 +90,7 @@ def refuse_unknown(engine: Engine, revision: str | None) -> None:
         return
     raise SchemaTooNew(
         f"{database_name(engine)} is at revision {revision}, which this version of peon does not know (its newest "
-        f"is {revisions()[-1]}): install a newer peon, or name another database",
+        f"is {revisions()[-1]}): install a newer version of peon, or open another database",
         database=database_name(engine),
         revision=revision,
         head=revisions()[-1],
@@ -138,13 +138,13 @@ def upgrade(engine: Engine) -> None:
 
 @contextmanager
 def migration_transaction(engine: Engine) -> Iterator[Connection]:
-    """Yields a connection in a transaction that no other migrator can share; commits it at the end."""
+    """Yields a connection in a transaction that excludes other migrations; commits it at the end."""
     with engine.connect() as connection, backend_of(engine).migration_transaction(connection):
         yield connection
 
 
 class _MigrationLock:
-    """Alembic keeps its context in global variables, so only one thread of this process may migrate at a time."""
+    """Lets one thread of this process migrate at a time, because Alembic keeps its context in global variables."""
 
     def __init__(self) -> None:
         self._reset()

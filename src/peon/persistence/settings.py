@@ -1,4 +1,4 @@
-"""Settings: any JSON value under a key, for the application's own use."""
+"""The settings store: keys and JSON values that the application chooses."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
@@ -42,11 +42,13 @@ class SettingsStore:
         """Returns a setting, or `default` if it is not set.
 
         Args:
-            type: The type as which pydantic validates the setting: a model, `int`, `list[str]`, … By default the
-                JSON value is returned as it is.
+            default: What to return if the setting does not exist.
+            type: Any type that pydantic can validate: a model, `int`, `list[str]`, … The setting is returned as this
+                type. By default it is returned as the stored JSON value.
 
         Raises:
-            SettingError: The setting is not of that type, or was not stored as JSON.
+            SettingError: The stored value is not of that type, is not JSON, or the key cannot be stored.
+            TypeError: The key is not text.
             StoreUnavailable: The database cannot be read.
         """
         with self._driver_errors, self._reads.connect() as connection:
@@ -79,7 +81,7 @@ class SettingsStore:
         return self._write(lambda own: own.execute(statement).rowcount > 0, connection)
 
     def all(self) -> dict[str, Any]:
-        """Returns all settings, by key.
+        """Returns all settings as a dictionary, sorted by key.
 
         Raises:
             SettingError: A setting was not stored as JSON.
@@ -100,13 +102,13 @@ class SettingsStore:
 
 def _checked(key: str) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"the key of a setting is text, not {type(key).__name__}")
+        raise TypeError(f"the key of a setting must be text, not {type(key).__name__}")
     try:
         exact_json(key)
     except RuleError as error:
         raise SettingError(repr(key), f"its key cannot be stored: {error}") from None
     if "\0" in key:
-        raise SettingError(key, "its key cannot be stored: it has a NUL character")
+        raise SettingError(key, "its key cannot be stored: it contains a NUL character")
     return key
 
 
