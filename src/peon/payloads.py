@@ -98,7 +98,7 @@ class _Exact:
 
 
 JsonValue = Annotated[Any, _Exact(exact_json)]
-"""Any JSON value. See `exact_json`. Typed as `Any`, because type checkers refuse a `dict[str, str]` for a recursive type."""
+"""Any JSON value. See `exact_json`. Typed as `Any`: a recursive type would refuse a caller's `dict[str, str]`."""
 
 JsonObject = Annotated[dict[str, Any], _Exact(exact_json_object)]
 """A JSON object. See `exact_json`."""

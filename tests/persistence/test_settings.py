@@ -160,7 +160,7 @@ def test_a_key_that_cannot_be_stored_is_refused(settings: SettingsStore, key: st
 
 @pytest.mark.parametrize("key", [None, 5, b"a"])
 def test_a_key_is_text(settings: SettingsStore, key: Any) -> None:
-    with pytest.raises(TypeError, match="the key of a setting is text"):
+    with pytest.raises(TypeError, match="the key of a setting must be text"):
         settings.set(key, 1)
 
 

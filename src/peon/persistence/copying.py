@@ -184,8 +184,8 @@ def _compare(table: Table, source: _Rows, target: _Rows, meter: Meter) -> None:
             if found.get(row[0]) != row:
                 state = "differs from the source" if row[0] in found else "is missing"
                 raise PersistenceError(
-                    f"{target.database}: {_place(table, row)} {state} after the copy; the copy was rolled back. Check whether "
-                    "a trigger of the target changes what is stored"
+                    f"{target.database}: {_place(table, row)} {state} after the copy; the copy was rolled back. "
+                    "Check whether a trigger of the target changes what is stored"
                 )
         if table is events:
             meter.add(len(page))
@@ -206,8 +206,8 @@ def _require_empty(target: _Rows) -> None:
     present = [f"{count:,} rows of {name}" for name, count in counts.items() if count]
     if present:
         raise PersistenceError(
-            f"{target.database} is not empty: it holds {', '.join(present)}. Nothing was copied; choose a new database, "
-            "or one that was migrated but never used"
+            f"{target.database} is not empty: it holds {', '.join(present)}. Nothing was copied; choose a new "
+            "database, or one that was migrated but never used"
         )
 
 
