@@ -1,4 +1,4 @@
-"""Many empty databases for one test, for a millisecond each."""
+"""Fixtures that open an empty migrated database in about a millisecond."""
 
 import shutil
 import sqlite3
@@ -20,19 +20,19 @@ from peon.persistence.log import pages
 from peon.persistence.projections import manager
 
 Opener = Callable[..., Database]
-"""Opens an empty database of that name, without a run of Alembic; `**options` are those of `Database.open`."""
+"""Opens an empty database by name, without running Alembic; `**options` are passed to `Database.open`."""
 
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a few events already need several pages, and several transactions."""
+    """Shrinks pages, so that a few events need several pages and several transactions."""
     monkeypatch.setattr(pages, "PAGE_EVENTS", 4)
     monkeypatch.setattr(manager, "PAGES_A_COMMIT", 2)
 
 
 @pytest.fixture
 def populated_url(sqlite_url: URL) -> URL:
-    """A database at the first revision, with rows in every table."""
+    """Returns the URL of a database at the first revision, with rows in every table."""
     thaw("001_initial", file_of(sqlite_url))
     return sqlite_url
 
@@ -44,14 +44,14 @@ def an_event() -> OrchestrationEvent:
 
 @pytest.fixture(params=["file", "memory", "postgresql"], scope="module")
 def open_empty(request: pytest.FixtureRequest) -> Opener:
-    """Opens as many databases as a test asks for; one of a name that was there before takes its place."""
+    """Opens any number of databases; opening a name again replaces the earlier database of that name."""
     opener: Opener = request.getfixturevalue(f"open_empty_{request.param}")
     return opener
 
 
 @pytest.fixture(params=["file", "postgresql"])
 def open_lasting(request: pytest.FixtureRequest) -> Opener:
-    """The same, for databases that others can open, too: by the `engine.url` of the first."""
+    """Like `open_empty`, without databases in memory: a test can open the `engine.url` a second time."""
     opener: Opener = request.getfixturevalue(f"open_empty_{request.param}")
     return opener
 
@@ -101,7 +101,7 @@ def close(opened: dict[str, Database], *names: str) -> None:
         if name in opened:
             database = opened.pop(name)
             database.close()
-            assert database.engine.pool.checkedout() == 0, "a connection was not given back"  # type: ignore[attr-defined]
+            assert database.engine.pool.checkedout() == 0, "a connection was not returned to the pool"  # type: ignore[attr-defined]
 
 
 class Schemas:
@@ -134,7 +134,7 @@ class Schemas:
             connection.execute(text(f"CREATE SCHEMA {schema}"))
             connection.exec_driver_sql(f"SET search_path = {schema}")
             connection.exec_driver_sql(self._statements)
-            connection.exec_driver_sql("ALTER TABLE events DISABLE TRIGGER USER")  # or they could not be removed
+            connection.exec_driver_sql("ALTER TABLE events DISABLE TRIGGER USER")  # the triggers forbid deleting events
             connection.exec_driver_sql("SET search_path = DEFAULT")
         return self._server.update_query_dict({"options": f"-csearch_path={schema}"})
 

@@ -67,7 +67,7 @@ def database(open_empty: Opener) -> Database:
 
 @pytest.fixture(scope="module")
 def scene(open_empty: Opener) -> Database:
-    """Shared: what is tested with it leaves it as it is, but for the name of a project."""
+    """Returns a database that tests share; they change nothing but the name of a project."""
     database = open_empty("scene")
     database.events.append_all(SCENE)
     return database
@@ -75,7 +75,7 @@ def scene(open_empty: Opener) -> Database:
 
 @pytest.fixture(scope="module")
 def empty(open_empty_memory: Opener) -> Database:
-    """Shared; but for a project that is nowhere else, it is left empty."""
+    """Returns a database that tests share; they leave nothing in it but a project that no other test uses."""
     database = open_empty_memory("empty")
     database.events.append_all([project(uuid4())])
     return database
@@ -83,7 +83,9 @@ def empty(open_empty_memory: Opener) -> Database:
 
 class TestContradictions:
     @each_contradiction
-    def test_of_what_is_stored(self, scene: Database, contradictory: OrchestrationEvent, reason: str) -> None:
+    def test_an_event_that_contradicts_stored_events_is_refused(
+        self, scene: Database, contradictory: OrchestrationEvent, reason: str
+    ) -> None:
         error = refuse(scene, [renamed("a"), renamed("b"), contradictory, renamed("c")])
 
         assert (error.index, error.event_type) == (2, contradictory.type)
@@ -91,7 +93,7 @@ class TestContradictions:
         assert str(error).startswith(f"event 2 of the batch ({contradictory.type}) cannot be applied: ")
 
     @each_contradiction
-    def test_of_what_comes_before_it_in_the_batch(
+    def test_an_event_that_contradicts_earlier_events_of_its_batch_is_refused(
         self, empty: Database, contradictory: OrchestrationEvent, reason: str
     ) -> None:
         error = refuse(empty, [*SCENE, contradictory, renamed("c")])
@@ -100,10 +102,10 @@ class TestContradictions:
         assert reason in error.reason
 
     @each_contradiction
-    def test_the_plain_telling_refuses_it_too(self, contradictory: OrchestrationEvent, reason: str) -> None:
+    def test_the_reference_model_refuses_it_too(self, contradictory: OrchestrationEvent, reason: str) -> None:
         assert told(*SCENE).contradiction_of(contradictory) is not None
 
-    def test_the_first_of_several_is_named(self, scene: Database) -> None:
+    def test_the_error_names_the_first_contradictory_event(self, scene: Database) -> None:
         later = [renamed("x", UNKNOWN), thread(THREAD)]
 
         error = refuse(scene, [renamed("a"), TurnCompleted(**ON_ENDED_TURN), *later, ThreadDeleted(thread_id=UNKNOWN)])
@@ -125,7 +127,7 @@ class TestContradictions:
         ],
         ids=lambda orphan: orphan.type,
     )
-    def test_of_a_deletion_before_it_in_the_batch(
+    def test_an_event_after_a_deletion_in_its_batch_is_refused(
         self, scene: Database, deletion: OrchestrationEvent, orphan: OrchestrationEvent
     ) -> None:
         error = refuse(scene, [renamed("a"), deletion, orphan])
@@ -133,9 +135,9 @@ class TestContradictions:
         assert error.index == 2
         assert "there is no " in error.reason
 
-    def test_what_was_sent_twice_is_refused_the_second_time(self, empty: Database) -> None:
+    def test_an_event_that_is_sent_twice_is_refused_the_second_time(self, empty: Database) -> None:
         for number, sent in enumerate(SCENE, 1):
-            # The others may come again: git deletes branches without an event, for example.
+            # Other events may be repeated: for example, git deletes branches without an event.
             if not isinstance(sent, ThreadSelected | MessageChunkReceived | ChangesCommitted | BranchCreated):
                 assert refuse(empty, [*SCENE[:number], sent]).index == number
 
@@ -156,7 +158,7 @@ def test_a_deletion_leaves_nothing_behind(database: Database, deletion: Orchestr
     )
 
 
-def test_what_was_deleted_can_come_again_in_the_same_batch(database: Database) -> None:
+def test_a_deleted_row_can_be_created_again_in_the_same_batch(database: Database) -> None:
     deletions = [
         ThreadDeleted(thread_id=OTHER_THREAD),
         *(ProjectDeleted(project_id=p) for p in (PROJECT, OTHER_PROJECT)),
@@ -169,7 +171,7 @@ def test_what_was_deleted_can_come_again_in_the_same_batch(database: Database) -
     assert database.projections.verify() == []
 
 
-def test_a_batch_may_name_more_rows_than_one_query_does(database: Database) -> None:
+def test_a_batch_may_refer_to_more_rows_than_one_query_loads(database: Database) -> None:
     many = [UUID(int=number) for number in range(1, 1_300)]
     database.events.append_all([project(identifier) for identifier in many])
 
@@ -199,7 +201,7 @@ def test_late_chunks_stay_rows_and_are_read_as_part_of_the_message(database: Dat
     assert database.projections.verify() == []
 
 
-def test_a_turn_that_ended_takes_what_comes_late(database: Database) -> None:
+def test_an_ended_turn_accepts_late_events(database: Database) -> None:
     late: list[OrchestrationEvent] = [
         MessageAppended(**NEW_MESSAGE, **ON_ENDED_TURN),
         ApprovalRequested(**NEW_APPROVAL, **ON_ENDED_TURN),
@@ -212,7 +214,7 @@ def test_a_turn_that_ended_takes_what_comes_late(database: Database) -> None:
     assert found(database) == told(*SCENE, *late).state()
 
 
-def test_to_select_a_thread_is_no_update_of_it(database: Database) -> None:
+def test_selecting_a_thread_does_not_update_it(database: Database) -> None:
     database.events.append_all([project(PROJECT), created := thread(THREAD)])
     database.events.append_all([ThreadSelected(thread_id=THREAD)])
     assert database.read_model.selected_thread().updated_at == created.occurred_at  # type: ignore[union-attr]
@@ -221,7 +223,7 @@ def test_to_select_a_thread_is_no_update_of_it(database: Database) -> None:
     assert database.read_model.selected_thread().updated_at == stored.event.occurred_at  # type: ignore[union-attr]
 
 
-def test_the_last_event_counts_whatever_its_time(database: Database) -> None:
+def test_the_last_event_sets_the_time_of_update_even_if_it_is_earlier(database: Database) -> None:
     database.events.append_all([project(PROJECT), thread(THREAD)])
     later, earlier = (ThreadStatusChanged(thread_id=THREAD, status=ThreadStatus.RUNNING) for _ in range(2))
     earlier = earlier.model_copy(update={"occurred_at": SCENE[0].occurred_at.replace(year=1999)})

@@ -1,4 +1,4 @@
-"""A long session of several agents: no kill loses anything, and nothing becomes slow or large."""
+"""A long session of several agents loses nothing when processes are killed, and stays fast and small."""
 
 import gc
 import time
@@ -44,7 +44,7 @@ Opener = Callable[..., Database]
 KILLED = -9
 
 
-def test_it_is_what_the_events_say_and_a_rebuild_changes_nothing(open_empty: Opener) -> None:
+def test_the_tables_match_the_events_and_a_rebuild_changes_nothing(open_empty: Opener) -> None:
     events = long_session(250)
     assert {type(each) for each in events} == set(EVENT_CLASSES)
     assert len(events) > 5_000
@@ -66,7 +66,7 @@ def address(database: Database) -> str:
 
 
 def run_and_kill(function: Callable[..., object], *arguments: object) -> bool:
-    """Returns whether it was killed, and had not come to its end before."""
+    """Returns whether the process was killed before it ended."""
     (code,) = processes.exit_codes(function, [arguments])
     assert code in (KILLED, 0)
     return code == KILLED
@@ -80,7 +80,7 @@ def require(database: Database, model: ReferenceModel, problems: list[int]) -> N
 
 @pytest.mark.slow
 class TestKill9:
-    """No read here is preceded by a catch-up, which would repair what was left half done."""
+    """Each test reads without catching up first, which would repair half-done work."""
 
     def test_in_an_append(self, open_lasting: Opener) -> None:
         database = open_lasting()
@@ -136,7 +136,7 @@ class TestKill9:
         sound = model.state()
 
         def make_old() -> State:
-            """As another version had filled the tables."""
+            """Marks the tables as written by another version."""
             with database.engine.begin() as connection:
                 connection.execute(update(schema.projection_positions).values(version=0))
                 connection.execute(update(schema.projection_threads).values(title="of another version"))
@@ -157,7 +157,7 @@ class TestKill9:
                 make_old()
 
         assert outcomes == sorted(outcomes)
-        # On PostgreSQL the commit is the last statement: the shadows go with it.
+        # On PostgreSQL, COMMIT is the last statement and drops the shadow tables.
         assert set(outcomes) == {False, database.engine.dialect.name == "sqlite"}
         with Database.open(url=address(database)) as reopened:
             require(reopened, model, [])
@@ -195,7 +195,7 @@ BEGINNING: list[OrchestrationEvent] = [
 
 
 def one_of_each() -> list[list[OrchestrationEvent]]:
-    """Appends that come in any session, to a turn of their own."""
+    """Returns appends that are common in a session, to a turn of their own."""
     turn_id, approval_id = uuid4(), uuid4()
     place: dict[str, Any] = {"turn_id": turn_id, "thread_id": THREAD}
     return [
@@ -212,18 +212,18 @@ def one_of_each() -> list[list[OrchestrationEvent]]:
 
 
 def make_large(database: Database) -> None:
-    """300 turns more in the thread, and a hundred times the text in its message."""
+    """Appends 300 more turns to the thread, and makes the text of its message a hundred times as long."""
     for _ in range(6):
         database.events.append_all([each for _ in range(50) for append in one_of_each() for each in append])
 
 
 class Costs:
-    """What one append after another costs."""
+    """Measures the cost of consecutive appends."""
 
     def __init__(self) -> None:
         self.statements = 0
         self.steps = 0
-        """Of SQLite's virtual machine."""
+        """Counts instructions of SQLite's virtual machine."""
 
     def count_statement(self, *_: object) -> None:
         self.statements += 1
@@ -268,15 +268,15 @@ def counting_in_sqlite(engine: Engine, costs: Costs) -> Iterator[None]:
     event.remove(engine, "checkout", listen)
 
 
-def test_an_append_costs_the_same_however_long_thread_and_message_are(open_empty: Opener, costs: Costs) -> None:
+def test_the_cost_of_an_append_is_independent_of_thread_and_message_length(open_empty: Opener, costs: Costs) -> None:
     database = open_empty()
     database.events.append_all(BEGINNING)
-    database.events.append_all([each for append in one_of_each() for each in append])  # once, to prepare statements
+    database.events.append_all([each for append in one_of_each() for each in append])  # prepares the statements
     database.events.close()
     with counting_in_sqlite(database.engine, costs):
         small = costs.of(database, one_of_each())
         make_large(database)
-        database.events.close()  # to begin as above, with a connection from the pool
+        database.events.close()  # the first append takes a connection from the pool, as above
         large = costs.of(database, one_of_each())
         database.events.close()
 
@@ -285,7 +285,7 @@ def test_an_append_costs_the_same_however_long_thread_and_message_are(open_empty
         assert steps_in_large <= 1.1 * steps_in_small + 50
 
 
-def test_a_chunk_writes_the_same_however_long_the_message_is(open_empty_file: Opener) -> None:
+def test_a_chunk_writes_the_same_amount_for_any_message_length(open_empty_file: Opener) -> None:
     database = open_empty_file()
     log = Path(f"{database.engine.url.database}-wal")
 
@@ -308,7 +308,7 @@ def test_a_chunk_writes_the_same_however_long_the_message_is(open_empty_file: Op
 
 
 def seconds_of_streaming(database: Database, count: int) -> float:
-    """Ten chunks a commit, to a message of their own, up to the end of the turn."""
+    """Streams a message in commits of ten chunks each, up to the end of the turn."""
     turn_id, message_id = uuid4(), uuid4()
     place: dict[str, Any] = {"turn_id": turn_id, "thread_id": THREAD}
     database.events.append_all([TurnStarted(**place), message(message_id, turn_id)])
@@ -321,7 +321,7 @@ def seconds_of_streaming(database: Database, count: int) -> float:
 
 
 @pytest.mark.slow
-def test_the_time_of_streaming_is_linear(open_lasting: Opener) -> None:
+def test_the_time_of_streaming_grows_linearly(open_lasting: Opener) -> None:
     rounds = []
     for _ in range(4):
         database = open_lasting()
@@ -349,7 +349,7 @@ def resident() -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["file", "postgresql"])
-def test_a_million_events_keep_the_memory_flat(backend: str, request: pytest.FixtureRequest) -> None:
+def test_memory_stays_constant_over_a_million_events(backend: str, request: pytest.FixtureRequest) -> None:
     database: Database = request.getfixturevalue(f"open_empty_{backend}")(maintain_projections=False)
     identifiers = [uuid4() for _ in range(4)]
     database.events.append_all([*BEGINNING, *(message(identifier) for identifier in identifiers)])

@@ -1,4 +1,4 @@
-"""What PostgreSQL cannot hold is refused there before it is written."""
+"""Text that PostgreSQL cannot store is refused before it is written."""
 
 import pytest
 from helpers.orchestration_scene import (
@@ -73,7 +73,7 @@ WITH_NUL: list[tuple[str, OrchestrationEvent]] = [
 
 
 @pytest.mark.parametrize(("name", "with_nul"), WITH_NUL, ids=lambda value: getattr(value, "type", value))
-def test_a_nul_character_is_refused_where_postgresql_cannot_hold_it(
+def test_a_nul_character_is_refused_in_columns_of_postgresql(
     scene_in_postgresql: Database, name: str, with_nul: OrchestrationEvent
 ) -> None:
     error = refuse(scene_in_postgresql, [with_nul])
@@ -81,7 +81,7 @@ def test_a_nul_character_is_refused_where_postgresql_cannot_hold_it(
     assert error.reason == f"PostgreSQL cannot hold the NUL character in its {name}"
 
 
-def test_the_longest_name_of_a_branch_that_an_index_of_postgresql_holds(scene_in_postgresql: Database) -> None:
+def test_the_longest_branch_name_that_postgresql_can_index(scene_in_postgresql: Database) -> None:
     longest = BranchCreated(thread_id=THREAD, name=random_name(MAXIMUM_KEY_BYTES))
     scene_in_postgresql.events.append_all([longest])
     assert longest.name in {branch.name for branch in scene_in_postgresql.read_model.branches(THREAD)}
@@ -92,14 +92,14 @@ def test_the_longest_name_of_a_branch_that_an_index_of_postgresql_holds(scene_in
 
 
 @pytest.mark.parametrize("with_nul", [pair[1] for pair in WITH_NUL], ids=lambda value: value.type)
-def test_a_nul_character_comes_back_from_sqlite(open_empty_memory: Opener, with_nul: OrchestrationEvent) -> None:
+def test_sqlite_returns_a_nul_character_unchanged(open_empty_memory: Opener, with_nul: OrchestrationEvent) -> None:
     database = open_empty_memory()
     database.events.append_all([*SCENE, with_nul])
 
     assert found(database) == told(*SCENE, with_nul).state()
 
 
-def test_what_is_kept_as_json_holds_any_character(database: Database) -> None:
+def test_a_column_of_json_holds_any_character(database: Database) -> None:
     events = [
         *SCENE,
         message(NEW, TextContent(text="a\0b")),

@@ -1,4 +1,4 @@
-"""For any events, and any split into batches: the tables hold what a simple reference model computes."""
+"""For any events in any batches, the tables equal the state of the reference model."""
 
 from collections.abc import Callable
 from random import Random
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("small_pages")
 
 seeds = st.integers(0, 2**32)
 counts = st.integers(1, 90)
-"""Events: a counter-example shrinks to the fewest that a seed leads to."""
+"""How many events to generate; Hypothesis shrinks a counter-example to the fewest events of its seed."""
 
 of_databases = settings(
     max_examples=8,
@@ -45,7 +45,7 @@ def problems(database: Database) -> list[int]:
 
 
 def differences(database: Database) -> list[str]:
-    """Returns the keys of the reported problems; checks that there are no other differences."""
+    """Returns the keys of the reported problems; fails if `verify` reports anything else."""
     reported = database.projections.verify()
     reasons = {str(problem.sequence): problem.reason for problem in database.projections.problems()}
     numbers = [difference.key.partition("/")[2] for difference in reported]
@@ -58,7 +58,9 @@ def differences(database: Database) -> list[str]:
 
 @of_databases
 @given(seed=seeds, count=counts)
-def test_live_and_rebuilt_and_caught_up_are_what_the_events_say(open_empty: Opener, seed: int, count: int) -> None:
+def test_appended_rebuilt_and_caught_up_tables_match_the_reference_model(
+    open_empty: Opener, seed: int, count: int
+) -> None:
     chance = Random(seed)
     live, caught_up = open_empty("live"), open_empty("caught_up", maintain_projections=False)
     model = told(live)
@@ -77,7 +79,7 @@ def test_live_and_rebuilt_and_caught_up_are_what_the_events_say(open_empty: Open
 
 @of_databases
 @given(seed=seeds, count=counts)
-def test_a_batch_is_refused_as_a_whole_exactly_where_one_of_its_events_contradicts(
+def test_a_batch_is_refused_as_a_whole_if_and_only_if_one_of_its_events_contradicts(
     open_empty: Opener, seed: int, count: int
 ) -> None:
     chance = Random(seed)
@@ -104,7 +106,7 @@ def test_a_batch_is_refused_as_a_whole_exactly_where_one_of_its_events_contradic
 
 @of_databases
 @given(seed=seeds, count=counts)
-def test_a_stored_log_loses_the_contradictory_events_alone(open_empty: Opener, seed: int, count: int) -> None:
+def test_catching_up_skips_only_the_contradictory_events(open_empty: Opener, seed: int, count: int) -> None:
     chance = Random(seed)
     database = open_empty("stored", maintain_projections=False)
     model = told(database)
@@ -121,7 +123,7 @@ def test_a_stored_log_loses_the_contradictory_events_alone(open_empty: Opener, s
 
 @of_databases
 @given(seed=seeds, count=counts)
-def test_an_append_first_takes_in_what_was_stored_without_projections(
+def test_an_append_first_applies_events_that_were_stored_without_projections(
     open_empty: Opener, seed: int, count: int
 ) -> None:
     chance = Random(seed)

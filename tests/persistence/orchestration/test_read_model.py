@@ -1,4 +1,4 @@
-"""What the read model returns, in which order, and out of which state."""
+"""What the read model returns, in which order, and from which state."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ List = Callable[..., Members]
 
 
 def project(identifier: UUID = PROJECT) -> ProjectCreated:
-    # Times go backwards, and many are equal: the order is that of the log.
+    # Times decrease, and many are equal: lists must follow the order of the log.
     return ProjectCreated(project_id=identifier, name=str(identifier), path="/", occurred_at=LONG_AGO)
 
 
@@ -88,7 +88,7 @@ def chunk(identifier: UUID, delta: str, turn_id: UUID = TURN) -> MessageChunkRec
 
 @pytest.fixture
 def begun(database: Database) -> Database:
-    """With a project, a thread and a turn."""
+    """Returns a database with a project, a thread and a turn."""
     database.events.append_all([project(), thread(), TurnStarted(**PLACE)])
     return database
 
@@ -142,9 +142,7 @@ class TestLists:
         Random(1).shuffle(numbers)
         return numbers
 
-    def test_members_are_in_the_order_in_which_they_were_created(
-        self, begun: Database, name: str, numbers: list[int]
-    ) -> None:
+    def test_members_are_in_order_of_creation(self, begun: Database, name: str, numbers: list[int]) -> None:
         listed, created, key = LISTS[name]
         before = len(listed(begun.read_model)())
         for number in numbers:
@@ -163,7 +161,7 @@ class TestLists:
 
     @pytest.mark.parametrize("limit", [1, 3, COUNT])
     @pytest.mark.parametrize("newest_first", [False, True])
-    def test_pages_joined_are_the_list(
+    def test_joined_pages_equal_the_list(
         self, begun: Database, name: str, numbers: list[int], limit: int, newest_first: bool
     ) -> None:
         listed, created, key = LISTS[name]
@@ -175,9 +173,7 @@ class TestLists:
         assert [member for page in pages for member in page] == whole
         assert all(len(page) == limit for page in pages[:-1])
 
-    def test_pages_lose_and_repeat_nothing_while_others_append(
-        self, begun: Database, name: str, numbers: list[int]
-    ) -> None:
+    def test_pages_lose_and_repeat_nothing_during_appends(self, begun: Database, name: str, numbers: list[int]) -> None:
         listed, created, key = LISTS[name]
         begun.events.append_all([created(number) for number in numbers])
         before = listed(begun.read_model)()
@@ -190,7 +186,7 @@ class TestLists:
         assert seen[: len(before)] == before
         assert seen == listed(begun.read_model)()
 
-    def test_a_limit_of_nothing_and_one_below(self, begun: Database, name: str) -> None:
+    def test_a_limit_of_zero_is_empty_and_a_negative_limit_is_refused(self, begun: Database, name: str) -> None:
         listed, created, _ = LISTS[name]
         begun.events.append_all([created(100)])
 
@@ -198,7 +194,7 @@ class TestLists:
         with pytest.raises(ValueError, match="limit"):
             listed(begun.read_model)(limit=-1)
 
-    def test_after_something_that_is_not_there(self, begun: Database, name: str) -> None:
+    def test_an_unknown_after_is_refused(self, begun: Database, name: str) -> None:
         listed, _, key = LISTS[name]
 
         with pytest.raises(LookupError, match="does not exist"):
@@ -212,7 +208,7 @@ def pages_of(listed: List, key: str, limit: int, *, newest_first: bool) -> Itera
         after = {"after": getattr(page[-1], key)}
 
 
-def test_what_is_not_there_is_none_or_an_empty_list(database: Database) -> None:
+def test_a_missing_value_is_none_or_an_empty_list(database: Database) -> None:
     state, unknown = database.read_model, uuid4()
 
     for one in (state.project, state.thread, state.turn, state.message, state.checkpoint, state.approval):
@@ -244,7 +240,7 @@ def test_what_is_not_there_is_none_or_an_empty_list(database: Database) -> None:
     )
 
 
-def test_after_a_member_of_another_list_is_told(begun: Database) -> None:
+def test_an_after_of_another_list_is_refused(begun: Database) -> None:
     other = UUID(int=9)
     begun.events.append_all([thread(other), TurnStarted(turn_id=other, thread_id=other), message(uuid4())])
 
@@ -255,16 +251,16 @@ def test_after_a_member_of_another_list_is_told(begun: Database) -> None:
 
 
 @pytest.mark.parametrize("limit", [1.5, "5", True])
-def test_a_limit_is_a_number(begun: Database, limit: Any) -> None:
+def test_a_limit_must_be_an_integer(begun: Database, limit: Any) -> None:
     with pytest.raises(ValueError, match="limit"):
         begun.read_model.projects(limit=limit)
 
 
-def test_a_limit_may_be_higher_than_any_list_is_long(begun: Database) -> None:
+def test_a_limit_may_exceed_the_length_of_any_list(begun: Database) -> None:
     assert len(begun.read_model.projects(limit=2**70)) == 1
 
 
-def test_after_a_deleted_member_is_told(begun: Database) -> None:
+def test_an_after_that_was_deleted_is_refused(begun: Database) -> None:
     begun.events.append_all([thread(UUID(int=9)), ThreadDeleted(thread_id=UUID(int=9))])
 
     with pytest.raises(LookupError):
@@ -301,14 +297,14 @@ def test_an_approval_is_pending_until_it_is_decided(begun: Database) -> None:
     )
 
     assert [approval.id for approval in begun.read_model.pending_approvals(THREAD)] == [ids[1]]
-    # A page may begin after an approval that was decided meanwhile.
+    # A page may start after an approval that was decided meanwhile.
     assert [approval.id for approval in begun.read_model.pending_approvals(THREAD, after=ids[0])] == [ids[1]]
     rejected = begun.read_model.approval(ids[2])
     assert rejected is not None
     assert (rejected.status, rejected.reason, rejected.decided_at) == (ApprovalStatus.REJECTED, "no", LONG_AGO)
 
 
-def test_a_checkpoint_tells_when_it_was_restored_last(begun: Database) -> None:
+def test_a_checkpoint_has_the_time_of_its_last_restore(begun: Database) -> None:
     identifier = uuid4()
     begun.events.append_all([CheckpointCreated(checkpoint_id=identifier, git_ref="refs/1", **PLACE)])
     assert begun.read_model.checkpoints(THREAD)[0].restored_at is None
@@ -317,7 +313,7 @@ def test_a_checkpoint_tells_when_it_was_restored_last(begun: Database) -> None:
     assert begun.read_model.checkpoints(THREAD)[0].restored_at == LONG_AGO
 
 
-def test_a_branch_is_pushed_with_or_without_having_been_created(begun: Database) -> None:
+def test_a_branch_can_be_pushed_without_being_created_first(begun: Database) -> None:
     begun.events.append_all(
         [
             BranchCreated(thread_id=THREAD, name="tides", occurred_at=LONG_AGO),
@@ -333,7 +329,7 @@ def test_a_branch_is_pushed_with_or_without_having_been_created(begun: Database)
 
 class TestStreamedText:
     def texts_of(self, database: Database, identifier: UUID) -> set[str]:
-        """What each way to read the message says."""
+        """Returns the message as each query returns it."""
         state = database.read_model
         found = [
             state.message(identifier),
@@ -345,7 +341,9 @@ class TestStreamedText:
         return {m.content.text for m in found}  # type: ignore[union-attr]
 
     @pytest.mark.parametrize("kind", [TextContent, ThinkingContent])
-    def test_is_a_part_of_the_message_at_any_time(self, begun: Database, kind: type[TextContent]) -> None:
+    def test_belongs_to_the_message_before_and_after_the_end_of_the_turn(
+        self, begun: Database, kind: type[TextContent]
+    ) -> None:
         one, two = uuid4(), uuid4()
         begun.events.append_all([message(one, kind(text="a\0")), message(two), chunk(one, "b\0é"), chunk(two, "x")])
         assert self.texts_of(begun, one) == {"a\0b\0é"}
@@ -361,7 +359,7 @@ class TestStreamedText:
         assert self.texts_of(begun, one) == {"a\0b\0é🌊def"}
         assert self.texts_of(begun, two) == {"xyz"}
 
-    def test_of_more_messages_than_one_query_asks_for(self, begun: Database) -> None:
+    def test_belongs_to_more_messages_than_one_query_loads(self, begun: Database) -> None:
         identifiers = [uuid4() for _ in range(1_203)]
         begun.events.append_all([message(identifier) for identifier in identifiers])
         begun.events.append_all([chunk(identifier, str(number)) for number, identifier in enumerate(identifiers)])
@@ -373,8 +371,8 @@ class TestStreamedText:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=message_contents, detail=json_values, name=texts)
-def test_what_is_read_is_what_was_said(begun: Database, content: MessageContent, detail: Any, name: str) -> None:
-    name = name.replace("\0", "")  # PostgreSQL cannot hold it in a column of its own
+def test_a_read_returns_what_was_appended(begun: Database, content: MessageContent, detail: Any, name: str) -> None:
+    name = name.replace("\0", "")  # PostgreSQL cannot store it in a text column
     identifier = uuid4()
     begun.events.append_all(
         [
@@ -392,7 +390,7 @@ def test_what_is_read_is_what_was_said(begun: Database, content: MessageContent,
     assert name in [branch.name for branch in begun.read_model.branches(THREAD)]
 
 
-def test_the_snapshot_is_what_the_lists_say(database: Database) -> None:
+def test_the_snapshot_equals_the_lists(database: Database) -> None:
     database.events.append_all(long_session(20))
     state = database.read_model
 
@@ -417,7 +415,7 @@ def test_the_snapshot_is_what_the_lists_say(database: Database) -> None:
     assert Snapshot.model_validate_json(snapshot.model_dump_json()) == snapshot
 
 
-def test_a_read_sees_no_half_of_an_append(migrated_lasting_url: URL) -> None:
+def test_a_read_never_sees_half_an_append(migrated_lasting_url: URL) -> None:
     """Each append adds a turn with three streamed messages, and selects its thread."""
     with Database.open(url=migrated_lasting_url) as database:
         read_while_another_appends(database)
@@ -486,7 +484,7 @@ OTHERS: dict[str, Callable[[ReadModel, UUID], object]] = {
 
 
 @pytest.mark.parametrize("read", [pytest.param(read, id=name) for name, read in {**PAGES, **ONES, **OTHERS}.items()])
-def test_every_query_is_served_by_an_index(sqlite_url: URL, read: Callable[[ReadModel, UUID], object]) -> None:
+def test_every_query_uses_an_index(sqlite_url: URL, read: Callable[[ReadModel, UUID], object]) -> None:
     statements: list[tuple[str, Any]] = []
     with Database.open(url=sqlite_url) as database:
         database.events.append_all(
@@ -527,7 +525,7 @@ def test_every_query_is_served_by_an_index(sqlite_url: URL, read: Callable[[Read
         ("projection_message_chunks", "delta", "5"),
     ],
 )
-def test_a_damaged_row_is_told_and_does_not_show(begun: Database, table: str, column: str, value: str) -> None:
+def test_an_error_names_a_damaged_row_without_its_content(begun: Database, table: str, column: str, value: str) -> None:
     identifier, streamed = uuid4(), uuid4()
     begun.events.append_all(
         [
@@ -549,7 +547,7 @@ def test_a_damaged_row_is_told_and_does_not_show(begun: Database, table: str, co
     assert len(begun.read_model.snapshot().messages) == 2
 
 
-def test_missing_tables_are_told(sqlite_url: URL) -> None:
+def test_an_error_says_how_to_create_missing_tables(sqlite_url: URL) -> None:
     with Database.open(url=sqlite_url) as database:
         with database.engine.begin() as connection:
             connection.execute(text("DROP TABLE projection_selected_thread"))
@@ -557,7 +555,7 @@ def test_missing_tables_are_told(sqlite_url: URL) -> None:
             database.read_model.selected_thread()
 
 
-def test_what_comes_out_is_the_domain_s(begun: Database) -> None:
+def test_results_are_values_of_the_domain(begun: Database) -> None:
     begun.events.append_all([message(uuid4())])
 
     for value in (begun.read_model.snapshot(), *begun.read_model.messages(TURN)):

@@ -1,4 +1,4 @@
-"""An empty database with the projections of the domain, for each test of the machinery of projections."""
+"""An empty database with the projection of the domain for each test of projections."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A projection as an application would write it: kept, caught up, rebuilt and verified like the domain's own."""
+"""A projection that an application defines is maintained, rebuilt and verified like the built-in one."""
 
 import os
 import threading
@@ -79,7 +79,7 @@ def database(open_empty: Opener) -> Database:
     return open_empty(projections=[WordCount()])
 
 
-def test_its_tables_are_there_from_the_start(database: Database) -> None:
+def test_tables_are_created_when_the_database_is_opened(database: Database) -> None:
     assert rows(database, writers) == rows(database, words) == []
     with database.engine.connect() as connection:
         assert [index["name"] for index in inspect(connection).get_indexes(words.name)] == ["idx_words"]
@@ -87,7 +87,7 @@ def test_its_tables_are_there_from_the_start(database: Database) -> None:
 
 
 class TestAppend:
-    def test_keeps_it_in_its_own_transaction(self, database: Database) -> None:
+    def test_updates_the_projection_in_its_transaction(self, database: Database) -> None:
         database.events.append_all(SCENE[:5])
         before = rows(database, writers), rows(database, words)
         with database.engine.connect() as connection:
@@ -101,7 +101,7 @@ class TestAppend:
         assert found(database) == WORDS
         assert rows(database, schema.projection_positions) == [("orchestration", 1, 7), ("word_count", 1, 7)]
 
-    def test_is_refused_as_a_whole_with_one_of_its_events(self, database: Database) -> None:
+    def test_is_refused_as_a_whole_if_one_event_is_refused(self, database: Database) -> None:
         database.events.append_all(SCENE)
 
         with pytest.raises(ProjectionError) as caught:
@@ -113,7 +113,7 @@ class TestAppend:
         assert len(database.read_model.messages(TURN)) == 2
         assert found(database) == WORDS
 
-    def test_that_the_domain_refuses_leaves_no_trace_in_it(self, database: Database) -> None:
+    def test_refused_by_the_domain_changes_nothing_in_the_projection(self, database: Database) -> None:
         database.events.append_all(SCENE)
 
         with pytest.raises(ProjectionError, match="there is no project"):
@@ -121,7 +121,9 @@ class TestAppend:
 
         assert found(database) == WORDS
 
-    def test_fails_as_a_whole_with_its_exception(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_fails_as_a_whole_if_the_projection_raises(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         database.events.append_all(SCENE)
 
         def write_and_fail(self: WordCount, connection: Connection, events: object) -> None:
@@ -138,7 +140,7 @@ class TestAppend:
         database.events.append_all([said("high")])
         assert database.projections.verify() == []
 
-    def test_catches_up_what_was_appended_without_it(self, database: Database) -> None:
+    def test_applies_events_that_were_appended_without_the_projection(self, database: Database) -> None:
         append_alone(database, *SCENE[:4])
         without = Database(database.engine)
         without.events.append_all(SCENE[4:6])
@@ -151,7 +153,7 @@ class TestAppend:
         assert database.projections.position() == len(SCENE)
         assert database.projections.verify() == []
 
-    def test_cannot_be_refused_for_an_event_that_is_not_in_it(
+    def test_cannot_be_refused_for_an_event_outside_the_batch(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         database.events.append_all(SCENE)
@@ -161,7 +163,7 @@ class TestAppend:
 
         assert database.events.last_sequence() == database.projections.position() == len(SCENE)
 
-    def test_may_return_nothing_at_all(self, open_empty: Opener) -> None:
+    def test_apply_may_return_none(self, open_empty: Opener) -> None:
         class Silent(WordCount):
             def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> None:
                 list(super().apply(connection, events))
@@ -180,7 +182,7 @@ names = Table("gate_names", gate_metadata, Column("name", Text, primary_key=True
 
 
 class Gate(Projection):
-    """Each name that projects were given, once; holds the first append until so many others wait for it."""
+    """Stores each project name once; holds the first append until a number of other appends wait for it."""
 
     name = "gate"
     version = 1
@@ -211,7 +213,7 @@ class TestThreadsThatShareACommit:
         ],
         ids=["contradictory", "refused by the database"],
     )
-    def test_fail_each_for_its_own_events(
+    def test_each_thread_fails_for_its_own_events_only(
         self, open_empty: Opener, unfit: list[OrchestrationEvent], error: type[Exception], index: int | None
     ) -> None:
         gate = Gate(others=4)
@@ -235,8 +237,8 @@ class TestThreadsThatShareACommit:
 
 
 @pytest.mark.usefixtures("small_pages")
-class TestLogThatWasThere:
-    def test_is_caught_up_when_it_comes(self, open_lasting: Opener) -> None:
+class TestExistingLog:
+    def test_is_applied_when_the_projection_is_added(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         reported: list[tuple[int, int]] = []
@@ -249,7 +251,7 @@ class TestLogThatWasThere:
 
         assert reported == [(7, 7)]
 
-    def test_what_it_refuses_there_is_a_problem_of_its_own(self, database: Database) -> None:
+    def test_a_refused_stored_event_is_a_problem_of_that_projection(self, database: Database) -> None:
         database.events.append_all(SCENE)
         append_alone(database, said("barnacles"), ProjectRenamed(project_id=UNKNOWN, name="x"), said("high"))
 
@@ -266,7 +268,9 @@ class TestLogThatWasThere:
         database.projections.rebuild()
         assert rows(database, schema.projection_problems) == before
 
-    def test_its_exception_stops_it_where_it_is(self, open_lasting: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_exception_stops_the_projection_at_its_position(
+        self, open_lasting: Opener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         url = database.engine.url
@@ -278,7 +282,7 @@ class TestLogThatWasThere:
         with Database.open(url=url, projections=[WordCount()]) as opened:
             assert found(opened) == WORDS
 
-    def test_it_goes_on_where_it_was_after_it_was_left_out(self, open_lasting: Opener) -> None:
+    def test_a_projection_that_was_left_out_resumes_at_its_position(self, open_lasting: Opener) -> None:
         database = open_lasting(projections=[WordCount()])
         database.events.append_all(SCENE[:5])
         with Database.open(url=database.engine.url) as without:
@@ -301,7 +305,7 @@ class TestLogThatWasThere:
 
 
 class TestRebuildAndVerify:
-    def test_what_was_changed_is_found_and_mended(self, database: Database) -> None:
+    def test_a_changed_row_is_found_and_repaired(self, database: Database) -> None:
         database.events.append_all(SCENE)
         change(
             database,
@@ -347,7 +351,7 @@ class TestRebuildAndVerify:
         database.projections.rebuild()
         assert found(database) == WORDS
 
-    def test_verify_beside_a_rebuild_finds_no_difference(self, open_lasting: Opener) -> None:
+    def test_verify_finds_no_difference_during_a_rebuild(self, open_lasting: Opener) -> None:
         database = open_lasting(projections=[WordCount()])
         database.events.append_all(SCENE)
         with Database.open(url=database.engine.url, projections=[WordCount()]) as other:
@@ -358,7 +362,7 @@ class TestRebuildAndVerify:
 
             assert database.projections.verify(rebuild) == []
 
-    def test_verify_sees_one_state_of_each_while_others_append(self, open_lasting: Opener) -> None:
+    def test_verify_compares_one_consistent_state_during_appends(self, open_lasting: Opener) -> None:
         database = open_lasting(projections=[WordCount()])
         database.events.append_all(SCENE)
         begun = 0
@@ -396,7 +400,7 @@ class WithAnotherColumn(WordCount):
 
 
 class TestAnotherVersion:
-    def test_makes_the_tables_anew_with_the_columns_it_has(self, open_lasting: Opener) -> None:
+    def test_creates_the_tables_again_with_its_own_columns(self, open_lasting: Opener) -> None:
         database = open_lasting(projections=[WordCount()])
         database.events.append_all(SCENE)
         url = database.engine.url
@@ -408,7 +412,7 @@ class TestAnotherVersion:
             with pytest.raises(ProjectionsOutOfDate, match="word_count"):
                 database.events.append_all([said("low")])
 
-    def test_an_older_one_makes_its_own_again(self, open_lasting: Opener) -> None:
+    def test_an_older_version_creates_its_own_tables_again(self, open_lasting: Opener) -> None:
         database = open_lasting(projections=[WithAnotherColumn()])
         database.events.append_all(SCENE)
 

@@ -1,4 +1,4 @@
-"""The tables follow the log: in each append, at start-up, after anything that came between."""
+"""Projections stay up to date with the log: in each append, at start-up, and after gaps."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -42,7 +42,7 @@ class TestPosition:
 
         assert rows_of_all_tables(database)["projection_positions"] == [("orchestration", 1, 6)]
 
-    def test_is_that_of_the_snapshot(self, database: Database) -> None:
+    def test_equals_the_position_of_the_snapshot(self, database: Database) -> None:
         database.events.append_all(SCENE)
         append_alone(database, renamed("x"))
 
@@ -50,7 +50,7 @@ class TestPosition:
 
 
 class TestJoiningATransaction:
-    def test_commit_is_left_to_the_caller(self, database: Database) -> None:
+    def test_the_caller_commits(self, database: Database) -> None:
         with database.engine.begin() as connection:
             database.events.append_all(SCENE[:10], connection=connection)
             database.events.append_all(SCENE[10:], connection=connection)
@@ -70,7 +70,7 @@ class TestJoiningATransaction:
         database.events.append_all(SCENE[3:])
         assert found(database) == told(*SCENE).state()
 
-    def test_a_refused_append_leaves_no_trace_in_it(self, database: Database) -> None:
+    def test_a_refused_append_changes_nothing_in_the_transaction(self, database: Database) -> None:
         with database.engine.begin() as connection:
             database.events.append_all(SCENE[:3], connection=connection)
             with pytest.raises(ProjectionError):
@@ -84,7 +84,7 @@ class TestJoiningATransaction:
         assert database.read_model.snapshot().sequence == database.projections.position() == 4
         assert database.projections.verify() == []
 
-    def test_a_gap_is_closed_in_it(self, database: Database) -> None:
+    def test_an_append_closes_a_gap_in_the_transaction(self, database: Database) -> None:
         append_alone(database, *SCENE[:6])
         with database.engine.connect() as connection:
             database.events.append_all(SCENE[6:], connection=connection)
@@ -99,7 +99,7 @@ class TestJoiningATransaction:
 
 @pytest.mark.usefixtures("small_pages")
 class TestGaps:
-    def test_the_next_append_closes_them(self, database: Database) -> None:
+    def test_the_next_append_closes_a_gap(self, database: Database) -> None:
         database.events.append_all(SCENE[:2])
         append_alone(database, *SCENE[2:16])
         assert database.projections.position() == 2
@@ -110,7 +110,7 @@ class TestGaps:
         assert database.projections.position() == len(SCENE)
         assert database.projections.verify() == []
 
-    def test_what_contradicts_in_them_becomes_a_problem_and_stops_nothing(self, database: Database) -> None:
+    def test_a_contradictory_event_in_a_gap_becomes_a_problem_and_blocks_no_append(self, database: Database) -> None:
         database.events.append_all(SCENE[:3])
         append_alone(database, thread(THREAD), renamed("x", UNKNOWN), renamed("stored"))
         undecodable = add_row(database, "Unheard", "{}")
@@ -125,7 +125,7 @@ class TestGaps:
         ]
         assert database.read_model.project(PROJECT).name == "appended"  # type: ignore[union-attr]
 
-    def test_a_refused_append_leaves_them_open(self, database: Database) -> None:
+    def test_a_refused_append_leaves_a_gap_open(self, database: Database) -> None:
         append_alone(database, *SCENE, renamed("x", UNKNOWN))
         before = rows_of_all_tables(database)
 
@@ -137,7 +137,7 @@ class TestGaps:
         database.events.append_all([renamed("a")])
         assert [problem.sequence for problem in database.projections.problems()] == [len(SCENE) + 1]
 
-    def test_two_that_have_it_open_take_turns(self, open_lasting: Opener) -> None:
+    def test_two_open_databases_append_alternately(self, open_lasting: Opener) -> None:
         with another(database := open_lasting()) as other, another(database, maintain_projections=False) as alone:
             for number, each in enumerate(SCENE):
                 (database, other, alone)[number % 3].events.append_all([each])
@@ -152,7 +152,7 @@ class Newer(OrchestrationProjection):
 
 
 class TestAnotherVersion:
-    def test_its_tables_are_not_written(self, database: Database) -> None:
+    def test_tables_of_another_version_are_not_written(self, database: Database) -> None:
         database.events.append_all(SCENE)
         Projections(database.engine, [Newer()], orchestration_codec).catch_up()
         before = rows_of_all_tables(database)
@@ -166,7 +166,7 @@ class TestAnotherVersion:
         database.events.append_all([renamed("x")])
         assert database.projections.verify() == []
 
-    def test_nor_are_tables_that_were_never_begun(self, open_empty: Opener) -> None:
+    def test_tables_without_a_position_are_not_written(self, open_empty: Opener) -> None:
         database = open_empty()
         change(database, delete(schema.projection_positions))
 
@@ -178,7 +178,7 @@ class TestAnotherVersion:
         database.events.append_all(SCENE)
         assert found(database) == told(*SCENE).state()
 
-    def test_they_are_built_anew_at_the_next_opening(self, open_lasting: Opener) -> None:
+    def test_tables_are_rebuilt_at_the_next_opening(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         append_alone(database, renamed("x", UNKNOWN))
@@ -197,7 +197,7 @@ class TestAnotherVersion:
         assert [problem.sequence for problem in database.projections.problems()] == [len(SCENE) + 1]
         assert reported[-1] == (len(SCENE) + 1, len(SCENE) + 1)
 
-    def test_an_older_one_that_catches_up_meanwhile_does_not_spoil_them(
+    def test_an_older_version_that_catches_up_meanwhile_does_no_damage(
         self, database: Database, small_pages: None
     ) -> None:
         append_alone(database, *SCENE)
@@ -235,7 +235,7 @@ class TestCatchUp:
         database.projections.catch_up(report)
         assert len(reported) == 3
 
-    def test_goes_on_where_it_was_interrupted(self, database: Database) -> None:
+    def test_resumes_where_it_was_interrupted(self, database: Database) -> None:
         events = long_session(6)
         append_alone(database, *events)
         model = ReferenceModel()
@@ -261,7 +261,7 @@ class TestCatchUp:
         model.follow_all(events[done:])
         assert state_of(database.read_model, model.approvals) == model.state()
 
-    def test_reports_what_others_append_meanwhile(self, database: Database) -> None:
+    def test_reports_events_that_are_appended_meanwhile(self, database: Database) -> None:
         append_alone(database, *SCENE)
         reported: list[tuple[int, int]] = []
 
@@ -276,7 +276,7 @@ class TestCatchUp:
         assert [done for done, _ in reported] == sorted(done for done, _ in reported)
         assert database.projections.position() == len(SCENE) + 15
 
-    def test_reports_the_end_where_another_process_did_the_rest(self, database: Database) -> None:
+    def test_reports_the_end_after_another_process_applied_the_rest(self, database: Database) -> None:
         append_alone(database, *SCENE)
         reported: list[tuple[int, int]] = []
 
@@ -289,7 +289,7 @@ class TestCatchUp:
         assert database.projections.verify() == []
         assert reported[-1][0] == reported[-1][1]
 
-    def test_happens_when_it_is_opened_and_only_there_where_projections_are_off(self, open_lasting: Opener) -> None:
+    def test_runs_at_opening_unless_projections_are_off(self, open_lasting: Opener) -> None:
         database = open_lasting(maintain_projections=False)
         database.events.append_all(SCENE)
         with another(database, maintain_projections=False) as alone:
@@ -301,16 +301,16 @@ class TestCatchUp:
             assert found(opened) == told(*SCENE).state()
         assert reported == [(8, 19), (16, 19), (19, 19)]
 
-    def test_takes_no_lock_where_nothing_is_to_be_done(self, open_lasting: Opener) -> None:
+    def test_takes_no_lock_if_there_is_nothing_to_apply(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         with database.engine.connect() as connection:
             database.events.append_all([renamed("x")], connection=connection)
-            with another(database) as opened:  # would wait, and fail, otherwise
+            with another(database) as opened:  # would wait for the lock, and fail, otherwise
                 assert found(opened) == told(*SCENE).state()
             connection.rollback()
 
-    def test_of_two_processes_at_once(self, open_lasting: Opener) -> None:
+    def test_two_processes_can_catch_up_at_once(self, open_lasting: Opener) -> None:
         database = open_lasting(maintain_projections=False)
         events = long_session(12)
         database.events.append_all(events)

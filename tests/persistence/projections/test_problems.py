@@ -1,4 +1,4 @@
-"""Stored events that a projection cannot apply are passed over and recorded."""
+"""Stored events that a projection cannot apply are skipped and recorded as problems."""
 
 from helpers.orchestration_scene import (
     PROJECT,
@@ -38,7 +38,7 @@ UNDECODABLE = [
 
 class TestProblems:
     @each_contradiction
-    def test_a_stored_contradiction_is_passed_over(
+    def test_a_stored_contradiction_is_skipped(
         self, open_empty_memory: Opener, contradictory: OrchestrationEvent, reason: str
     ) -> None:
         database = open_empty_memory()
@@ -53,7 +53,7 @@ class TestProblems:
         assert list(model.follow_all([*SCENE, contradictory, renamed("x")])) == [len(SCENE) + 1]
         assert found(database) == model.state()
 
-    def test_what_cannot_be_decoded_is_passed_over(self, open_lasting: Opener) -> None:
+    def test_an_undecodable_event_is_skipped(self, open_lasting: Opener) -> None:
         database = open_lasting(maintain_projections=False)
         database.events.append_all(SCENE)
         numbers = [add_row(database, *row) for row in UNDECODABLE]
@@ -77,7 +77,7 @@ class TestProblems:
             opened.projections.rebuild()
             assert opened.projections.problems() == problems
 
-    def test_verify_reports_them(self, database: Database) -> None:
+    def test_verify_reports_problems(self, database: Database) -> None:
         append_alone(database, *SCENE, renamed("x", UNKNOWN))
         database.projections.catch_up()
         reason = f"there is no project {UNKNOWN}"
@@ -88,7 +88,7 @@ class TestProblems:
             Difference("projection_problems", f"orchestration/{number}", "reason", None, reason)
         ]
 
-    def test_a_nul_character_in_a_stored_name_is_one_on_postgresql(self, database: Database) -> None:
+    def test_a_nul_character_in_a_stored_name_is_a_problem_on_postgresql(self, database: Database) -> None:
         append_alone(database, *SCENE, renamed("a\0b"))
 
         database.projections.catch_up()
@@ -98,7 +98,7 @@ class TestProblems:
             ("tide-table", 1) if is_postgresql(database) else ("a\0b", 0)
         )
 
-    def test_a_name_of_a_branch_that_no_index_holds_is_one_on_postgresql(self, database: Database) -> None:
+    def test_a_branch_name_too_long_for_an_index_is_a_problem_on_postgresql(self, database: Database) -> None:
         too_long = random_name(MAXIMUM_KEY_BYTES + 1)
         made = BranchCreated(thread_id=THREAD, name=too_long)
         append_alone(
@@ -112,7 +112,7 @@ class TestProblems:
             assert database.read_model.project(PROJECT).name == "b"  # type: ignore[union-attr]
         assert database.events.append_all([renamed("c")])[0].sequence == len(SCENE) + 4
 
-    def test_they_do_not_stop_a_start_up_where_the_position_was_lost(self, open_lasting: Opener) -> None:
+    def test_problems_do_not_prevent_a_start_up_after_the_position_was_lost(self, open_lasting: Opener) -> None:
         database = open_lasting()
         append_alone(database, *SCENE, renamed("x", UNKNOWN))
         database.projections.catch_up()

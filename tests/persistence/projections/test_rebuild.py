@@ -66,7 +66,7 @@ def raising_as_rows_are_put_into(table: str, database: Database, error: type[Bas
 
 @pytest.mark.usefixtures("small_pages")
 class TestRebuild:
-    def test_mends_whatever_was_done_to_the_tables(self, database: Database) -> None:
+    def test_repairs_tampered_tables(self, database: Database) -> None:
         database.events.append_all(SCENE)
         append_alone(database, renamed("x", UNKNOWN))
         database.projections.catch_up()
@@ -78,7 +78,7 @@ class TestRebuild:
 
         assert rows_of_all_tables(database) == sound
 
-    def test_reports_the_pages(self, database: Database) -> None:
+    def test_reports_progress_after_each_page(self, database: Database) -> None:
         database.events.append_all(SCENE)
         reported: list[tuple[int, int]] = []
 
@@ -86,14 +86,14 @@ class TestRebuild:
 
         assert reported == [(4, 19), (8, 19), (12, 19), (16, 19), (19, 19)]
 
-    def test_of_an_empty_log(self, database: Database) -> None:
+    def test_rebuilds_from_an_empty_log(self, database: Database) -> None:
         database.projections.rebuild()
         database.events.append_all(SCENE)
 
         assert database.projections.verify() == []
 
     @pytest.mark.parametrize("call", [0, 3])
-    def test_interrupted_it_has_changed_nothing(self, database: Database, call: int) -> None:
+    def test_changes_nothing_when_it_is_interrupted(self, database: Database, call: int) -> None:
         database.events.append_all(SCENE)
         tamper(database)
         before = rows_of_all_tables(database)
@@ -112,9 +112,7 @@ class TestRebuild:
         assert database.projections.verify() == []
 
     @pytest.mark.parametrize("table", ["projection_projects", "projection_branches", "projection_problems"])
-    def test_failed_while_the_rows_are_put_in_place_it_has_changed_nothing(
-        self, database: Database, table: str
-    ) -> None:
+    def test_changes_nothing_when_replacing_the_rows_fails(self, database: Database, table: str) -> None:
         database.events.append_all(SCENE)
         tamper(database)
         before = rows_of_all_tables(database)
@@ -127,13 +125,13 @@ class TestRebuild:
         database.projections.rebuild()
         assert database.projections.verify() == []
 
-    def test_control_c_is_not_taken_for_an_error_of_the_database(self, open_lasting: Opener) -> None:
+    def test_control_c_is_not_reported_as_a_database_error(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         tamper(database)
         before = rows_of_all_tables(database)
 
-        # SQLAlchemy closes a connection whose statement was interrupted so.
+        # SQLAlchemy closes a connection when KeyboardInterrupt ends its statement.
         with raising_as_rows_are_put_into("checkpoints", database, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
             database.projections.rebuild()
 
@@ -141,7 +139,7 @@ class TestRebuild:
         database.projections.rebuild()
         assert database.projections.verify() == []
 
-    def test_readers_see_the_old_rows_until_its_last_commit(self, open_lasting: Opener) -> None:
+    def test_readers_see_the_old_rows_until_the_last_commit(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         sound = found(database)
@@ -155,11 +153,14 @@ class TestRebuild:
             after = found(reader)
 
         assert len(seen) > 5
-        assert [state for state in seen if state != tampered] in ([], [sound])  # dropping the shadows commits, too
+        assert [state for state in seen if state != tampered] in (
+            [],
+            [sound],
+        )  # dropping the shadow tables commits, too
         assert after == sound
 
-    def test_on_a_server_it_is_one_transaction(self, open_empty_postgresql: Opener) -> None:
-        """Behind a pooler the next one may be on another session, which has not the temporary tables."""
+    def test_runs_in_one_transaction_on_postgresql(self, open_empty_postgresql: Opener) -> None:
+        """Behind a pooler, the next transaction may run in another session, without the temporary tables."""
         database = open_empty_postgresql()
         database.events.append_all(SCENE)
         database.events.close()
@@ -175,13 +176,11 @@ class TestRebuild:
             assert connection.scalar(text(temporary_tables)) == 0
 
     @pytest.mark.parametrize("call", [0, 3])
-    def test_a_connection_that_keeps_its_temporary_tables_is_not_used_again(
-        self, open_lasting: Opener, call: int
-    ) -> None:
+    def test_a_connection_that_keeps_its_temporary_tables_is_discarded(self, open_lasting: Opener, call: int) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         before = found(database)
-        database.events.close()  # so that there is one connection in the pool
+        database.events.close()  # leaves one connection in the pool
         calls = iter(range(call))
 
         def interrupt(*_: int) -> None:
@@ -192,7 +191,7 @@ class TestRebuild:
             if statement.lstrip().startswith("DROP TABLE"):
                 raise LookupError
 
-        # A server drops them by itself, with their transaction.
+        # PostgreSQL drops them at the end of the transaction.
         error = KeyboardInterrupt if is_postgresql(database) else LookupError
         with listening(database, "before_cursor_execute", fail_to_drop), pytest.raises(error):
             database.projections.rebuild(interrupt)
@@ -200,7 +199,7 @@ class TestRebuild:
         assert found(database) == before
         assert database.projections.verify() == []
 
-    def test_once_committed_it_waits_for_no_writer(self, migrated_sqlite_url: URL) -> None:
+    def test_waits_for_no_writer_after_its_commit(self, migrated_sqlite_url: URL) -> None:
         with (
             Database.open(AppConfig(database={"busy_timeout": 0.05}), url=migrated_sqlite_url) as database,
             closing(sqlite3.connect(str(migrated_sqlite_url.database), isolation_level=None)) as writer,
@@ -223,7 +222,7 @@ class TestRebuild:
             assert writer.in_transaction
             assert database.projections.verify() == []
 
-    def test_a_reader_sees_one_state_or_the_other(self, open_lasting: Opener) -> None:
+    def test_a_reader_sees_the_old_or_the_new_state(self, open_lasting: Opener) -> None:
         database = open_lasting()
         events = long_session(10)
         database.events.append_all(events)
@@ -252,7 +251,7 @@ class TestRebuild:
         assert seen in ([tampered], [tampered, model.snapshot()])
         assert database.read_model.snapshot() == model.snapshot()
 
-    def test_what_others_append_meanwhile_is_in_it(self, open_lasting: Opener) -> None:
+    def test_includes_events_that_are_appended_during_it(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         reported: list[tuple[int, int]] = []
@@ -272,7 +271,7 @@ class TestRebuild:
         assert database.projections.verify() == []
         assert reported[-1] == (len(SCENE) + 6, len(SCENE) + 6)
 
-    def test_what_others_append_once_it_has_read_to_the_end_is_in_it(
+    def test_includes_events_that_are_appended_after_it_read_to_the_end(
         self, open_lasting: Opener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         database = open_lasting()
@@ -285,7 +284,7 @@ class TestRebuild:
 
             def read_and_append(self: pages.LogPages, connection: Connection, after: int) -> list[pages.LogRow]:
                 page = read_page(self, connection, after)
-                # The second look at the same end is the last one that does not keep others waiting.
+                # The second read at the same end is the last one that does not block appends.
                 if not page and after in ends and waiting:
                     other.events.append_all([waiting.pop()])
                 if not page:
@@ -300,7 +299,7 @@ class TestRebuild:
         assert database.projections.position() == len(SCENE) + 1
         assert database.projections.verify() == []
 
-    def test_nothing_is_lost_of_what_a_thread_appends_all_the_while(self, open_lasting: Opener) -> None:
+    def test_loses_no_event_of_a_thread_that_keeps_appending(self, open_lasting: Opener) -> None:
         database = open_lasting()
         remaining = batches(Random(7), long_session(10), (1, 2, 5))
         stop, appending = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""Comparing the tables with the log."""
+"""`verify` compares the tables with the log and reports each difference."""
 
 from typing import Any
 from uuid import uuid4
@@ -43,7 +43,7 @@ ROWS: tuple[tuple[Table, dict[str, Any], str, Any], ...] = (
     (schema.projection_threads, {"id": str(OTHER_THREAD)}, "status", "running"),
     (schema.projection_projects, {"id": str(OTHER_PROJECT)}, "name", "tampered"),
 )
-"""Of each table a row on which no other row hangs that comes after it here, and a column of it that is changed."""
+"""For each table: the key of a row, a column to change, and the new value. Rows come before the rows they refer to."""
 
 
 def row_of(database: Database, table: Table, key: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def key_of(table: Table, row: dict[str, Any]) -> str:
 
 
 def differing(database: Database) -> list[Difference]:
-    """Returns the differences by table; checks that finding them changed nothing, and that a rebuild repairs them."""
+    """Returns the differences by table; checks that `verify` changes nothing and that a rebuild repairs them."""
     before = rows_of_all_tables(database)
     differences = database.projections.verify()
     assert rows_of_all_tables(database) == before
@@ -66,7 +66,7 @@ def differing(database: Database) -> list[Difference]:
 
 
 class TestVerify:
-    def test_is_tested_with_every_table_of_the_projection(self) -> None:
+    def test_rows_cover_every_table_of_the_projection(self) -> None:
         assert {table for table, *_ in ROWS} == set(OrchestrationProjection.tables)
 
     def test_finds_a_changed_column_in_each_table(self, database: Database) -> None:
@@ -93,7 +93,7 @@ class TestVerify:
 
         assert differing(database) == sorted(expected, key=lambda difference: difference[:3])
 
-    def test_finds_a_row_too_many_in_each_table(self, database: Database) -> None:
+    def test_finds_an_extra_row_in_each_table(self, database: Database) -> None:
         database.events.append_all(SCENE)
         expected = []
         for table, key, *_ in ROWS:
@@ -125,7 +125,7 @@ class TestVerify:
             ("projection_positions", "orchestration", "sequence", len(SCENE))
         }
 
-    def test_finds_what_was_appended_without_projections(self, database: Database) -> None:
+    def test_finds_events_that_were_appended_without_projections(self, database: Database) -> None:
         database.events.append_all(SCENE)
         append_alone(database, renamed("x"))
 
@@ -134,7 +134,7 @@ class TestVerify:
             Difference("projection_projects", str(PROJECT), "name", "x", "tide-table"),
         ]
 
-    def test_finds_a_problem_that_is_none(self, database: Database) -> None:
+    def test_finds_a_recorded_problem_that_does_not_exist(self, database: Database) -> None:
         database.events.append_all(SCENE)
         change(
             database,
@@ -157,7 +157,7 @@ class TestVerify:
             Difference("projection_problems", f"orchestration/{len(SCENE) + 1}", "reason", reason, None)
         ]
 
-    def test_reports_the_pages(self, database: Database, small_pages: None) -> None:
+    def test_reports_progress_after_each_page(self, database: Database, small_pages: None) -> None:
         database.events.append_all(SCENE)
         reported: list[tuple[int, int]] = []
 
@@ -165,7 +165,7 @@ class TestVerify:
 
         assert reported == [(4, 19), (8, 19), (12, 19), (16, 19), (19, 19)]
 
-    def test_compares_one_state_while_others_append(self, open_lasting: Opener, small_pages: None) -> None:
+    def test_compares_one_consistent_state_during_appends(self, open_lasting: Opener, small_pages: None) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         with another(database) as other:
@@ -174,7 +174,7 @@ class TestVerify:
         assert database.projections.position() > len(SCENE)
         assert database.projections.verify() == []
 
-    def test_interrupted_it_leaves_nothing_behind(self, database: Database) -> None:
+    def test_leaves_nothing_behind_when_it_is_interrupted(self, database: Database) -> None:
         database.events.append_all(SCENE)
 
         def interrupt(*_: int) -> None:
@@ -187,7 +187,7 @@ class TestVerify:
         database.events.append_all([renamed("x")])
         assert database.projections.verify() == []
 
-    def test_no_other_connection_sees_the_shadow_tables(self, open_lasting: Opener, small_pages: None) -> None:
+    def test_other_connections_do_not_see_the_shadow_tables(self, open_lasting: Opener, small_pages: None) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
         expected = found(database)

@@ -117,8 +117,9 @@ class Projections:
     def rebuild(self, progress: Progress | None = None) -> None:
         """Rebuilds all projections from the log.
 
-        Readers see the old rows until the new ones are complete. Appends wait only while the new rows replace the
-        old ones. An interrupted rebuild changes nothing.
+        Readers see the old rows of a projection until its new ones are complete. Appends wait only while the new rows
+        replace the old ones. Each projection is replaced in one transaction; an interrupted rebuild leaves the
+        remaining projections as they were.
 
         Args:
             progress: See `catch_up`.
