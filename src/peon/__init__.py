@@ -4,6 +4,7 @@ The names below are the whole public interface, together with the domain's event
 The names that begin with `Async`, and `create_async_engine`, need the extra `async`.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from peon.config import AppConfig, ConfigError
@@ -113,12 +114,11 @@ def __getattr__(name: str) -> Any:
     """Loads the asynchronous face when it is first used: threads need neither it nor its extra."""
     if name not in _ASYNCHRONOUS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from peon.persistence import asynchronous
-    except ImportError as error:
-        raise ImportError(
-            f"peon.{name} needs the extra 'async', which is not installed: pip install 'peon[async]'"
-        ) from error
+    # Checked here, because SQLAlchemy refuses only the first import without greenlet.
+    if find_spec("greenlet") is None:
+        raise ImportError(f"peon.{name} needs the extra 'async', which is not installed: pip install 'peon[async]'")
+    from peon.persistence import asynchronous
+
     return getattr(asynchronous, name)
 
 

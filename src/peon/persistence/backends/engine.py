@@ -38,7 +38,7 @@ def create_engine(url: str | URL, *, synchronous: Synchronous = "FULL", busy_tim
 
     Args:
         url: Of SQLite (a file or `:memory:`) or PostgreSQL.
-        synchronous: For SQLite. `NORMAL` may lose the last commits when the power fails; the file stays intact.
+        synchronous: For SQLite. `NORMAL` may lose the last commits in a power failure; the file stays intact.
         busy_timeout: Seconds to wait for a locked database. On PostgreSQL, it limits the lock waits of appends and
             migrations.
 
