@@ -20,7 +20,7 @@ class WriteLock:
 
     SQLite waits by trying again after ever longer pauses, of up to 100 ms. A writer that commits and begins again
     at once therefore gets the lock again before any other writer has tried: eight processes that did so starved one
-    another, on a slow disk for longer than any timeout (docs/explanation/decisions.md has the measurement). Here,
+    another, on a slow disk for longer than any timeout (measured in docs/explanation/decisions/storage.md). Here,
     waiting writers register themselves; a newcomer backs off so that they go first.
 
     Args:
