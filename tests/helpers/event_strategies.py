@@ -72,7 +72,7 @@ _by_type: dict[Any, SearchStrategy[Any]] = {
 
 
 def values_of(model: type[ValueT]) -> SearchStrategy[ValueT]:
-    """Instances of one class of events or values, every field given."""
+    """Returns a strategy for instances of one class, with every field set."""
     hints = get_type_hints(model)
     fields = {
         name: _by_type[hints[name]]
