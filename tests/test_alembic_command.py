@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from helpers.alembic_processes import run
 from sqlalchemy import URL
 
 from peon.config import AppConfig
@@ -25,7 +26,7 @@ in_checkout = pytest.mark.skipif(
 )
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_in_new_interpreter(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "alembic", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -69,7 +70,7 @@ def test_upgrade_head_in_a_checkout_needs_no_configuration(tmp_path: Path) -> No
     assert not default_file().parent.exists()
     assert default_file().is_relative_to(tmp_path)
 
-    done = run(CHECKOUT, "upgrade", "head")
+    done = run_in_new_interpreter(CHECKOUT, "upgrade", "head")
 
     assert done.returncode == 0, done.stderr
     assert revision_of(default_file()) == [(revisions()[-1],)]
@@ -185,7 +186,7 @@ def test_the_argument_url_names_the_database_and_check_finds_no_difference(alemb
     assert not default_file().exists()
 
 
-def failure(*arguments: str, folder: Path) -> str:
+def failure(*arguments: str, folder: Path, run: Alembic = run) -> str:
     """Runs a command that must fail; returns its error, which must be one line."""
     done = run(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
     assert done.returncode != 0
@@ -251,7 +252,7 @@ def test_the_error_for_a_path_that_is_not_a_database_is_one_line(tmp_path: Path,
 
 
 def test_the_error_for_an_unknown_revision_is_one_line(tmp_path: Path) -> None:
-    assert "999" in failure("upgrade", "999", folder=tmp_path)
+    assert "999" in failure("upgrade", "999", folder=tmp_path, run=run_in_new_interpreter)
 
 
 def test_a_failing_migration_is_rolled_back_and_its_error_is_one_line(sqlite_url: URL, tmp_path: Path) -> None:
