@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from helpers.alembic_processes import run
+from helpers.command_processes import run_alembic
 from sqlalchemy import URL
 
 from peon.config import AppConfig
@@ -38,7 +38,7 @@ def alembic(tmp_path: Path) -> Alembic:
     folder.mkdir()
 
     def alembic(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = run(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
+        done = run_alembic(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
         assert done.returncode == 0, done.stderr
         assert list(folder.iterdir()) == [], "something was left in the working directory"
         return done
@@ -186,7 +186,7 @@ def test_the_argument_url_names_the_database_and_check_finds_no_difference(alemb
     assert not default_file().exists()
 
 
-def failure(*arguments: str, folder: Path, run: Alembic = run) -> str:
+def failure(*arguments: str, folder: Path, run: Alembic = run_alembic) -> str:
     """Runs a command that must fail; returns its error, which must be one line."""
     done = run(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
     assert done.returncode != 0

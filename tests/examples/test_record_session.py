@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers.command_processes import run_script
 
 from peon.orchestration import MessageAppended, MessageChunkReceived, TextContent, ThinkingContent
 from peon.persistence import Database
@@ -19,15 +20,17 @@ TRANSCRIPTS = sorted((ROOT.parent / "shared" / "transcripts").glob("*.jsonl"))
 pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are only in a checkout")
 
 
+def environment(data_dir: Path) -> dict[str, str]:
+    return os.environ | {"PEON_GENERAL__DATA_DIR": str(data_dir), "COLUMNS": "100"}
+
+
 def run(data_dir: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PEON_GENERAL__DATA_DIR": str(data_dir), "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    return run_script(SCRIPT, *arguments, environment=environment(data_dir))
 
 
 def test_without_a_file_it_records_its_sample_session(tmp_path: Path) -> None:
-    first = run(tmp_path)
+    command = [sys.executable, SCRIPT]
+    first = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
     second = run(tmp_path)
 
     assert (first.returncode, first.stderr) == (0, "")
