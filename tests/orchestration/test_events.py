@@ -148,6 +148,7 @@ def test_only_these_fields_have_defaults(model: type[Event]) -> None:
         "type",
         "occurred_at",
         *optional,
+        *(["schema_version"] if "schema_version" in model.model_fields else []),
     }
     for name in optional:
         assert model.model_fields[name].get_default() is None
