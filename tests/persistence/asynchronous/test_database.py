@@ -87,11 +87,11 @@ async def opened(
 
 
 def run(url: URL, story: Story, *, maintain_projections: bool = True, config: AppConfig | None = None) -> None:
-    async def told() -> None:
+    async def tell() -> None:
         async with opened(url, maintain_projections=maintain_projections, config=config) as database:
             await story(database)
 
-    asyncio.run(told())
+    asyncio.run(tell())
 
 
 def clocks() -> tuple[float, float]:
