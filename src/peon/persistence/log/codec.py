@@ -16,6 +16,7 @@ from pydantic_core import from_json, to_json
 
 from peon.payloads import event_type_name
 from peon.persistence.errors import EventDecodeError, EventEncodeError
+from peon.persistence.log.instants import equal_as_instants
 from peon.persistence.redaction import collect_names, describe
 
 EventT = TypeVar("EventT", bound=BaseModel)
@@ -156,7 +157,7 @@ class EventCodec(Generic[EventT]):
                 if check is not None:
                     check(event)
                 payload = event_type.write(event).decode()
-                if check is None and self.decoders[event_type.name](payload) != event:
+                if check is None and not equal_as_instants(self.decoders[event_type.name](payload), event):
                     raise _Refused("what is read back is not equal to it")
             except Exception as error:
                 raise EventEncodeError(index, type(event).__name__, self._refusal(event, error)) from None

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from sqlalchemy import Connection, bindparam, select
 
 from peon.persistence.backends.compiled import CompiledQuery, insert_into
+from peon.persistence.log.instants import equal_as_instants
 from peon.persistence.schema import command_receipts
 
 _INSERT = insert_into(command_receipts)
@@ -66,7 +67,7 @@ class Command:
                 if name in self._generated[index]:
                     continue
                 # Compared as text too: to Python, 1 and True are equal.
-                same = getattr(before, name) == getattr(now, name)
+                same = equal_as_instants(getattr(before, name), getattr(now, name))
                 if not same or _canonical_text(dump_before.get(name)) != _canonical_text(dump_now.get(name)):
                     return f"event {index} ({type(now).__name__}) has another {name}"
         return None
@@ -84,7 +85,7 @@ def _is_generated(field: FieldInfo, value: object) -> bool:
     if field.default_factory is None:
         return False
     try:
-        return bool(field.get_default(call_default_factory=True, validated_data={}) != value)
+        return not equal_as_instants(field.get_default(call_default_factory=True, validated_data={}), value)
     except Exception:  # a factory that takes the other fields into account
         return True
 
