@@ -29,11 +29,11 @@ PERSISTENCE = """
 
 ORCHESTRATION = """
     ActionApproved ActionRejected Approval ApprovalRequested ApprovalStatus Branch BranchCreated BranchPushed
-    ChangesCommitted Checkpoint CheckpointCreated CheckpointRestored Commit Event Message MessageAppended
+    ChangesCommitted Checkpoint CheckpointCreated CheckpointRestored ChunkJoiner Commit Event Message MessageAppended
     MessageChunkReceived MessageContent MessageRole OrchestrationEvent Project ProjectCreated ProjectDeleted
     ProjectRenamed Provider RuntimeMode Snapshot TextContent ThinkingContent Thread ThreadCreated
     ThreadDeleted ThreadSelected ThreadStatus ThreadStatusChanged ToolCallContent ToolResultContent Turn
-    TurnCompleted TurnFailed TurnInterrupted TurnStarted TurnStatus event_type_name
+    TurnCompleted TurnFailed TurnInterrupted TurnStarted TurnStatus event_type_name storable_text
 """
 
 NOT_FOR_THREADS = ("sqlalchemy.ext.asyncio", "aiosqlite", "psycopg", "alembic", "peon.persistence.asynchronous")

@@ -17,7 +17,8 @@ from pydantic_core import from_json, to_json
 from peon.payloads import event_type_name
 from peon.persistence.errors import EventDecodeError, EventEncodeError
 from peon.persistence.log.instants import equal_as_instants
-from peon.persistence.redaction import collect_names, describe
+from peon.persistence.log.lone_surrogates import place_of_lone_surrogate
+from peon.persistence.redaction import collect_names, describe, describe_place
 
 EventT = TypeVar("EventT", bound=BaseModel)
 """The union of events of a codec and its store."""
@@ -249,6 +250,11 @@ class EventCodec(Generic[EventT]):
             event_type.validate(event.__dict__, strict=True)
         except ValidationError as invalid:
             return f"it was changed after validation: {describe(invalid, self._names)}"
+        if (place := place_of_lone_surrogate(event)) is not None:
+            return (
+                f"{describe_place(place, self._names)}: text with a lone surrogate cannot be encoded as UTF-8. "
+                "Pass text through peon.orchestration.storable_text, and streamed chunks through a ChunkJoiner"
+            )
         if isinstance(error, _Refused):
             return str(error)
         if isinstance(error, ValidationError):
