@@ -95,6 +95,7 @@ class EventStore(Generic[EventT]):
             EventDecodeError: An event that the repeated command stored cannot be read. Nothing was stored.
             ConcurrencyError: The append condition failed. Nothing was stored.
             CommandConflict: The command has stored other events. Nothing was stored.
+            CommandEventsRemoved: Events that the repeated command stored were removed since. Nothing was stored.
             ProjectionError: An event contradicts the projections, if the store keeps any. Nothing was stored.
             StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored. If the
                 connection to a server is lost during COMMIT, the outcome is unknown; the message says so.

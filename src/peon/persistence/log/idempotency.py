@@ -16,7 +16,7 @@ from peon.persistence.schema import command_receipts
 _INSERT = insert_into(command_receipts)
 
 _FIND = CompiledQuery(
-    select(command_receipts.c.first_sequence, command_receipts.c.events).where(
+    select(command_receipts.c.first_sequence, command_receipts.c.events, command_receipts.c.stored_at).where(
         command_receipts.c.command_id == bindparam("of_command")
     ),
     ["of_command"],
@@ -24,10 +24,15 @@ _FIND = CompiledQuery(
 
 
 class Receipt(NamedTuple):
-    """What a command stored: a number of events from `first_sequence` on, which is 0 if there are none."""
+    """What a command stored: a number of events from `first_sequence` on, which is 0 if there are none.
+
+    `stored_at` is the text in that column of its events. If somebody removes the last event of the log, PostgreSQL uses
+    its sequence again; the time tells the two events apart.
+    """
 
     first_sequence: int
     events: int
+    stored_at: str
 
 
 def receipt_of(connection: Connection, command_id: UUID) -> Receipt | None:
@@ -35,8 +40,8 @@ def receipt_of(connection: Connection, command_id: UUID) -> Receipt | None:
     return Receipt(*rows[0]) if rows else None
 
 
-def add_receipt(connection: Connection, command_id: UUID, receipt: Receipt, stored_at: str) -> None:
-    _INSERT.run(connection, [(str(command_id), *receipt, stored_at)])
+def add_receipt(connection: Connection, command_id: UUID, receipt: Receipt) -> None:
+    _INSERT.run(connection, [(str(command_id), *receipt)])
 
 
 class Command:

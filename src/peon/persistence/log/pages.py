@@ -106,10 +106,12 @@ class LogPages:
         return self._run(connection, self._page, self._parameters(after, before, PAGE_EVENTS))
 
     def read_range(self, connection: Connection, first: int, count: int) -> list[LogRow]:
-        """Returns `count` rows from a sequence on; fewer if the log ends before."""
+        """Returns the rows with `count` sequences from `first` on, without those that were removed by hand."""
         rows: list[LogRow] = []
-        while len(rows) < count and (page := self.read_page(connection, first - 1 + len(rows))):
-            rows += page[: count - len(rows)]
+        after, last = first - 1, first - 1 + count
+        while after < last and (page := self.read_page(connection, after)):
+            rows += [row for row in page if row[0] <= last]
+            after = page[-1][0]
         return rows
 
     def read_rows(self, connection: Connection, sequences: Sequence[int]) -> list[LogRow]:
