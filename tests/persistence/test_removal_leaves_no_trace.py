@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from helpers.migrated_databases import file_of
 from helpers.orchestration_scene import THREAD, TURN
+from helpers.secret import SECRET
 from sqlalchemy import URL, Connection, Engine, event, text
 from sqlalchemy.exc import IntegrityError
 
@@ -27,7 +28,6 @@ from peon.orchestration import (
 )
 from peon.persistence import CommandEventsRemoved, Database, EventQuery
 
-SECRET = "the-launch-code-is-00000000"
 INDEX_OF_TAGS = ("tag_positions", "event_tags", "tags")
 PROJECT, MESSAGE, COMMAND = uuid4(), uuid4(), uuid4()
 COMMITTED = ChangesCommitted(thread_id=THREAD, commit="c0ffee", message=SECRET)
@@ -51,7 +51,11 @@ def fill(database: Database) -> list[int]:
             ),
             TurnStarted(turn_id=TURN, thread_id=THREAD),
             MessageAppended(
-                message_id=MESSAGE, turn_id=TURN, thread_id=THREAD, role=MessageRole.ASSISTANT, content=TextContent(text="")
+                message_id=MESSAGE,
+                turn_id=TURN,
+                thread_id=THREAD,
+                role=MessageRole.ASSISTANT,
+                content=TextContent(text=""),
             ),
         ]
     )
@@ -142,6 +146,7 @@ def relations_with_secret(connection: Connection) -> list[str]:
     return [name for name, path in paths if SECRET.encode() in bytes(connection.scalar(read, {"path": path}))]
 
 
+@pytest.mark.slow  # waits for checkpoints of the server
 def test_on_postgresql(migrated_postgresql_url: URL) -> None:
     with Database.open(url=migrated_postgresql_url) as database:
         removed = fill(database)
