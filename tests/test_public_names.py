@@ -11,7 +11,8 @@ import peon.persistence
 
 PUBLIC = """
     AppConfig AppendCondition AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
-    AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict ConcurrencyError ConfigError Database
+    AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict CommandEventsRemoved ConcurrencyError
+    ConfigError Database
     Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery EventStore
     MigrationFailed PersistenceError Problem Projection ProjectionError Projections ProjectionsOutOfDate
     ReadModel Refusal SchemaError SchemaOutOfDate SchemaTooNew SettingError SettingsStore StoreUnavailable
@@ -20,8 +21,8 @@ PUBLIC = """
 """
 
 PERSISTENCE = """
-    AppendCondition CommandConflict ConcurrencyError Database Difference EventCodec EventDecodeError
-    EventEncodeError EventQuery EventStore MigrationFailed NamedSubscription PersistenceError Problem
+    AppendCondition CommandConflict CommandEventsRemoved ConcurrencyError Database Difference EventCodec
+    EventDecodeError EventEncodeError EventQuery EventStore MigrationFailed NamedSubscription PersistenceError Problem
     Projection ProjectionError Projections ProjectionsOutOfDate ReadModel Refusal SchemaError SchemaOutOfDate
     SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
     UndecodableEvent Upcaster copy_database create_engine upgrade
@@ -29,11 +30,11 @@ PERSISTENCE = """
 
 ORCHESTRATION = """
     ActionApproved ActionRejected Approval ApprovalRequested ApprovalStatus Branch BranchCreated BranchPushed
-    ChangesCommitted Checkpoint CheckpointCreated CheckpointRestored Commit Event Message MessageAppended
+    ChangesCommitted Checkpoint CheckpointCreated CheckpointRestored ChunkJoiner Commit Event Message MessageAppended
     MessageChunkReceived MessageContent MessageRole OrchestrationEvent Project ProjectCreated ProjectDeleted
     ProjectRenamed Provider RuntimeMode Snapshot TextContent ThinkingContent Thread ThreadCreated
     ThreadDeleted ThreadSelected ThreadStatus ThreadStatusChanged ToolCallContent ToolResultContent Turn
-    TurnCompleted TurnFailed TurnInterrupted TurnStarted TurnStatus event_type_name
+    TurnCompleted TurnFailed TurnInterrupted TurnStarted TurnStatus event_type_name storable_text
 """
 
 NOT_FOR_THREADS = ("sqlalchemy.ext.asyncio", "aiosqlite", "psycopg", "alembic", "peon.persistence.asynchronous")

@@ -11,6 +11,7 @@ from peon.config import AppConfig, ConfigError
 from peon.persistence import (
     AppendCondition,
     CommandConflict,
+    CommandEventsRemoved,
     ConcurrencyError,
     Database,
     Difference,
@@ -70,6 +71,7 @@ __all__ = [
     "AsyncSettingsStore",
     "AsyncSubscription",
     "CommandConflict",
+    "CommandEventsRemoved",
     "ConcurrencyError",
     "ConfigError",
     "Database",

@@ -5,6 +5,7 @@ from peon.persistence.copying import copy_database
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
+    CommandEventsRemoved,
     ConcurrencyError,
     EventDecodeError,
     EventEncodeError,
@@ -34,6 +35,7 @@ NamedSubscription = DurableSubscription  # the old name, kept for code written b
 __all__ = [
     "AppendCondition",
     "CommandConflict",
+    "CommandEventsRemoved",
     "ConcurrencyError",
     "Database",
     "Difference",

@@ -5,6 +5,7 @@
     ├── EventDecodeError          a stored event cannot be decoded
     ├── ConcurrencyError          an append condition failed
     ├── CommandConflict           a command identifier was used for other events
+    ├── CommandEventsRemoved      the events of a repeated command were removed from the log
     ├── SubscriptionConflict      the position of a durable subscription was moved by another consumer
     ├── ProjectionError           an event contradicts the projections
     ├── ProjectionsOutOfDate      the projections were built by another version of the code
@@ -100,6 +101,25 @@ class CommandConflict(PersistenceError):  # noqa: N818 - as below
         )
         self.command_id = command_id
         self.reason = reason
+
+
+class CommandEventsRemoved(PersistenceError):  # noqa: N818 - as below
+    """A command was carried out before, but its events were removed from the log since. Nothing was stored.
+
+    Attributes:
+        command_id: The identifier of the command.
+        removed: How many of its events were removed.
+        events: How many it had stored.
+    """
+
+    def __init__(self, command_id: UUID, removed: int, events: int) -> None:
+        super().__init__(
+            f"command {command_id} was carried out, but {removed} of its {events} events were removed from the log "
+            "since: do not repeat it, or delete its row from command_receipts to carry it out again"
+        )
+        self.command_id = command_id
+        self.removed = removed
+        self.events = events
 
 
 class SubscriptionConflict(PersistenceError):  # noqa: N818 - as below

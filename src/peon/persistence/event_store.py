@@ -95,6 +95,7 @@ class EventStore(Generic[EventT]):
             EventDecodeError: An event that the repeated command stored cannot be read. Nothing was stored.
             ConcurrencyError: The append condition failed. Nothing was stored.
             CommandConflict: The command has stored other events. Nothing was stored.
+            CommandEventsRemoved: Events that the repeated command stored were removed since. Nothing was stored.
             ProjectionError: An event contradicts the projections, if the store keeps any. Nothing was stored.
             StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored. If the
                 connection to a server is lost during COMMIT, the outcome is unknown; the message says so.
@@ -138,6 +139,8 @@ class EventStore(Generic[EventT]):
         limit: int | None = None,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
+        newest_first: bool = False,
+        before: int | None = None,
         undecodable: type[KeptT] | None = None,
     ) -> Iterator[StoredEvent[EventT | KeptT]]:
         """Yields events by sequence, with one page of them in memory at a time.
@@ -151,6 +154,10 @@ class EventStore(Generic[EventT]):
             event_types: Only events that are stored under these names, see `event_type_name`. If an upcaster
                 renames events, give the old name as well.
             query: Only events that match. An index finds them, for example those of one thread.
+            newest_first: Yield the events by falling sequence, down to the one above `after`. Events that others store
+                meanwhile are not yielded.
+            before: Newest first, only events with a lower sequence: for the next page, the sequence of the last event
+                of this one.
             undecodable: `UndecodableEvent` to yield one in the place of each event that cannot be decoded; by
                 default such an event raises an error.
 
@@ -158,10 +165,10 @@ class EventStore(Generic[EventT]):
             EventDecodeError: At an event that cannot be decoded. All events before it were yielded.
             StoreUnavailable: The database cannot be read.
             ValueError: A number is below 0; both `event_types` and `query` were given; the query names a tag that
-                the codec does not know.
+                the codec does not know; `before` was given without `newest_first`.
             TypeError: An argument is of the wrong type; `event_types` is a single text.
         """
-        return self._reader.stream(after, limit, Selection(event_types, query, undecodable))
+        return self._reader.stream(after, limit, Selection(event_types, query, undecodable), newest_first, before)
 
     def subscribe(
         self,

@@ -59,8 +59,6 @@ WITH_NUL: list[tuple[str, OrchestrationEvent]] = [
     ("name", renamed("a\0b")),
     ("title", thread(NEW).model_copy(update={"title": "a\0b"})),
     ("model", thread(NEW).model_copy(update={"model": "a\0b"})),
-    ("error", ThreadStatusChanged(thread_id=THREAD, status=ThreadStatus.ERROR, error="a\0b")),
-    ("error", TurnFailed(error="a\0b", **ON_TURN)),
     ("action", ApprovalRequested(**NEW_APPROVAL | {"action": "a\0b"}, **ON_TURN)),
     ("reason", ActionRejected(approval_id=PENDING, reason="a\0b", **ON_TURN)),
     ("git_ref", CheckpointCreated(**NEW_CHECKPOINT | {"git_ref": "a\0b"}, **ON_TURN)),
@@ -81,6 +79,25 @@ def test_a_nul_character_is_refused_in_columns_of_postgresql(
     assert error.reason == f"PostgreSQL cannot hold the NUL character in its {name}"
 
 
+FAILURES: list[OrchestrationEvent] = [
+    ThreadStatusChanged(thread_id=THREAD, status=ThreadStatus.ERROR, error="a\0b"),
+    TurnFailed(error="a\0b", **ON_TURN),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda value: value.type)
+def test_a_failure_with_a_nul_character_is_stored_in_postgresql(
+    open_empty_postgresql: Opener, failure: OrchestrationEvent
+) -> None:
+    database = open_empty_postgresql()
+    database.events.append_all([*SCENE, failure])
+
+    (kept,) = database.events.stream(after=len(SCENE))
+    assert kept.event == failure
+    assert found(database) == told(*SCENE, failure.model_copy(update={"error": "a\N{REPLACEMENT CHARACTER}b"})).state()
+    assert database.projections.verify() == []
+
+
 def test_the_longest_branch_name_that_postgresql_can_index(scene_in_postgresql: Database) -> None:
     longest = BranchCreated(thread_id=THREAD, name=random_name(MAXIMUM_KEY_BYTES))
     scene_in_postgresql.events.append_all([longest])
@@ -91,7 +108,7 @@ def test_the_longest_branch_name_that_postgresql_can_index(scene_in_postgresql: 
     assert error.reason == "PostgreSQL cannot index its name of 2,601 bytes: 2,600 at most"
 
 
-@pytest.mark.parametrize("with_nul", [pair[1] for pair in WITH_NUL], ids=lambda value: value.type)
+@pytest.mark.parametrize("with_nul", [*(pair[1] for pair in WITH_NUL), *FAILURES], ids=lambda value: value.type)
 def test_sqlite_returns_a_nul_character_unchanged(open_empty_memory: Opener, with_nul: OrchestrationEvent) -> None:
     database = open_empty_memory()
     database.events.append_all([*SCENE, with_nul])

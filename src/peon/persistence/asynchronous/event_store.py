@@ -88,10 +88,13 @@ class AsyncEventStore(Generic[EventT]):
         limit: int | None = None,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
+        newest_first: bool = False,
+        before: int | None = None,
         undecodable: type[KeptT] | None = None,
     ) -> AsyncIterator[StoredEvent[EventT | KeptT]]:
         """See `EventStore.stream`."""
-        events = self._reader.stream(after, limit, Selection(event_types, query, undecodable))
+        selection = Selection(event_types, query, undecodable)
+        events = self._reader.stream(after, limit, selection, newest_first, before)
         return self._in_portions(partial(next, events, None))
 
     async def _in_portions(self, following: Callable[[], StoredEvent[Any] | None]) -> AsyncIterator[StoredEvent[Any]]:

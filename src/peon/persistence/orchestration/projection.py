@@ -16,6 +16,7 @@ from peon.persistence.orchestration.handlers import HANDLERS
 from peon.persistence.orchestration.loaded_rows import Contradiction
 from peon.persistence.projections.base import Projection, Refusal
 from peon.persistence.runtime.event_loop import with_pauses
+from peon.storable_text import storable_text
 
 
 class OrchestrationProjection(Projection):
@@ -50,7 +51,7 @@ class OrchestrationProjection(Projection):
             for sequence, event, _ in with_pauses(part, connection.dialect):
                 try:
                     if has_limits:
-                        _require_storable(event, backend)
+                        event = _storable(event, backend)
                     HANDLERS[type(event)].apply(batch, event, sequence)
                 except Contradiction as contradiction:
                     refusals.append(Refusal(sequence, str(contradiction)))
@@ -78,13 +79,18 @@ def _columns_of_text(event: type[Event]) -> tuple[str, ...]:
     return tuple(name for name, field in fields if field.annotation in (str, str | None) and name != "delta")
 
 
-def _require_storable(event: OrchestrationEvent, backend: Backend) -> None:
+def _storable(event: OrchestrationEvent, backend: Backend) -> OrchestrationEvent:
+    """Returns the event as the tables can hold it; raises `Contradiction` if they cannot."""
     if not backend.stores_nul:
         for name in _columns_of_text(type(event)):
-            if "\0" in (getattr(event, name) or ""):
+            text = getattr(event, name) or ""
+            if "\0" in text:
+                if name == "error":  # a failure must always be storable
+                    return event.model_copy(update={name: storable_text(text)})
                 raise Contradiction(f"PostgreSQL cannot hold the NUL character in its {name}")
     limit = backend.maximum_key_bytes
     if limit is not None and isinstance(event, BranchCreated | BranchPushed):
         size = len(event.name.encode())
         if size > limit:
             raise Contradiction(f"PostgreSQL cannot index its name of {size:,} bytes: {limit:,} at most")
+    return event
