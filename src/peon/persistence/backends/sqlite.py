@@ -180,12 +180,17 @@ class SQLiteBackend(Backend):
         partial = copy.with_name(f"{copy.name}.partial")
         logger.info("copying %s to %s before it is migrated", source, copy)
         partial.unlink(missing_ok=True)
-        create_private_file(partial)
-        with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
-            driver_connection(reader).backup(target)
-        for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
-            copy.with_name(copy.name + suffix).unlink(missing_ok=True)
-        partial.replace(copy)
+        try:
+            create_private_file(partial)
+            with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
+                driver_connection(reader).backup(target)
+            for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
+                copy.with_name(copy.name + suffix).unlink(missing_ok=True)
+            partial.replace(copy)
+        except BaseException:
+            with suppress(OSError):  # of a disk that fails; the error that is raised tells more
+                partial.unlink(missing_ok=True)
+            raise
         return copy
 
 
