@@ -16,6 +16,7 @@ from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
 from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
+from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
 from peon.persistence.schema import append_lock
 
@@ -130,12 +131,16 @@ class SQLiteBackend(Backend):
     def watch_commits(
         self, connection: sqlite3.Connection, stopped: socket.socket, announce: Callable[[], object]
     ) -> None:
+        path = sqlite_connections.sqlite_path(connection)
+        file = DatabaseFile(path, None).connected(path, None)
         with selectors.DefaultSelector() as selector:
             selector.register(stopped, selectors.EVENT_READ)
             # The counter of commits by other connections, in shared memory (WAL) or in the first page of the file.
             seen = connection.execute("PRAGMA data_version").fetchone()
             announce()
             while not selector.select(POLL_SECONDS):
+                if file is not None:
+                    file.require_in_place()  # the counter stands still if another file has taken its place
                 if (version := connection.execute("PRAGMA data_version").fetchone()) != seen:
                     seen = version
                     announce()

@@ -14,8 +14,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from peon.persistence.backends.address import is_file, is_memory
+from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import READ_ONLY, Synchronous
+from peon.persistence.backends.sqlite_file import DatabaseFile, OpenFile
 from peon.persistence.backends.sqlite_write_lock import WriteLock
+from peon.persistence.errors import StoreUnavailable
 
 WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 """SQLite cuts the -wal file back to this size after a checkpoint, once a long transaction has made it grow."""
@@ -23,6 +26,7 @@ WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 WRITE_LOCK_TIMEOUT = "peon_write_lock_timeout"
 """Execution option of a connection: seconds that its transactions wait for the write lock."""
 
+_FILE = "peon_file"
 _ROLLBACK_JOURNAL = "peon_rollback_journal"
 _WRITE_LOCK = "peon_write_lock"
 
@@ -45,12 +49,8 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
     in_memory = is_memory(engine.url)
     milliseconds = round(busy_timeout * 1000)
     path = Path(str(engine.url.database)) if is_file(engine.url) else None
-
-    if path is not None:
-
-        @event.listens_for(engine, "do_connect")
-        def create_file(*_: object) -> None:
-            create_private_file(path)
+    if not in_memory:
+        _listen_for_changed_files(engine, path)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
@@ -99,6 +99,48 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
             record.info[_WRITE_LOCK].let_sqlite_wait(connection)
 
 
+def _listen_for_changed_files(engine: Engine, path: Path | None) -> None:
+    """Refuses connections and commits to a file that is no longer at its path.
+
+    A commit is checked right before it. Later would be too late to say that nothing was stored; earlier would leave
+    the time that the transaction takes, and its wait for the lock.
+    """
+    file = DatabaseFile(database_name(engine), path)
+
+    @event.listens_for(engine, "do_connect")
+    def prepare_file(_dialect: object, record: ConnectionPoolEntry, *_: object) -> None:
+        if path is not None and file.may_be_created:
+            create_private_file(path)
+        record.info[_FILE] = file.before_connecting()
+
+    @event.listens_for(engine, "connect")
+    def remember_file(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        try:
+            record.info[_FILE] = file.connected(sqlite_path(connection), record.info[_FILE])
+        except StoreUnavailable:
+            connection.close()
+            raise
+
+    @event.listens_for(engine, "checkout")
+    def require_file(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        opened: OpenFile | None = record.info[_FILE]
+        if opened is not None:
+            opened.require_in_place()
+
+    @event.listens_for(engine, "commit")
+    def require_files(connection: Connection) -> None:
+        info = connection.info
+        opened: OpenFile | None = info[_FILE]
+        if opened is not None and not connection.get_execution_options().get(READ_ONLY):
+            opened.require_in_place()
+            if not info[_ROLLBACK_JOURNAL]:
+                opened.require_write_ahead_log()
+
+    @event.listens_for(engine, "engine_disposed")
+    def forget_file(_: Engine) -> None:
+        file.forget()
+
+
 def driver_connection(connection: Connection) -> sqlite3.Connection:
     """Returns the driver's own connection, for its own API and where SQLAlchemy costs too much.
 
@@ -106,6 +148,12 @@ def driver_connection(connection: Connection) -> sqlite3.Connection:
     """
     driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
     return driver
+
+
+def sqlite_path(connection: sqlite3.Connection) -> str:
+    """Returns the path of the file that a connection has open; empty if there is none."""
+    path: str = connection.execute("PRAGMA database_list").fetchone()[2]
+    return path
 
 
 def create_private_file(path: Path) -> None:
