@@ -17,7 +17,7 @@ from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
 from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
 from peon.persistence.backends.sqlite_file import DatabaseFile
-from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
+from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
 from peon.persistence.schema import append_lock
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,9 @@ class SQLiteBackend(Backend):
 
     def nothing_prepared(self, connection: Connection) -> nullcontext[None]:
         return nullcontext()  # SQLite prepares a statement again when the tables have changed
+
+    def require_fitting_end(self, connection: Connection) -> None:
+        require_fitting_end(connection)
 
     def connect_to_append(self, engine: Engine) -> Connection:
         return engine.connect()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Never
 
+from peon.persistence.backends.sqlite_stale_log import require_fitting_log
 from peon.persistence.errors import StoreUnavailable
 
 
@@ -92,7 +93,11 @@ class DatabaseFile:
         return self._expected is None
 
     def before_connecting(self) -> Identity | None:
-        """Returns the file that is at the path; raises `StoreUnavailable` unless it is the expected one."""
+        """Returns the file that is at the path.
+
+        Raises:
+            StoreUnavailable: It is not the expected file, or the -wal file beside it is that of another one.
+        """
         if self._path is None:
             return None
         try:
@@ -103,6 +108,8 @@ class DatabaseFile:
             raise StoreUnavailable(f"{self._database}: {_what_happened(self._expected, error)}") from error
         if self._expected not in (None, found):
             raise StoreUnavailable(f"{self._database}: {_what_happened(self._expected, None)}")
+        if self._expected is None:
+            require_fitting_log(self._database, self._path)
         return found
 
     def connected(self, path: str, before: Identity | None) -> OpenFile | None:
