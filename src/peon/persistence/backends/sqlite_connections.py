@@ -17,6 +17,7 @@ from peon.persistence.backends.address import is_file, is_memory
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import READ_ONLY, Synchronous
 from peon.persistence.backends.sqlite_file import DatabaseFile, OpenFile
+from peon.persistence.backends.sqlite_file_locks import PATIENCE_SECONDS, is_busy, reason_for_no_locks
 from peon.persistence.backends.sqlite_write_lock import WriteLock
 from peon.persistence.errors import StoreUnavailable
 
@@ -54,6 +55,8 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
 
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        if path is not None:
+            _require_locks(connection, path, milliseconds)
         # First, because the statements below may have to wait for another connection.
         connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
         record.info[_WRITE_LOCK] = WriteLock(path and path.parent, milliseconds, pause)
@@ -97,6 +100,16 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
     def let_sqlite_wait(connection: sqlite3.Connection, record: ConnectionPoolEntry | None, _: object) -> None:
         if record is not None:  # a detached connection has none, and is closed
             record.info[_WRITE_LOCK].let_sqlite_wait(connection)
+
+
+def _require_locks(connection: sqlite3.Connection, path: Path, milliseconds: int) -> None:
+    """Fails early where the file system cannot lock files: SQLite would try again until the timeout."""
+    connection.execute(f"PRAGMA busy_timeout = {min(milliseconds, round(PATIENCE_SECONDS * 1000))}")
+    try:
+        connection.execute("PRAGMA journal_mode").fetchone()
+    except sqlite3.OperationalError as error:
+        if not is_busy(error) or reason_for_no_locks(path.parent):
+            raise
 
 
 def _listen_for_changed_files(engine: Engine, path: Path | None) -> None:
@@ -181,7 +194,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float, pause:
             connection.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if not is_busy(error) or time.monotonic() > deadline:
                 raise
             pause(0.005)
     mode: tuple[str] = connection.execute("PRAGMA journal_mode").fetchone()
