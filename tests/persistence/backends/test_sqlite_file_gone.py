@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from helpers.gone_files import WAYS, delete, move
 from helpers.migrated_databases import file_of, names_in
 from helpers.processes import PATIENCE
 from helpers.unavailable_databases import assert_works, in_child, renamed, sqlite
@@ -16,23 +17,6 @@ from sqlalchemy import URL, text
 
 from peon.orchestration import ProjectCreated
 from peon.persistence import Database, EventStore, StoreUnavailable, Subscription, create_engine
-
-
-def delete(path: Path) -> None:
-    for file in path.parent.glob("peon.db*"):
-        file.unlink()
-
-
-def move(path: Path) -> None:
-    path.rename(path.with_name("moved.db"))
-
-
-def replace(path: Path) -> None:
-    shutil.copy(path, path.with_name("backup.db"))
-    path.with_name("backup.db").replace(path)
-
-
-WAYS = {"deleted": delete, "moved": move, "replaced": replace}
 
 
 @pytest.fixture(params=WAYS)

@@ -1,8 +1,5 @@
 """A migration on a disk without room for the copy that it makes first."""
 
-import shutil
-import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,17 +8,6 @@ from helpers.migrated_databases import names_in, thaw
 from helpers.unavailable_databases import assert_sound, sqlite, unavailable
 
 from peon.persistence import Database
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a disk, and not in every container")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 # Room for the files that SQLite has beside a database that is open, and for the beginning of the copy.
