@@ -53,7 +53,7 @@ def is_at_head(engine: Engine) -> bool:
 
     Raises:
         SchemaTooNew: It is at a revision that this version does not know.
-        StoreUnavailable: It cannot be read.
+        StoreUnavailable: It cannot be read, or is damaged.
     """
     return _known_revision(engine) == revisions()[-1]
 
@@ -64,6 +64,8 @@ def _known_revision(engine: Engine) -> str | None:
             return None
         with backend_of(engine).consistent_reads(engine).connect() as connection:
             revision = current_revision(connection)
+            if revision == revisions()[-1]:
+                backend_of(engine).require_fitting_end(connection)
     refuse_unknown(engine, revision)
     return revision
 

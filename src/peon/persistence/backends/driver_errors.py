@@ -1,6 +1,7 @@
 """Converts the exceptions of drivers into `StoreUnavailable`, so that none of them leaves the package."""
 
 import sqlite3
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -8,6 +9,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from peon.persistence.backends.address import is_file
+from peon.persistence.backends.sqlite_file_locks import explain_failed_lock
 from peon.persistence.errors import StoreUnavailable
 
 LOCK_NOT_AVAILABLE = "55P03"
@@ -51,6 +54,7 @@ class DriverErrors:
 
     def __init__(self, engine: Engine, *, expects_tables: bool = False) -> None:
         self._database = database_name(engine)
+        self._file = Path(str(engine.url.database)) if is_file(engine.url) else None
         self._hint = MIGRATION_HINT if expects_tables else ""
         dbapi: Any = engine.dialect.loaded_dbapi
         self._driver_error: type[Exception] = dbapi.Error
@@ -70,7 +74,7 @@ class DriverErrors:
             # The driver's own error: SQLAlchemy's wrapper may show parameters, which are payloads.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
-            raise StoreUnavailable(f"{self._database}: {explain(cause)}{hint}") from cause
+            raise StoreUnavailable(f"{self._database}: {explain(cause, self._file)}{hint}") from cause
 
     def is_lock_timeout(self, error: BaseException) -> bool:
         """Returns whether a server ended the wait for a lock."""
@@ -84,8 +88,12 @@ class DriverErrors:
         return found
 
 
-def explain(error: BaseException) -> str:
-    """Returns what went wrong, and what to do if that is known, without anything that could be part of a payload."""
+def explain(error: BaseException, file: Path | None = None) -> str:
+    """Returns what went wrong, and what to do if that is known, without anything that could be part of a payload.
+
+    Args:
+        file: The SQLite file in which it happened, if it is known.
+    """
     if isinstance(error, UnicodeEncodeError):
         if error.encoding == "utf-8":
             return "text with a lone surrogate cannot be encoded as UTF-8"
@@ -97,7 +105,7 @@ def explain(error: BaseException) -> str:
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return "a value in it is not valid text"
-        return _SQLITE_ADVICE.get(code & 0xFF) or str(error)
+        return explain_failed_lock(error, file) or _SQLITE_ADVICE.get(code & 0xFF) or str(error)
     if isinstance(error, PoolTimeout):
         return "all its connections are in use: close some, or pass an open transaction as connection=…"
     if isinstance(error, PendingRollbackError):

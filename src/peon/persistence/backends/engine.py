@@ -101,4 +101,5 @@ def _set_up(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause
 def _forget_inherited_connections(engine: Engine) -> None:
     """The child process opens connections of its own."""
     keep_inherited(engine.pool)
-    engine.dispose(close=False)
+    # As `dispose(close=False)` does, but without its event: the child must find the same file as the parent.
+    engine.pool = engine.pool.recreate()

@@ -152,6 +152,10 @@ class Backend(ABC):
     # The log
 
     @abstractmethod
+    def require_fitting_end(self, connection: Connection) -> None:
+        """Raises `StoreUnavailable` if the end of the log shows that the database is damaged; takes little time."""
+
+    @abstractmethod
     def connect_to_append(self, engine: Engine) -> Connection:
         """Returns a connection for `begin_append`."""
 

@@ -150,6 +150,9 @@ class PostgreSQLBackend(Backend):
         finally:
             driver.prepare_threshold = threshold
 
+    def require_fitting_end(self, connection: Connection) -> None:
+        pass  # the server keeps its files together
+
     def connect_to_append(self, engine: Engine) -> Connection:
         # Under AUTOCOMMIT the driver sends no BEGIN, which would be a round trip more; `begin_append` sends it.
         return engine.connect().execution_options(isolation_level="AUTOCOMMIT")

@@ -19,9 +19,10 @@ from peon.persistence.backends.sqlite_connections import (
     WRITE_LOCK_TIMEOUT,
     create_private_file,
     driver_connection,
-    pragma,
+    first_row,
 )
-from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
+from peon.persistence.backends.sqlite_file import DatabaseFile
+from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
 from peon.persistence.schema import append_lock
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class SQLiteBackend(Backend):
     @contextmanager
     def large_cache(self, connection: Connection) -> Iterator[None]:
         driver = driver_connection(connection)
-        before = pragma(driver, "cache_size")
+        (before,) = first_row(driver, "PRAGMA cache_size")
         driver.execute(f"PRAGMA cache_size = -{REBUILD_CACHE_KIB}")
         try:
             yield
@@ -121,6 +122,9 @@ class SQLiteBackend(Backend):
 
     def nothing_prepared(self, connection: Connection) -> nullcontext[None]:
         return nullcontext()  # SQLite prepares a statement again when the tables have changed
+
+    def require_fitting_end(self, connection: Connection) -> None:
+        require_fitting_end(connection)
 
     def connect_to_append(self, engine: Engine) -> Connection:
         return engine.connect()
@@ -135,12 +139,16 @@ class SQLiteBackend(Backend):
     def watch_commits(
         self, connection: sqlite3.Connection, stopped: socket.socket, announce: Callable[[], object]
     ) -> None:
+        path = sqlite_connections.sqlite_path(connection)
+        file = DatabaseFile(path, None).connected(path, None)
         with selectors.DefaultSelector() as selector:
             selector.register(stopped, selectors.EVENT_READ)
             # The counter of commits by other connections, in shared memory (WAL) or in the first page of the file.
             seen = connection.execute("PRAGMA data_version").fetchone()
             announce()
             while not selector.select(POLL_SECONDS):
+                if file is not None:
+                    file.require_in_place()  # the counter stands still if another file has taken its place
                 if (version := connection.execute("PRAGMA data_version").fetchone()) != seen:
                     seen = version
                     announce()
@@ -166,7 +174,7 @@ class SQLiteBackend(Backend):
         # SQLite changes a table by creating a new one and dropping the old one, which would delete the rows that
         # refer to it. The pragma has no effect inside a transaction: https://sqlite.org/lang_altertable.html
         driver = driver_connection(connection)
-        enforced = pragma(driver, "foreign_keys")
+        (enforced,) = first_row(driver, "PRAGMA foreign_keys")
         driver.execute("PRAGMA foreign_keys = OFF")
         try:
             with connection.begin():
@@ -185,12 +193,17 @@ class SQLiteBackend(Backend):
         partial = copy.with_name(f"{copy.name}.partial")
         logger.info("copying %s to %s before it is migrated", source, copy)
         partial.unlink(missing_ok=True)
-        create_private_file(partial)
-        with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
-            driver_connection(reader).backup(target)
-        for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
-            copy.with_name(copy.name + suffix).unlink(missing_ok=True)
-        partial.replace(copy)
+        try:
+            create_private_file(partial)
+            with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
+                driver_connection(reader).backup(target)
+            for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
+                copy.with_name(copy.name + suffix).unlink(missing_ok=True)
+            partial.replace(copy)
+        except BaseException:
+            with suppress(OSError):  # of a disk that fails; the error that is raised tells more
+                partial.unlink(missing_ok=True)
+            raise
         return copy
 
 

@@ -8,7 +8,10 @@ from sqlalchemy import Connection, bindparam, insert
 from sqlalchemy.dialects import sqlite
 
 from peon.persistence.backends.compiled import CompiledStatement, insert_into
+from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import LogHead
+from peon.persistence.backends.sqlite_connections import driver_connection, first_row
+from peon.persistence.errors import StoreUnavailable
 from peon.persistence.schema import LAST_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp
 
@@ -27,6 +30,35 @@ _INSERT_MANY_NUMBERED = CompiledStatement(
     ),
     [f"{name}_{row}" for row in range(ROWS_A_STATEMENT) for name in events.columns],
 )
+
+_ENDS = """
+SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'events'),
+    (SELECT max(sequence) FROM events NOT INDEXED),
+    (SELECT max(sequence) FROM events INDEXED BY idx_events_sequence)
+"""
+_END_FITS = "peon_end_fits"
+
+
+def require_fitting_end(connection: Connection) -> None:
+    """Checks, once for each connection, that the table, its index and its counter agree about the end of the log.
+
+    The counter is also ahead after the last events were removed by hand. That leaves a sound file, in which the next
+    append brings the three together again. Only in this rare state the whole file is checked.
+
+    Raises:
+        StoreUnavailable: The file is damaged.
+    """
+    if _END_FITS in connection.info:
+        return
+    driver = driver_connection(connection)
+    counter, in_table, in_index = first_row(driver, _ENDS)
+    if not counter == in_table == in_index and first_row(driver, "PRAGMA integrity_check(1)") != ("ok",):
+        raise StoreUnavailable(
+            f"{database_name(connection.engine)}: the file is damaged: its log ends with event {in_table}, and "
+            f"{counter} events have been numbered. Was a backup put beside the -wal file of another state? Move the "
+            "database, its -wal and its -shm file away, and restore a backup"
+        )
+    connection.info[_END_FITS] = True
 
 
 class SQLiteLogHead(LogHead):
@@ -50,6 +82,7 @@ class SQLiteLogHead(LogHead):
         return self._last
 
     def add(self, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
+        require_fitting_end(self.connection)
         moment = datetime.now(UTC)
         stored_at = format_timestamp(moment)
         cursor = self.connection.connection.cursor()

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from peon.persistence.backends.sqlite_file_locks import is_busy
+
 if sys.platform != "win32":
     import fcntl
 
@@ -133,7 +135,7 @@ def _try_to_begin(connection: sqlite3.Connection, *, last_attempt: bool = False)
     try:
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
-        if last_attempt or getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+        if last_attempt or not is_busy(error):
             raise
         return False
     return True
