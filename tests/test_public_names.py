@@ -14,6 +14,7 @@ PUBLIC = """
     AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict ConcurrencyError ConfigError Database
     Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery EventStore
     MigrationFailed PersistenceError Problem Projection ProjectionError Projections ProjectionsOutOfDate
+    ProjectionsTooNew
     ReadModel Refusal SchemaError SchemaOutOfDate SchemaTooNew SettingError SettingsStore StoreUnavailable
     StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster __version__ copy_database
     create_async_engine create_engine upgrade
@@ -22,7 +23,8 @@ PUBLIC = """
 PERSISTENCE = """
     AppendCondition CommandConflict ConcurrencyError Database Difference EventCodec EventDecodeError
     EventEncodeError EventQuery EventStore MigrationFailed NamedSubscription PersistenceError Problem
-    Projection ProjectionError Projections ProjectionsOutOfDate ReadModel Refusal SchemaError SchemaOutOfDate
+    Projection ProjectionError Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel
+    Refusal SchemaError SchemaOutOfDate
     SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
     UndecodableEvent Upcaster copy_database create_engine upgrade
 """
