@@ -70,7 +70,10 @@ class DriverErrors:
             # The driver's own error: SQLAlchemy's wrapper may show parameters, which are payloads.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
-            raise StoreUnavailable(f"{self._database}: {explain(cause)}{hint}") from cause
+            unavailable = StoreUnavailable(f"{self._database}: {explain(cause)}{hint}")
+            for note in getattr(error, "__notes__", ()):
+                unavailable.add_note(note)
+            raise unavailable from cause
 
     def is_lock_timeout(self, error: BaseException) -> bool:
         """Returns whether a server ended the wait for a lock."""
