@@ -89,8 +89,8 @@ class Projections:
         """Applies the stored events that were not applied yet; does nothing if there are none.
 
         It saves its position with every few pages, so that another call resumes where this one was interrupted.
-        Events that cannot be applied become problems. A projection that an older version of the code has built is
-        rebuilt, as by `rebuild`.
+        Events that cannot be applied become problems. A projection is rebuilt, as by `rebuild`, if an older version of
+        the code has built it, or if its position does not fit its tables or the log, as after a partial restore.
 
         Args:
             progress: Called after each page with the number of events done and to do.
@@ -103,19 +103,19 @@ class Projections:
             with self._reads.connect() as connection:
                 end = connection.scalars(LAST_SEQUENCE).one()
                 found = {projection: position_of(connection, projection) for projection in self._projections}
-            for projection, position in found.items():
-                self._require_not_newer(projection, position)
-            obsolete: dict[Projection, str] = {}
-            behind, total = [], 0
-            for projection, position in found.items():
-                if reason := _reason_to_rebuild(projection, position):
-                    obsolete[projection] = reason
-                    total += end
-                elif position is None or position.sequence < end:
-                    behind.append(projection)
-                    total += end - (position.sequence if position is not None else 0)
+                for projection, position in found.items():
+                    self._require_not_newer(projection, position)
+                unfit: dict[Projection, str] = {}
+                behind, total = [], 0
+                for projection, position in found.items():
+                    if reason := _reason_to_rebuild(connection, projection, position, end):
+                        unfit[projection] = reason
+                        total += end
+                    elif position is None or position.sequence < end:
+                        behind.append(projection)
+                        total += end - (position.sequence if position is not None else 0)
             meter = Meter(progress, total)
-            for projection, reason in obsolete.items():
+            for projection, reason in unfit.items():
                 self._rebuild(projection, meter, reason)
             for projection in behind:
                 self._catch_up(projection, meter)
@@ -180,8 +180,8 @@ class Projections:
         for projection in self._projections:
             position = position_of(connection, projection)
             self._require_not_newer(projection, position)
-            reason = _reason_to_rebuild(projection, position)
-            if position is None or reason or position.sequence > last:
+            reason = _reason_to_rebuild(connection, projection, position, last)
+            if position is None or reason:
                 raise ProjectionsOutOfDate(
                     f"projection {projection.name} in {database_name(self._engine)} must be rebuilt, because "
                     f"{reason or 'it has no position in this log'}: open the database again"
@@ -265,7 +265,20 @@ class Projections:
         return differences
 
 
-def _reason_to_rebuild(projection: Projection, position: Position | None) -> str | None:
-    if position is not None and position.version != projection.version:
+def _reason_to_rebuild(
+    connection: Connection, projection: Projection, position: Position | None, end: int
+) -> str | None:
+    """Returns why the tables cannot be brought up to date from the position, if so.
+
+    A position that does not belong to the tables comes from a restore of some of the tables. The signs that cost
+    nothing are looked for; a position in the middle of the log has none.
+    """
+    if position is None:
+        return None  # whatever the tables hold is removed first
+    if position.version != projection.version:
         return f"its version {position.version} has built it, and the present version is {projection.version}"
+    if position.sequence > end:
+        return f"its position {position.sequence} is beyond the end of the log at {end}"
+    if position.sequence == 0 and table_setup.is_filled(connection, projection):
+        return "its tables are filled although it has applied no event"
     return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy import Connection, Table, delete, exists, insert, select
 from sqlalchemy.schema import DropTable
 
 from peon.persistence import schema
@@ -55,6 +55,11 @@ def _problems(projection: Projection) -> Iterator[str]:
 def is_migrated(table: Table) -> bool:
     """Returns whether a migration creates the table."""
     return table.metadata is schema.metadata
+
+
+def is_filled(connection: Connection, projection: Projection) -> bool:
+    """Returns whether a table of the projection holds a row."""
+    return any(connection.scalar(select(exists(select(1).select_from(table)))) for table in projection.tables)
 
 
 def prepare(connection: Connection, projection: Projection) -> None:
