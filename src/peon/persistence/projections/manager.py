@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.driver_errors import DriverErrors, database_name, explain
 from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.backends.retries import OwnTransaction, in_own_transaction, with_own_commit
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate, ProjectionsTooNew
@@ -25,7 +25,8 @@ from peon.persistence.projections.positions import (
     set_position,
 )
 from peon.persistence.projections.replay import Meter, Progress, Replay, applied
-from peon.persistence.projections.shadow_tables import shadowed
+from peon.persistence.projections.shadow_tables import declared_in_log, shadowed
+from peon.persistence.projections.table_shape import are_as_declared
 from peon.persistence.projections.verification import Difference, compare, compare_position, compare_problems
 from peon.persistence.schema import LAST_SEQUENCE, projection_problems
 
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 PAGES_A_COMMIT = 10
 """Pages of the log in one transaction of a catch-up. Fewer need more commits; more make appends wait longer."""
+
+
+class _UnusableTables(Exception):  # noqa: N818 - handled where it is met
+    """The tables of a projection cannot be emptied or filled; the cause says why."""
 
 
 class Projections:
@@ -124,7 +129,8 @@ class Projections:
     def rebuild(self, progress: Progress | None = None, *, replace_newer: bool = False) -> None:
         """Rebuilds all projections from the log.
 
-        Readers see the old rows of a projection until its new ones are complete. Appends wait only while the new rows
+        It needs nothing but the log: tables that are damaged, missing or of another shape are created again. Readers
+        see the old rows of a projection until its new ones are complete. Appends wait only while the new rows
         replace the old ones. Each projection is replaced in one transaction; an interrupted rebuild leaves the
         remaining projections as they were.
 
@@ -140,8 +146,7 @@ class Projections:
             with self._reads.connect() as connection:
                 meter = Meter(progress, connection.scalars(LAST_SEQUENCE).one() * len(self._projections))
                 if not replace_newer:
-                    for projection in self._projections:
-                        self._require_not_newer(projection, position_of(connection, projection))
+                    self._require_none_newer(connection)
             for projection in self._projections:
                 self._rebuild(projection, meter, "rebuild() was called", replace_newer=replace_newer)
 
@@ -174,6 +179,18 @@ class Projections:
                 found=position.version,
                 expected=projection.version,
             )
+
+    def _require_none_newer(self, connection: Connection) -> None:
+        try:
+            for projection in self._projections:
+                self._require_not_newer(projection, position_of(connection, projection))
+        except Exception as error:
+            if not self._is_fault_of_tables(error):  # a rebuild needs nothing but the log
+                raise
+
+    def _is_fault_of_tables(self, error: Exception) -> bool:
+        cause = self._driver_errors.cause_of(error)
+        return cause is not None and self._backend.is_fault_of_tables(cause)
 
     def _close_gaps(self, connection: Connection, before: int, last: int) -> None:
         """Applies events that were stored without this projection, perhaps by an older version of the application."""
@@ -219,13 +236,38 @@ class Projections:
 
     def _rebuild(self, projection: Projection, meter: Meter, reason: str, *, replace_newer: bool = False) -> None:
         logger.info("rebuilding projection %s of %s: %s", projection.name, database_name(self._engine), reason)
+        with self._reads.connect() as connection:
+            usable = are_as_declared(connection, declared_in_log(connection, projection.tables))
         reads = self._engine.execution_options(**{READ_ONLY: True})
         work = partial(self._build_and_replace, projection, meter, replace_newer=replace_newer)
-        with_own_commit(reads, self._driver_errors, work)
+        if usable:
+            try:
+                with_own_commit(reads, self._driver_errors, partial(work, unreadable=None))
+            except _UnusableTables as error:
+                usable = False
+                logger.warning(
+                    "the tables of projection %s are unusable: %s", projection.name, explain(error.__cause__ or error)
+                )
+        if not usable:
+            logger.warning("creating the tables of projection %s again", projection.name)
+            with self._reads.connect() as connection:
+                unreadable = table_setup.unreadable_tables(connection, projection)
+            with_own_commit(reads, self._driver_errors, partial(work, unreadable=unreadable))
 
     def _build_and_replace(
-        self, projection: Projection, meter: Meter, own: OwnTransaction, *, replace_newer: bool
+        self,
+        projection: Projection,
+        meter: Meter,
+        own: OwnTransaction,
+        *,
+        replace_newer: bool,
+        unreadable: set[str] | None,
     ) -> None:
+        """Builds the projection in shadow tables, and replaces the rows of the real ones.
+
+        Args:
+            unreadable: Create the real tables again, of which these cannot be read. `None` to keep the tables.
+        """
         connection = own.connection
         tables = [*projection.tables, projection_problems]
         with self._backend.large_cache(connection), shadowed(connection, tables) as pair:
@@ -241,11 +283,20 @@ class Projections:
                 connection.execution_options(**{READ_ONLY: False})
             self._backend.join_append(connection)
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
-            position = position_of(connection, projection)
-            if not replace_newer:
-                self._require_not_newer(projection, position)
-            table_setup.replace(connection, projection, pair, version=position and position.version)
-            set_position(connection, projection, last)
+            try:
+                if unreadable is not None:
+                    table_setup.recreate(connection, projection, pair, unreadable)
+                position = position_of(connection, projection)
+                if not replace_newer:
+                    self._require_not_newer(projection, position)
+                if unreadable is None:
+                    table_setup.empty(connection, projection, pair, version=position and position.version)
+                table_setup.fill(connection, pair)
+                set_position(connection, projection, last)
+            except Exception as error:
+                if unreadable is not None or not self._is_fault_of_tables(error):
+                    raise
+                raise _UnusableTables from self._driver_errors.cause_of(error)
             own.commit()
 
     def _differences(self, connection: Connection, projection: Projection, meter: Meter) -> list[Difference]:
