@@ -14,7 +14,7 @@ PUBLIC = """
     AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict ConcurrencyError ConfigError Database
     Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery EventStore
     MigrationFailed PersistenceError Problem Projection ProjectionError Projections ProjectionsOutOfDate
-    ProjectionsTooNew
+    LostRow ProjectionsTooNew SalvageReport salvage_database
     ReadModel Refusal SchemaError SchemaOutOfDate SchemaTooNew SettingError SettingsStore StoreUnavailable
     StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster __version__ copy_database
     create_async_engine create_engine upgrade
@@ -24,7 +24,7 @@ PERSISTENCE = """
     AppendCondition CommandConflict ConcurrencyError Database Difference EventCodec EventDecodeError
     EventEncodeError EventQuery EventStore MigrationFailed NamedSubscription PersistenceError Problem
     Projection ProjectionError Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel
-    Refusal SchemaError SchemaOutOfDate
+    LostRow Refusal SalvageReport SchemaError SchemaOutOfDate salvage_database
     SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
     UndecodableEvent Upcaster copy_database create_engine upgrade
 """

@@ -20,6 +20,7 @@ from peon.persistence import (
     EventEncodeError,
     EventQuery,
     EventStore,
+    LostRow,
     MigrationFailed,
     PersistenceError,
     Problem,
@@ -30,6 +31,7 @@ from peon.persistence import (
     ProjectionsTooNew,
     ReadModel,
     Refusal,
+    SalvageReport,
     SchemaError,
     SchemaOutOfDate,
     SchemaTooNew,
@@ -43,6 +45,7 @@ from peon.persistence import (
     Upcaster,
     copy_database,
     create_engine,
+    salvage_database,
     upgrade,
 )
 
@@ -81,6 +84,7 @@ __all__ = [
     "EventEncodeError",
     "EventQuery",
     "EventStore",
+    "LostRow",
     "MigrationFailed",
     "PersistenceError",
     "Problem",
@@ -91,6 +95,7 @@ __all__ = [
     "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
     "SchemaTooNew",
@@ -106,6 +111,7 @@ __all__ = [
     "copy_database",
     "create_async_engine",
     "create_engine",
+    "salvage_database",
     "upgrade",
 ]
 

@@ -1,7 +1,7 @@
 """The event log on SQLite or PostgreSQL, with projections, subscriptions, settings and schema migrations."""
 
 from peon.persistence.backends.engine import create_engine
-from peon.persistence.copying import copy_database
+from peon.persistence.copying import LostRow, SalvageReport, copy_database, salvage_database
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
@@ -44,6 +44,7 @@ __all__ = [
     "EventEncodeError",
     "EventQuery",
     "EventStore",
+    "LostRow",
     "MigrationFailed",
     "NamedSubscription",
     "PersistenceError",
@@ -55,6 +56,7 @@ __all__ = [
     "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
     "SchemaTooNew",
@@ -68,5 +70,6 @@ __all__ = [
     "Upcaster",
     "copy_database",
     "create_engine",
+    "salvage_database",
     "upgrade",
 ]

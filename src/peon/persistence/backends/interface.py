@@ -207,6 +207,14 @@ class Backend(ABC):
             readable: What `is_readable` has returned in an earlier transaction.
         """
 
+    @abstractmethod
+    def statements_that_may_fail(self, connection: Connection) -> AbstractContextManager[object]:
+        """Lets the transaction continue after a statement inside has failed."""
+
+    @abstractmethod
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        """Returns the highest sequence that was assigned, without reading the log; `None` if that is unknown."""
+
     # Migrations
 
     @abstractmethod

@@ -3,7 +3,7 @@
 import selectors
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +209,7 @@ class PostgreSQLBackend(Backend):
 
     def is_readable(self, connection: Connection, table: Table) -> bool:
         try:
-            with connection.begin_nested():
+            with self.statements_that_may_fail(connection):
                 connection.execute(select(func.count()).select_from(table)).one()
         except DBAPIError as error:
             if not isinstance(error.orig, Exception) or not self.is_fault_of_tables(error.orig):
@@ -219,6 +219,12 @@ class PostgreSQLBackend(Backend):
 
     def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
         connection.execute(DropTable(table, if_exists=True))  # reads no page of it
+
+    def statements_that_may_fail(self, connection: Connection) -> AbstractContextManager[object]:
+        return connection.begin_nested()
+
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        return None  # each append counts on from the last event
 
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:

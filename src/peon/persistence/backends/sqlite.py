@@ -19,7 +19,7 @@ from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
 from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
-from peon.persistence.schema import append_lock
+from peon.persistence.schema import append_lock, events
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ REBUILD_CACHE_KIB = 16_000
 
 _FAULTS_OF_TABLES = (
     sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_ERROR,
     sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_MISMATCH,
@@ -191,6 +192,15 @@ class SQLiteBackend(Backend):
             driver.execute(f"DELETE FROM {table.schema}.sqlite_master WHERE tbl_name = ?", (table.name,))  # noqa: S608
         finally:
             driver.execute("PRAGMA writable_schema = RESET")  # off; tables are looked up again
+
+    def statements_that_may_fail(self, connection: Connection) -> nullcontext[None]:
+        return nullcontext()  # a savepoint could not be ended after a damaged page was met
+
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        # AUTOINCREMENT keeps it there, in a page of its own.
+        rows = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = ?", (events.name,))
+        assigned: int | None = rows.scalar()
+        return assigned
 
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:
