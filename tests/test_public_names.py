@@ -15,6 +15,7 @@ PUBLIC = """
     ConfigError Database
     Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery EventStore
     MigrationFailed PersistenceError Problem Projection ProjectionError Projections ProjectionsOutOfDate
+    LostRow ProjectionsTooNew SalvageReport salvage_database
     ReadModel Refusal SchemaError SchemaOutOfDate SchemaTooNew SettingError SettingsStore StoreUnavailable
     StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster __version__ copy_database
     create_async_engine create_engine upgrade
@@ -23,7 +24,8 @@ PUBLIC = """
 PERSISTENCE = """
     AppendCondition CommandConflict CommandEventsRemoved ConcurrencyError Database Difference EventCodec
     EventDecodeError EventEncodeError EventQuery EventStore MigrationFailed NamedSubscription PersistenceError Problem
-    Projection ProjectionError Projections ProjectionsOutOfDate ReadModel Refusal SchemaError SchemaOutOfDate
+    Projection ProjectionError Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel
+    LostRow Refusal SalvageReport SchemaError SchemaOutOfDate salvage_database
     SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
     UndecodableEvent Upcaster copy_database create_engine upgrade
 """

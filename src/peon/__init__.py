@@ -21,6 +21,7 @@ from peon.persistence import (
     EventEncodeError,
     EventQuery,
     EventStore,
+    LostRow,
     MigrationFailed,
     PersistenceError,
     Problem,
@@ -28,8 +29,10 @@ from peon.persistence import (
     ProjectionError,
     Projections,
     ProjectionsOutOfDate,
+    ProjectionsTooNew,
     ReadModel,
     Refusal,
+    SalvageReport,
     SchemaError,
     SchemaOutOfDate,
     SchemaTooNew,
@@ -43,6 +46,7 @@ from peon.persistence import (
     Upcaster,
     copy_database,
     create_engine,
+    salvage_database,
     upgrade,
 )
 
@@ -82,6 +86,7 @@ __all__ = [
     "EventEncodeError",
     "EventQuery",
     "EventStore",
+    "LostRow",
     "MigrationFailed",
     "PersistenceError",
     "Problem",
@@ -89,8 +94,10 @@ __all__ = [
     "ProjectionError",
     "Projections",
     "ProjectionsOutOfDate",
+    "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
     "SchemaTooNew",
@@ -106,6 +113,7 @@ __all__ = [
     "copy_database",
     "create_async_engine",
     "create_engine",
+    "salvage_database",
     "upgrade",
 ]
 

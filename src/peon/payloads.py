@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, BaseModel, GetCoreSchemaHandler, PlainSerial
 from pydantic.functional_validators import AfterValidator
 from pydantic_core import CoreSchema, core_schema
 
-from peon.storable_text import encodable_text
+from peon.storable_text import storable_text
 
 MAXIMUM_JSON_DEPTH = 128
 """How deeply lists and objects may be nested in one JSON value.
@@ -108,7 +108,7 @@ JsonObject = Annotated[dict[str, Any], _Exact(exact_json_object)]
 
 @dataclass(frozen=True)
 class MadeEncodable:
-    """Makes text from Python code encodable when a model is built. See `encodable_text`.
+    """Makes text from Python code encodable when a model is built. See `storable_text`.
 
     For texts that must always be storable, such as the text of an exception with a file name that is not UTF-8.
     """
@@ -122,7 +122,7 @@ class MadeEncodable:
 
 
 def _encodable_or_none(text: str | None) -> str | None:
-    return None if text is None else encodable_text(text)
+    return None if text is None else storable_text(text)
 
 
 def _to_utc(moment: datetime) -> datetime:

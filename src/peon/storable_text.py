@@ -1,19 +1,12 @@
-"""Makes any text storable: joins surrogate pairs, and replaces what no database stores."""
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""Makes any text storable: joins surrogate pairs, and replaces what UTF-8 cannot encode."""
 
 
 def storable_text(text: str) -> str:
-    """Returns the text as each backend can store it.
+    """Returns the text as UTF-8 can encode it.
 
     Halves of a surrogate pair that stand side by side become the character that they encode. A half that stands alone,
-    such as a byte of a file name that is not UTF-8, and the NUL character become U+FFFD. Other text stays as it is.
+    such as a byte of a file name that is not UTF-8, becomes U+FFFD. Other text stays as it is.
     """
-    return encodable_text(text).replace("\0", REPLACEMENT)
-
-
-def encodable_text(text: str) -> str:
-    """Returns the text as UTF-8 can encode it. See `storable_text`; NUL characters stay."""
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

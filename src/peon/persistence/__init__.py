@@ -1,7 +1,7 @@
 """The event log on SQLite or PostgreSQL, with projections, subscriptions, settings and schema migrations."""
 
 from peon.persistence.backends.engine import create_engine
-from peon.persistence.copying import copy_database
+from peon.persistence.copying import LostRow, SalvageReport, copy_database, salvage_database
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
@@ -13,6 +13,7 @@ from peon.persistence.errors import (
     PersistenceError,
     ProjectionError,
     ProjectionsOutOfDate,
+    ProjectionsTooNew,
     SchemaError,
     SchemaOutOfDate,
     SchemaTooNew,
@@ -45,6 +46,7 @@ __all__ = [
     "EventEncodeError",
     "EventQuery",
     "EventStore",
+    "LostRow",
     "MigrationFailed",
     "NamedSubscription",
     "PersistenceError",
@@ -53,8 +55,10 @@ __all__ = [
     "ProjectionError",
     "Projections",
     "ProjectionsOutOfDate",
+    "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
     "SchemaTooNew",
@@ -68,5 +72,6 @@ __all__ = [
     "Upcaster",
     "copy_database",
     "create_engine",
+    "salvage_database",
     "upgrade",
 ]

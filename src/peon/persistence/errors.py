@@ -8,7 +8,8 @@
     ├── CommandEventsRemoved      the events of a repeated command were removed from the log
     ├── SubscriptionConflict      the position of a durable subscription was moved by another consumer
     ├── ProjectionError           an event contradicts the projections
-    ├── ProjectionsOutOfDate      the projections were built by another version of the code
+    ├── ProjectionsOutOfDate      the projections are not those that this version of the code has built
+    │   └── ProjectionsTooNew     a newer version has built a projection
     ├── SettingError              a setting has a wrong value
     ├── SchemaError               the tables are not those that this version needs
     │   ├── SchemaTooNew          a newer version has migrated the database
@@ -161,10 +162,30 @@ class ProjectionError(PersistenceError):
 
 
 class ProjectionsOutOfDate(PersistenceError):  # noqa: N818 - as below
-    """Another version of the code has built the projections in the database. Nothing was stored.
+    """The projections in the database are not those that this version of the code has built. Nothing was stored.
 
-    `Database.open` and `database.projections.rebuild()` bring them to this version.
+    `Database.open` brings them to this version, unless a newer one has built them.
     """
+
+
+class ProjectionsTooNew(ProjectionsOutOfDate):
+    """A newer version of the code has built a projection, and this version does not rebuild it. Nothing was written.
+
+    Attributes:
+        projection: The name of the projection.
+        found: The version that has built it.
+        expected: The version of this code.
+    """
+
+    def __init__(self, projection: str, *, database: str, found: int, expected: int) -> None:
+        super().__init__(
+            f"projection {projection} in {database} was built by its version {found}, and this application has version "
+            f"{expected}: run the newer application in all processes, or go back on purpose with "
+            "projections.rebuild(replace_newer=True) on a database opened with maintain_projections=False"
+        )
+        self.projection = projection
+        self.found = found
+        self.expected = expected
 
 
 class SettingError(PersistenceError):

@@ -22,6 +22,11 @@ _LOCKED = (
     "it is locked by another connection: end the transaction that holds the lock, "
     "pass your own transaction as connection=…, or raise database.busy_timeout"
 )
+_DAMAGED = (
+    "the file is damaged: restore a backup. Without one, open it with maintain_projections=False: "
+    "projections.rebuild() repairs the tables that are derived from the log, and salvage_database() copies all events "
+    "that can be read"
+)
 _SQLITE_ADVICE = {
     sqlite3.SQLITE_BUSY: _LOCKED,
     sqlite3.SQLITE_LOCKED: _LOCKED,
@@ -29,8 +34,7 @@ _SQLITE_ADVICE = {
     sqlite3.SQLITE_PERM: "access is denied: give this user read and write permission for the file and its folder",
     sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: name a regular file in a folder that this user may write to",
     sqlite3.SQLITE_NOTADB: "the file is not an SQLite database: name another file, or move this one away",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or save what can be read with the recover command "
-    "of SQLite's shell",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_FULL: "the disk is full: free some space",
     sqlite3.SQLITE_IOERR: "the disk could not be read or written: check its space, its limits and its health",
     sqlite3.SQLITE_TOOBIG: "a value is larger than SQLite stores (1 GB by default)",
@@ -74,7 +78,10 @@ class DriverErrors:
             # The driver's own error: SQLAlchemy's wrapper may show parameters, which are payloads.
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             hint = self._hint if _is_at_fault(cause) else ""
-            raise StoreUnavailable(f"{self._database}: {explain(cause, self._file)}{hint}") from cause
+            unavailable = StoreUnavailable(f"{self._database}: {explain(cause, self._file)}{hint}")
+            for note in getattr(error, "__notes__", ()):
+                unavailable.add_note(note)
+            raise unavailable from cause
 
     def is_lock_timeout(self, error: BaseException) -> bool:
         """Returns whether a server ended the wait for a lock."""
@@ -99,7 +106,7 @@ def explain(error: BaseException, file: Path | None = None) -> str:
             return "text with a lone surrogate cannot be encoded as UTF-8"
         return f"text is sent as {error.encoding}, which lacks some characters: set client_encoding to utf8"
     if isinstance(error, UnicodeDecodeError):
-        return _SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]
+        return _DAMAGED
     if isinstance(error, sqlite3.Error):
         # Errors of SQLite have a code, errors of Python's module do not.
         code = getattr(error, "sqlite_errorcode", None)

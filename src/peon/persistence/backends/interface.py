@@ -193,6 +193,32 @@ class Backend(ABC):
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         """Keeps all others from writing to the tables until the transaction ends."""
 
+    # Damage
+
+    @abstractmethod
+    def is_fault_of_tables(self, error: Exception) -> bool:
+        """Returns whether the driver failed because a table is damaged, missing, or has another shape than expected."""
+
+    @abstractmethod
+    def is_readable(self, connection: Connection, table: Table) -> bool:
+        """Returns whether a table exists, and all its rows and indexes can be read."""
+
+    @abstractmethod
+    def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
+        """Removes a table in whatever state it is, if it exists. No other table may refer to it.
+
+        Args:
+            readable: What `is_readable` has returned in an earlier transaction.
+        """
+
+    @abstractmethod
+    def statements_that_may_fail(self, connection: Connection) -> AbstractContextManager[object]:
+        """Lets the transaction continue after a statement inside has failed."""
+
+    @abstractmethod
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        """Returns the highest sequence that was assigned, without reading the log; `None` if that is unknown."""
+
     # Migrations
 
     @abstractmethod

@@ -3,12 +3,14 @@
 import selectors
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, event, func, select, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import DropTable
 
 from peon.persistence.backends.interface import Backend, LogHead, Synchronous
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
@@ -44,6 +46,11 @@ _SCHEMA_OF_LOG = (
     "SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace "
     "WHERE pg_class.oid = to_regclass('events')"
 )
+
+_FAULTS_OF_TABLES = ("22", "23", "42", "58P01", "XX")
+"""SQLSTATEs of statements that do not fit a table, of missing files and of damaged pages."""
+
+_MISSING_PRIVILEGE = "42501"
 
 _TRANSACTION_IN_ERROR = 3
 """libpq's PQTRANS_INERROR."""
@@ -198,6 +205,29 @@ class PostgreSQLBackend(Backend):
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         names = ", ".join(table.name for table in tables)
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
+
+    def is_fault_of_tables(self, error: Exception) -> bool:
+        state = str(getattr(error, "sqlstate", None))
+        return state.startswith(_FAULTS_OF_TABLES) and state != _MISSING_PRIVILEGE
+
+    def is_readable(self, connection: Connection, table: Table) -> bool:
+        try:
+            with self.statements_that_may_fail(connection):
+                connection.execute(select(func.count()).select_from(table)).one()
+        except DBAPIError as error:
+            if not isinstance(error.orig, Exception) or not self.is_fault_of_tables(error.orig):
+                raise
+            return False
+        return True
+
+    def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
+        connection.execute(DropTable(table, if_exists=True))  # reads no page of it
+
+    def statements_that_may_fail(self, connection: Connection) -> AbstractContextManager[object]:
+        return connection.begin_nested()
+
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        return None  # each append counts on from the last event
 
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, exists, func, inspect, select, table
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import DropTable
 
 from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
@@ -23,7 +25,7 @@ from peon.persistence.backends.sqlite_connections import (
 )
 from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
-from peon.persistence.schema import append_lock
+from peon.persistence.schema import append_lock, events
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,15 @@ POLL_SECONDS = 0.025
 
 REBUILD_CACHE_KIB = 16_000
 """Instead of SQLite's 2 MB: rows with random keys in many tables touch more pages than those hold."""
+
+
+_FAULTS_OF_TABLES = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+)
 
 
 class SQLiteBackend(Backend):
@@ -169,6 +180,41 @@ class SQLiteBackend(Backend):
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         pass  # the write lock is of the whole file
 
+    def is_fault_of_tables(self, error: Exception) -> bool:
+        code: int | None = getattr(error, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _FAULTS_OF_TABLES
+
+    def is_readable(self, connection: Connection, table: Table) -> bool:
+        try:
+            checked = connection.exec_driver_sql(f"PRAGMA {table.schema}.integrity_check({_quoted(table)})")
+            return checked.scalar() == "ok"
+        except DBAPIError as error:
+            if not isinstance(error.orig, Exception) or not self.is_fault_of_tables(error.orig):
+                raise
+            return False
+
+    def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
+        if readable:
+            connection.execute(DropTable(table, if_exists=True))
+            return
+        # DROP TABLE reads the pages that it frees, and a transaction that has met a damaged page cannot write any more.
+        # The pages remain unused until the next VACUUM.
+        driver = driver_connection(connection)
+        driver.execute("PRAGMA writable_schema = ON")
+        try:
+            driver.execute(f"DELETE FROM {table.schema}.sqlite_master WHERE tbl_name = ?", (table.name,))  # noqa: S608
+        finally:
+            driver.execute("PRAGMA writable_schema = RESET")  # off; tables are looked up again
+
+    def statements_that_may_fail(self, connection: Connection) -> nullcontext[None]:
+        return nullcontext()  # a savepoint could not be ended after a damaged page was met
+
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        # AUTOINCREMENT keeps it there, in a page of its own.
+        rows = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = ?", (events.name,))
+        assigned: int | None = rows.scalar()
+        return assigned
+
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:
         # SQLite changes a table by creating a new one and dropping the old one, which would delete the rows that
@@ -211,6 +257,10 @@ def dump_memory(engine: Engine) -> str:
     """Returns the statements that create the tables and rows of a database in memory."""
     with engine.connect() as connection:
         return "\n".join(driver_connection(connection).iterdump())
+
+
+def _quoted(table: Table) -> str:
+    return "'" + table.name.replace("'", "''") + "'"
 
 
 def _main_file(connection: Connection) -> Path | None:
