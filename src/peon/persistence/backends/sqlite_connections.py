@@ -62,6 +62,9 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
         record.info[_WRITE_LOCK] = WriteLock(path and path.parent, milliseconds, pause)
         if not in_memory:
             record.info[_ROLLBACK_JOURNAL] = first_row(connection, "PRAGMA journal_mode") != ("wal",)
+            opened: OpenFile | None = record.info[_FILE]
+            if opened is not None and not record.info[_ROLLBACK_JOURNAL]:
+                opened.remember_write_ahead_log()
             # Without a limit the -wal file keeps the size that the largest transaction gave it.
             connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}")
             # A rebuild fills temporary tables in many transactions; a journal file for each takes half of its time.

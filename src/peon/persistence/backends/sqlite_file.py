@@ -6,12 +6,16 @@ process sees and that are lost when the last connection is closed.
 
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Never
 
 from peon.persistence.backends.sqlite_stale_log import require_fitting_log
 from peon.persistence.errors import StoreUnavailable
+
+LOG_CHECK_SECONDS = 0.05
+"""Between two looks at the -wal file; one with every commit took a twentieth of an append to a file in memory."""
 
 
 class Identity(NamedTuple):
@@ -39,30 +43,40 @@ class OpenFile:
         self.identity = identity
         # SQLite names it after the file that a symbolic link leads to.
         self._write_ahead_log = f"{os.path.realpath(path)}-wal"
-        self._identity_of_log: Identity | None = None
+        self._inode_of_log: int | None = None
+        self._next_look_at_log = 0.0
 
     def require_in_place(self) -> None:
         """Raises `StoreUnavailable` unless the file is still at its path."""
         try:
-            found = Identity.at(self._path)
+            found = os.stat(self._path)  # noqa: PTH116 - as in `Identity.at`, which costs as much again
         except OSError as error:
             self._refuse(error)
-        if found != self.identity:
+        if found.st_ino != self.identity.inode or found.st_dev != self.identity.device:
             self._refuse(None)
+
+    def remember_write_ahead_log(self) -> None:
+        """To be called when the connection has read the file, and so has opened its -wal file."""
+        with suppress(OSError):
+            self._inode_of_log = os.stat(self._write_ahead_log).st_ino  # noqa: PTH116
 
     def require_write_ahead_log(self) -> None:
         """Raises `StoreUnavailable` unless the -wal file is the one that the connection writes to.
 
-        SQLite creates it for the first transaction, and leaves it in place as long as a connection is open.
+        SQLite creates it for the first transaction, and leaves it in place as long as a connection is open. What is
+        written to a deleted one is saved by `close`, so a look from time to time is enough.
         """
+        if (now := time.monotonic()) < self._next_look_at_log:
+            return
         try:
-            found = Identity.at(self._write_ahead_log)
+            found = os.stat(self._write_ahead_log).st_ino  # noqa: PTH116
         except OSError as error:
             raise self._without_log() from error
-        if self._identity_of_log is None:
-            self._identity_of_log = found
-        elif found != self._identity_of_log:
+        if self._inode_of_log is None:
+            self._inode_of_log = found
+        elif found != self._inode_of_log:
             raise self._without_log()
+        self._next_look_at_log = now + LOG_CHECK_SECONDS
 
     def _refuse(self, error: OSError | None) -> Never:
         raise StoreUnavailable(f"{self._database}: {_what_happened(self.identity, error)}") from error
