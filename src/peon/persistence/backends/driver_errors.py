@@ -16,6 +16,9 @@ from peon.persistence.errors import StoreUnavailable
 LOCK_NOT_AVAILABLE = "55P03"
 """The SQLSTATE of a statement that reached its lock timeout."""
 
+DAMAGED_SQLSTATES = ("XX001", "XX002")
+"""SQLSTATEs of damaged pages of tables and of indexes."""
+
 MIGRATION_HINT = ". Has the database been migrated? alembic upgrade head does that"
 
 _LOCKED = (
@@ -121,6 +124,8 @@ def explain(error: BaseException, file: Path | None = None) -> str:
         return f"{error.strerror}: name a file in a folder that this user may write to"
     if getattr(error, "sqlstate", None) == LOCK_NOT_AVAILABLE:
         return _LOCKED
+    if str(getattr(error, "sqlstate", None)).startswith(DAMAGED_SQLSTATES):
+        return _DAMAGED
     diagnosis = getattr(error, "diag", None)
     if getattr(diagnosis, "table_name", None) == "events" and getattr(error, "sqlstate", None) == "23505":
         return (
