@@ -16,6 +16,7 @@ from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
 from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
+from peon.persistence.backends.sqlite_driver import GatedConnection
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
 from peon.persistence.schema import append_lock
 
@@ -181,7 +182,7 @@ class SQLiteBackend(Backend):
         logger.info("copying %s to %s before it is migrated", source, copy)
         partial.unlink(missing_ok=True)
         create_private_file(partial)
-        with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
+        with engine.connect() as reader, closing(sqlite3.connect(partial, factory=GatedConnection)) as target:
             driver_connection(reader).backup(target)
         for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
             copy.with_name(copy.name + suffix).unlink(missing_ok=True)

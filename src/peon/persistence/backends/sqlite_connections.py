@@ -15,6 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from peon.persistence.backends.address import is_file, is_memory
 from peon.persistence.backends.interface import READ_ONLY, Synchronous
+from peon.persistence.backends.sqlite_driver import GatedConnection
 from peon.persistence.backends.sqlite_write_lock import WriteLock
 
 WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
@@ -29,7 +30,7 @@ _WRITE_LOCK = "peon_write_lock"
 
 def connection_options(url: URL, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
     # The driver must not begin transactions by itself; the `begin` listener below does.
-    connect_args: dict[str, Any] = {"isolation_level": None}
+    connect_args: dict[str, Any] = {"isolation_level": None, "factory": GatedConnection}
     if sys.version_info >= (3, 12):
         connect_args["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
     if not is_memory(url):
