@@ -49,6 +49,8 @@ class PostgreSQLBackend(Backend):
     # They are created so: behind a pooler, the next transaction may be on another session of the server.
     temporary_tables_end_with_transaction = True
     rebuilds_in_steps = False
+    # psycopg may remain in pipeline mode, in which it takes its transaction for idle and sends no ROLLBACK.
+    survives_interrupts = False
     stores_nul = False
     maximum_key_bytes = MAXIMUM_KEY_BYTES
 
@@ -82,6 +84,14 @@ class PostgreSQLBackend(Backend):
                     f"the database {name!r} stores text as {encoding}, which does not hold all characters: name one "
                     "that was created with ENCODING 'UTF8'"
                 )
+
+        @event.listens_for(engine, "reset")
+        def refuse_in_pipeline_mode(_: object, record: ConnectionPoolEntry | None, __: object) -> None:
+            # A thread was interrupted in the middle of an append, and again before it could discard the connection.
+            # The driver takes the transaction for idle in this mode: the rollback of the pool would do nothing.
+            driver: Any = None if record is None else record.driver_connection
+            if driver is not None and driver.info.pipeline_status:
+                raise InterruptedError("the connection was interrupted in pipeline mode")
 
     def single_reads(self, engine: Engine) -> Engine:
         return engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -40,6 +40,7 @@ class SQLiteBackend(Backend):
     temporary_tables_end_with_transaction = False
     # One long transaction would keep SQLite from reusing the -wal file, which would grow with the log.
     rebuilds_in_steps = True
+    survives_interrupts = True
     stores_nul = True
     maximum_key_bytes = None
 
