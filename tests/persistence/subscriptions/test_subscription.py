@@ -29,7 +29,7 @@ from peon.persistence import (
     Subscription,
     create_engine,
 )
-from peon.persistence.backends import postgresql, sqlite
+from peon.persistence.backends import postgresql_watching, sqlite
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.log import pages
 from peon.persistence.log.pages import LogPages
@@ -292,7 +292,7 @@ class TestEnding:
     def test_ends_when_the_server_no_longer_answers(
         self, migrated_postgresql_url: URL, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(postgresql, "SILENCE_SECONDS", 0.2)
+        monkeypatch.setattr(postgresql_watching, "SILENCE_SECONDS", 0.2)
         with Network(migrated_postgresql_url) as network:
             database = Database.open(url=network.url, maintain_projections=False, migrate=False)
             reads = threading.Semaphore(0)

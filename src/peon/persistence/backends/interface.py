@@ -60,6 +60,7 @@ class Backend(ABC):
         temporary_schema: The schema in which temporary tables are found.
         temporary_tables_end_with_transaction: Whether a rollback or a commit drops them.
         rebuilds_in_steps: Whether a rebuild commits after each step, and not only at its end.
+        survives_interrupts: Whether a connection can be used after a signal handler has raised inside the driver.
         stores_nul: Whether text may hold NUL characters.
         maximum_key_bytes: Bytes of UTF-8 that text may have in an index beside an identifier; `None` for no limit.
     """
@@ -68,6 +69,7 @@ class Backend(ABC):
     temporary_schema: ClassVar[str]
     temporary_tables_end_with_transaction: ClassVar[bool]
     rebuilds_in_steps: ClassVar[bool]
+    survives_interrupts: ClassVar[bool]
     stores_nul: ClassVar[bool]
     maximum_key_bytes: ClassVar[int | None]
 

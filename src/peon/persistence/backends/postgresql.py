@@ -1,6 +1,5 @@
 """PostgreSQL, by way of psycopg."""
 
-import selectors
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, event, func, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import DropTable
 
+from peon.persistence.backends import postgresql_watching
 from peon.persistence.backends.interface import Backend, LogHead, Synchronous
+from peon.persistence.backends.postgresql_dead_connections import connect_timeout, set_limits
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
 from peon.persistence.backends.postgresql_log_head import PostgreSQLLogHead
+from peon.persistence.backends.postgresql_watching import SCHEMA_OF_LOG
 from peon.persistence.errors import PersistenceError
 
 if TYPE_CHECKING:
@@ -26,25 +29,14 @@ OPTIONAL_LOCK_TIMEOUT_MS = 50
 MIGRATION_LOCK = 0x7065_6F6E
 """Key of the advisory lock that one migrator at a time holds: "peon" in ASCII."""
 
-NOTIFICATION_CHANNEL = "peon_events"
-"""The trigger of the log notifies on it; the payload is the schema of the log."""
-
 MAXIMUM_KEY_BYTES = 2_600
 """A row of an index has 2,704 bytes at most, and an identifier stands before the text."""
-
-SILENCE_SECONDS = 10.0
-"""A connection that was silent for this long may be lost, and is tested."""
 
 # Of a database without a log, `to_regclass` is null instead of an error, which would end a transaction of the caller.
 # The address does not identify a database: a server has many names, and the options choose the schema.
 _IDENTITY = text(
     "SELECT pg_postmaster_start_time(), CAST(to_regclass('events') AS oid), "
     "(SELECT oid FROM pg_database WHERE datname = current_database())"
-)
-
-_SCHEMA_OF_LOG = (
-    "SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace "
-    "WHERE pg_class.oid = to_regclass('events')"
 )
 
 _FAULTS_OF_TABLES = ("22", "23", "42", "58P01", "XX")
@@ -64,6 +56,8 @@ class PostgreSQLBackend(Backend):
     # They are created so: behind a pooler, the next transaction may be on another session of the server.
     temporary_tables_end_with_transaction = True
     rebuilds_in_steps = False
+    # psycopg may remain in pipeline mode, in which it takes its transaction for idle and sends no ROLLBACK.
+    survives_interrupts = False
     stores_nul = False
     maximum_key_bytes = MAXIMUM_KEY_BYTES
 
@@ -75,13 +69,18 @@ class PostgreSQLBackend(Backend):
             # committed.
             "isolation_level": "READ COMMITTED",
             # Whatever address, environment, role and database say: other encodings cannot hold all text.
-            "connect_args": {"client_encoding": "utf8"},
+            "connect_args": {"client_encoding": "utf8", **connect_timeout(url)},
             "execution_options": {BUSY_TIMEOUT: busy_timeout},
         }
 
     def set_up(
         self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
     ) -> None:
+        @event.listens_for(engine, "connect")
+        def notice_if_dead(_: object, record: ConnectionPoolEntry) -> None:
+            driver: Any = record.driver_connection
+            set_limits(driver)
+
         @event.listens_for(engine, "connect")
         def refuse_another_encoding(connection: Any, _: object) -> None:
             encoding = connection.info.parameter_status("server_encoding")  # the server sends it without being asked
@@ -92,6 +91,14 @@ class PostgreSQLBackend(Backend):
                     f"the database {name!r} stores text as {encoding}, which does not hold all characters: name one "
                     "that was created with ENCODING 'UTF8'"
                 )
+
+        @event.listens_for(engine, "reset")
+        def refuse_in_pipeline_mode(_: object, record: ConnectionPoolEntry | None, __: object) -> None:
+            # A thread was interrupted in the middle of an append, and again before it could discard the connection.
+            # The driver takes the transaction for idle in this mode: the rollback of the pool would do nothing.
+            driver: Any = None if record is None else record.driver_connection
+            if driver is not None and driver.info.pipeline_status:
+                raise InterruptedError("the connection was interrupted in pipeline mode")
 
     def single_reads(self, engine: Engine) -> Engine:
         return engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -174,24 +181,7 @@ class PostgreSQLBackend(Backend):
     def watch_commits(
         self, connection: "psycopg.Connection[Any]", stopped: socket.socket, announce: Callable[[], object]
     ) -> None:
-        connection.autocommit = True
-        schemas: list[str] = []
-        connection.add_notify_handler(lambda notification: schemas.append(notification.payload))
-        connection.execute(f"LISTEN {NOTIFICATION_CHANNEL}")
-        schema_of_log = connection.execute(_SCHEMA_OF_LOG).fetchone()
-        announce()
-        with selectors.DefaultSelector() as selector:
-            selector.register(stopped, selectors.EVENT_READ)
-            selector.register(connection, selectors.EVENT_READ)
-            while True:
-                ready = [key.fileobj for key, _ in selector.select(SILENCE_SECONDS)]
-                if stopped in ready:
-                    return
-                connection.execute("SELECT 1")  # receives the notifications, or fails if the connection is lost
-                # Announced after a silence too: a pooler may have given the LISTEN to another session.
-                if not ready or schema_of_log is None or schema_of_log[0] in schemas:
-                    announce()
-                schemas.clear()
+        postgresql_watching.watch(connection, stopped, announce)
 
     def identity(self, connection: Connection) -> object:
         return tuple(connection.execute(_IDENTITY).one())
@@ -200,7 +190,7 @@ class PostgreSQLBackend(Backend):
         return connection.scalar(select(func.current_schema()))
 
     def schema_of_log(self, connection: Connection) -> str:
-        return str(connection.scalar(text(_SCHEMA_OF_LOG)))
+        return str(connection.scalar(text(SCHEMA_OF_LOG)))
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         names = ", ".join(table.name for table in tables)

@@ -23,6 +23,7 @@ from peon.persistence.backends.sqlite_connections import (
     driver_connection,
     first_row,
 )
+from peon.persistence.backends.sqlite_driver import GatedConnection
 from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
 from peon.persistence.schema import append_lock, events
@@ -56,6 +57,7 @@ class SQLiteBackend(Backend):
     temporary_tables_end_with_transaction = False
     # One long transaction would keep SQLite from reusing the -wal file, which would grow with the log.
     rebuilds_in_steps = True
+    survives_interrupts = True
     stores_nul = True
     maximum_key_bytes = None
 
@@ -241,7 +243,7 @@ class SQLiteBackend(Backend):
         partial.unlink(missing_ok=True)
         try:
             create_private_file(partial)
-            with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
+            with engine.connect() as reader, closing(sqlite3.connect(partial, factory=GatedConnection)) as target:
                 driver_connection(reader).backup(target)
             for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
                 copy.with_name(copy.name + suffix).unlink(missing_ok=True)

@@ -51,7 +51,7 @@ class WriteLock:
         """
         if self._sqlite_waits:
             # Not restored after each BEGIN: the two statements take a tenth of the time of an append of one event.
-            connection.execute("PRAGMA busy_timeout = 0")
+            connection.execute("PRAGMA busy_timeout = 0").close()
             self._sqlite_waits = False
         start = time.monotonic()
         if self._waiting_writers.exist():
@@ -65,7 +65,7 @@ class WriteLock:
     def let_sqlite_wait(self, connection: sqlite3.Connection) -> None:
         """Lets SQLite wait for locks as on any connection, for statements that are not a BEGIN of this class."""
         if not self._sqlite_waits:
-            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
+            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}").close()
             self._sqlite_waits = True
 
     def _wait(self, connection: sqlite3.Connection, since: float, deadline: float) -> None:
