@@ -110,6 +110,10 @@ class Backend(ABC):
         """Begins a transaction whose statements fail instead of waiting long for a lock."""
 
     @abstractmethod
+    def commits_each_statement(self, connection: Connection) -> bool:
+        """Returns whether the connection has no transactions, so that each of its statements is durable at once."""
+
+    @abstractmethod
     def require_committable(self, connection: Connection) -> None:
         """Raises `PersistenceError` if a COMMIT would be answered by a rollback without an error."""
 

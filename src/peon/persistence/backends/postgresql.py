@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, event, func, select, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine.interfaces import IsolationLevel
 
+from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import Backend, LogHead, Synchronous
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
 from peon.persistence.backends.postgresql_log_head import PostgreSQLLogHead
@@ -87,13 +89,13 @@ class PostgreSQLBackend(Backend):
                 )
 
     def single_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="AUTOCOMMIT")
+        return _at_level(engine, "AUTOCOMMIT")
 
     def consistent_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="REPEATABLE READ")
+        return _at_level(engine, "REPEATABLE READ")
 
     def current_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="READ COMMITTED")
+        return _at_level(engine, "READ COMMITTED")
 
     def begin_writing(self, connection: Connection) -> None:
         if not connection.in_transaction():
@@ -101,9 +103,13 @@ class PostgreSQLBackend(Backend):
 
     @contextmanager
     def transaction_without_waiting(self, engine: Engine) -> Iterator[Connection]:
-        with engine.begin() as connection:
+        with self.current_reads(engine).begin() as connection:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {OPTIONAL_LOCK_TIMEOUT_MS}")
             yield connection
+
+    def commits_each_statement(self, connection: Connection) -> bool:
+        driver: Any = connection.connection.driver_connection
+        return bool(driver.autocommit)
 
     def require_committable(self, connection: Connection) -> None:
         # After an error that the application swallowed, PostgreSQL answers a COMMIT with a rollback and no error.
@@ -207,3 +213,13 @@ class PostgreSQLBackend(Backend):
 
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
         return None  # pg_dump makes copies of a server's database
+
+
+def _at_level(engine: Engine, level: IsolationLevel) -> Engine:
+    # Of the levels of an engine and of the engine that it was derived from, SQLAlchemy applies the latter.
+    if "isolation_level" in engine.get_execution_options():
+        raise ValueError(
+            f"the engine of {database_name(engine)} was given an isolation level by execution_options: pass the engine "
+            "that it was derived from"
+        )
+    return engine.execution_options(isolation_level=level)

@@ -17,6 +17,7 @@ from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
 from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
+from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
 from peon.persistence.schema import append_lock
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class SQLiteBackend(Backend):
     def begin_writing(self, connection: Connection) -> None:
         if not connection.in_transaction():
             connection.begin()
-        # On an engine created elsewhere, Python's sqlite3 begins a transaction only for an INSERT, and not for a
-        # SAVEPOINT, whose end would then be a commit.
+        # In AUTOCOMMIT no transaction has begun. On an engine created elsewhere, Python's sqlite3 begins one only for
+        # an INSERT, and not for a SAVEPOINT, whose end would then be a commit.
         driver: Any = connection.connection.driver_connection
         if not driver.in_transaction:
             driver_connection(connection).execute("BEGIN IMMEDIATE")
@@ -73,7 +74,13 @@ class SQLiteBackend(Backend):
         with engine.connect() as connection:
             connection = connection.execution_options(**{WRITE_LOCK_TIMEOUT: OPTIONAL_LOCK_TIMEOUT_SECONDS})
             with connection.begin():
+                self.begin_writing(connection)
                 yield connection
+
+    def commits_each_statement(self, connection: Connection) -> bool:
+        # An engine created elsewhere may have set the attribute, which Python 3.12 introduced.
+        driver = connection.connection.driver_connection
+        return is_autocommit(connection) or getattr(driver, "autocommit", None) is True
 
     def require_committable(self, connection: Connection) -> None:
         pass  # a failed statement does not end the transaction
