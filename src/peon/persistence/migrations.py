@@ -19,6 +19,9 @@ from peon.persistence.runtime.forking import reset_after_fork
 
 logger = logging.getLogger(__name__)
 
+LOCKED_CONNECTION = "peon_locked_connection"
+"""Attribute of Alembic's configuration: the connection of `upgrade`, which has the lock and has saved the copy."""
+
 
 @cache
 def alembic_folder() -> Path:
@@ -121,7 +124,7 @@ def upgrade(engine: Engine) -> None:
         copy = backend_of(engine).save_copy(connection, revision)
         logger.info("migrating %s from %s to %s", database_name(engine), revision or "base", revisions()[-1])
         config = Config(str(alembic_folder() / "alembic.ini"))
-        config.attributes["connection"] = connection
+        config.attributes[LOCKED_CONNECTION] = connection
         try:
             command.upgrade(config, "head")
         except Exception as error:
