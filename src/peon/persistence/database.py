@@ -79,6 +79,7 @@ class Database:
             SchemaTooNew: A newer version has migrated the database. Nothing was written.
             SchemaOutOfDate: The database is not at the newest revision, and `migrate` is off.
             MigrationFailed: A migration failed. The database is as it was before.
+            SchemaError: A trigger or a row that appends need was removed; the message says which.
             StoreUnavailable: It is locked, read-only, full, damaged, not a database or not reachable.
             PersistenceError: The URL cannot be used, or its driver is not installed.
         """

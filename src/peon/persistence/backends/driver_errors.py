@@ -4,11 +4,12 @@ import sqlite3
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from peon.persistence.errors import StoreUnavailable
+from peon.persistence.schema import MAXIMUM_SEQUENCE
 
 LOCK_NOT_AVAILABLE = "55P03"
 """The SQLSTATE of a statement that reached its lock timeout."""
@@ -82,6 +83,14 @@ class DriverErrors:
         while found is not None and not isinstance(found, self._driver_error):
             found = found.orig if isinstance(found, DBAPIError) else found.__cause__
         return found
+
+
+def no_sequence_left(connection: Connection) -> StoreUnavailable:
+    """Returns the error of an append that would need a sequence above the largest one."""
+    return StoreUnavailable(
+        f"{database_name(connection.engine)}: the log has no sequence left, because {MAXIMUM_SEQUENCE} is the largest "
+        "one: an event, or the row of sqlite_sequence, was given a large number by hand; restore a backup"
+    )
 
 
 def explain(error: BaseException) -> str:

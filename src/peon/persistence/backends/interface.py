@@ -15,6 +15,8 @@ from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 READ_ONLY = "peon_read_only"
 """Execution option of an engine or a connection: its transactions only read, so they never wait for a writer."""
 
+CREATE_TRIGGER_AGAIN = "create it again, as `alembic upgrade head --sql` prints it"
+
 Synchronous = Literal["FULL", "NORMAL"]
 
 
@@ -198,6 +200,14 @@ class Backend(ABC):
     @abstractmethod
     def migration_transaction(self, connection: Connection) -> AbstractContextManager[None]:
         """Begins a transaction that no other migrator can share, and commits it at the end."""
+
+    @abstractmethod
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        """Returns what an up-to-date database lacks of the parts that no other statement would miss.
+
+        Returns:
+            What is missing, as the end of a sentence, and what to do about it.
+        """
 
     @abstractmethod
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:

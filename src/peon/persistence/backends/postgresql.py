@@ -12,10 +12,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import IsolationLevel
 
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.interface import Backend, LogHead, Synchronous
+from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, Backend, LogHead, Synchronous
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
-from peon.persistence.backends.postgresql_log_head import PostgreSQLLogHead
+from peon.persistence.backends.postgresql_log_head import CREATE_LOCK_ROW, PostgreSQLLogHead
 from peon.persistence.errors import PersistenceError
+from peon.persistence.schema import append_lock
 
 if TYPE_CHECKING:
     import psycopg
@@ -45,6 +46,14 @@ _IDENTITY = text(
 _SCHEMA_OF_LOG = (
     "SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace "
     "WHERE pg_class.oid = to_regclass('events')"
+)
+
+TRIGGERS = ("events_refuse_change", "events_notify")
+
+# A trigger that was disabled still counts: that is done deliberately, and undone.
+_PARTS = (
+    "SELECT CAST(tgname AS text) FROM pg_catalog.pg_trigger WHERE tgrelid = to_regclass('events') "
+    "UNION ALL (SELECT 'append_lock' FROM append_lock LIMIT 1)"
 )
 
 _TRANSACTION_IN_ERROR = 3
@@ -210,6 +219,13 @@ class PostgreSQLBackend(Backend):
             connection.execute(select(limited(lock_timeout_of(connection))))
             connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             yield
+
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        found = connection.exec_driver_sql(_PARTS).scalars().all()
+        parts = {f"the trigger {name}": CREATE_TRIGGER_AGAIN for name in TRIGGERS if name not in found}
+        if append_lock.name not in found:
+            parts["the row of the table append_lock"] = f"run  {CREATE_LOCK_ROW}"
+        return parts
 
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
         return None  # pg_dump makes copies of a server's database

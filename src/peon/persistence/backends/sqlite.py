@@ -14,7 +14,7 @@ from sqlalchemy.dialects import sqlite
 
 from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
-from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
+from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, READ_ONLY, Backend, LogHead, Synchronous
 from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
 from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
@@ -30,6 +30,9 @@ POLL_SECONDS = 0.025
 
 REBUILD_CACHE_KIB = 16_000
 """Instead of SQLite's 2 MB: rows with random keys in many tables touch more pages than those hold."""
+
+
+TRIGGERS = ("events_refuse_update", "events_refuse_delete")
 
 
 class SQLiteBackend(Backend):
@@ -176,6 +179,10 @@ class SQLiteBackend(Backend):
                 yield
         finally:
             driver.execute(f"PRAGMA foreign_keys = {enforced}")
+
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        found = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all()
+        return {f"the trigger {name}": CREATE_TRIGGER_AGAIN for name in TRIGGERS if name not in found}
 
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
         """Copies a file that holds rows to one beside it, private to the owner."""
