@@ -145,7 +145,7 @@ def bring_to_head(engine: Engine, *, migrate: bool) -> None:
     if migrate:
         migrations.upgrade(engine)
     else:
-        migrations.require_head(engine)
+        migrations.require_head(engine, complete=True)
 
 
 def all_projections(engine: Engine, own: Sequence[Projection]) -> Projections:

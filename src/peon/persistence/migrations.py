@@ -72,16 +72,17 @@ def is_at_head(engine: Engine) -> bool:
         SchemaError: It is damaged: it has several revisions, or lacks a trigger or a row that appends need.
         StoreUnavailable: It cannot be read.
     """
-    return _known_revision(engine) == revisions()[-1]
+    return _known_revision(engine, complete=True) == revisions()[-1]
 
 
-def _known_revision(engine: Engine) -> str | None:
+def _known_revision(engine: Engine, *, complete: bool) -> str | None:
     with DriverErrors(engine):
         if is_missing(engine.url):
             return None
         with backend_of(engine).consistent_reads(engine).connect() as connection:
             revision = current_revision(connection)
-            missing = backend_of(engine).missing_parts(connection) if revision == revisions()[-1] else {}
+            is_checked = complete and revision == revisions()[-1]
+            missing = backend_of(engine).missing_parts(connection) if is_checked else {}
     refuse_unknown(engine, revision)
     if missing:
         raise SchemaError(
@@ -94,9 +95,13 @@ def _known_revision(engine: Engine) -> str | None:
     return revision
 
 
-def require_head(engine: Engine) -> None:
-    """Raises `SchemaOutOfDate`, with the command to run, unless the database is at the newest revision."""
-    revision = _known_revision(engine)
+def require_head(engine: Engine, *, complete: bool = False) -> None:
+    """Raises `SchemaOutOfDate`, with the command to run, unless the database is at the newest revision.
+
+    Args:
+        complete: Also raise `SchemaError` if it lacks a trigger or a row that appends need.
+    """
+    revision = _known_revision(engine, complete=complete)
     if revision == revisions()[-1]:
         return
     ini = shlex.quote(str(alembic_folder() / "alembic.ini"))

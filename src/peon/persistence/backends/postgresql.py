@@ -233,9 +233,9 @@ class PostgreSQLBackend(Backend):
 
 def _at_level(engine: Engine, level: IsolationLevel) -> Engine:
     # Of the levels of an engine and of the engine that it was derived from, SQLAlchemy applies the latter.
-    if "isolation_level" in engine.get_execution_options():
+    if level != "AUTOCOMMIT" and engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
         raise ValueError(
-            f"the engine of {database_name(engine)} was given an isolation level by execution_options: pass the engine "
-            "that it was derived from"
+            f"the engine of {database_name(engine)} was put into AUTOCOMMIT by execution_options: pass the engine that "
+            "it was derived from"
         )
     return engine.execution_options(isolation_level=level)
