@@ -18,6 +18,8 @@ ALLOWED = {
     "database.url": "an SQLAlchemy URL",
     "database.synchronous": "FULL, or NORMAL",
     "database.busy_timeout": "seconds from 0 to 86400",
+    "database.pool_size": "a whole number of connections",
+    "database.pool_timeout": "seconds from 0 to 86400 to wait for a connection",
 }
 
 WriteConfig = Callable[[str | bytes], Path]
@@ -122,6 +124,9 @@ WRONG = [
     ("database.synchronous", None),
     ("database.busy_timeout", -1),
     ("database.busy_timeout", 86_401),
+    ("database.pool_size", -1),
+    ("database.pool_size", 2.5),
+    ("database.pool_timeout", -1),
     ("database.busy_timeout", "soon"),
 ]
 
@@ -141,6 +146,8 @@ def test_a_wrong_argument_is_named_with_what_is_allowed(key: str, value: object)
         ("database.synchronous", "full"),
         ("database.busy_timeout", "soon"),
         ("database.busy_timeout", "-0.5"),
+        ("database.pool_size", "many"),
+        ("database.pool_timeout", "nan"),
         ("database.busy_timeout", "nan"),
         ("database.busy_timeout", ""),
     ],
@@ -166,6 +173,8 @@ def test_a_wrong_variable_is_named_with_what_is_allowed(monkeypatch: pytest.Monk
         ("database.busy_timeout", "nan"),
         ("database.busy_timeout", "'soon'"),
         ("database.busy_timeout", "2026-01-01"),
+        ("database.pool_size", "'many'"),
+        ("database.pool_timeout", "'long'"),
     ],
 )
 def test_a_wrong_value_in_the_file_is_named_with_what_is_allowed(

@@ -108,7 +108,10 @@ def explain(error: BaseException) -> str:
             return "a value in it is not valid text"
         return _SQLITE_ADVICE.get(code & 0xFF) or str(error)
     if isinstance(error, PoolTimeout):
-        return "all its connections are in use: close some, or pass an open transaction as connection=…"
+        return (
+            "all its connections are in use: close some, pass an open transaction as connection=…, or raise "
+            "database.pool_size"
+        )
     if isinstance(error, PendingRollbackError):
         return "its connection was lost during a transaction: roll the transaction back, and begin it again"
     if isinstance(error, OSError):
