@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from peon.persistence.backends.postgresql_privileges import INSUFFICIENT_PRIVILEGE, INVALID_SCHEMA_NAME, advice
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.schema import MAXIMUM_SEQUENCE
 
@@ -125,11 +126,14 @@ def explain(error: BaseException) -> str:
             "isolation level READ COMMITTED"
         )
     message = getattr(diagnosis, "message_primary", None) or str(error).partition("\n")[0]
+    state = getattr(error, "sqlstate", None)
+    if state in (INSUFFICIENT_PRIVILEGE, INVALID_SCHEMA_NAME):
+        return f"{message}: {advice(state, message)}"
     return message or type(error).__name__
 
 
 def _is_at_fault(error: BaseException) -> bool:
-    # Class 42 of SQLSTATE is a syntax error or access rule violation; 42501 is a missing privilege.
+    # Class 42 of SQLSTATE is a syntax error or access rule violation.
     state = str(getattr(error, "sqlstate", None))
-    in_postgresql = state.startswith("42") and state != "42501"
+    in_postgresql = state.startswith("42") and state != INSUFFICIENT_PRIVILEGE
     return in_postgresql or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

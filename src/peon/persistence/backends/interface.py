@@ -185,7 +185,11 @@ class Backend(ABC):
 
     @abstractmethod
     def schema_for_new_tables(self, connection: Connection) -> str | None:
-        """Returns the schema in which a new table is created; `None` if there are no schemas."""
+        """Returns the schema in which a new table is created; `None` if there are no schemas.
+
+        Raises:
+            StoreUnavailable: The connection may use no schema.
+        """
 
     @abstractmethod
     def schema_of_log(self, connection: Connection) -> str:

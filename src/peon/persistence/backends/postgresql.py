@@ -15,7 +15,8 @@ from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, Backend, LogHead, Synchronous
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
 from peon.persistence.backends.postgresql_log_head import CREATE_LOCK_ROW, PostgreSQLLogHead
-from peon.persistence.errors import PersistenceError
+from peon.persistence.backends.postgresql_privileges import no_schema
+from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.schema import append_lock
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ _PARTS = (
     "SELECT CAST(tgname AS text) FROM pg_catalog.pg_trigger WHERE tgrelid = to_regclass('events') "
     "UNION ALL (SELECT 'append_lock' FROM append_lock LIMIT 1)"
 )
+
+_CURRENT_SCHEMA = "SELECT current_schema(), current_setting('search_path'), CAST(current_user AS text)"
 
 _TRANSACTION_IN_ERROR = 3
 """libpq's PQTRANS_INERROR."""
@@ -201,8 +204,12 @@ class PostgreSQLBackend(Backend):
     def identity(self, connection: Connection) -> object:
         return tuple(connection.execute(_IDENTITY).one())
 
-    def schema_for_new_tables(self, connection: Connection) -> str | None:
-        return connection.scalar(select(func.current_schema()))
+    def schema_for_new_tables(self, connection: Connection) -> str:
+        # Otherwise the server would only say that none was selected, when the first table is created.
+        name, search_path, role = connection.exec_driver_sql(_CURRENT_SCHEMA).one()
+        if name is None:
+            raise StoreUnavailable(f"{database_name(connection.engine)}: {no_schema(search_path, role)}")
+        return str(name)
 
     def schema_of_log(self, connection: Connection) -> str:
         return str(connection.scalar(text(_SCHEMA_OF_LOG)))
