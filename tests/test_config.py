@@ -18,6 +18,8 @@ ALLOWED = {
     "database.url": "an SQLAlchemy URL",
     "database.synchronous": "FULL, or NORMAL",
     "database.busy_timeout": "seconds from 0 to 86400",
+    "database.pool_size": "a whole number of connections",
+    "database.pool_timeout": "seconds from 0 to 86400 to wait for a connection",
 }
 
 WriteConfig = Callable[[str | bytes], Path]
@@ -124,6 +126,9 @@ WRONG = [
     ("database.synchronous", None),
     ("database.busy_timeout", -1),
     ("database.busy_timeout", 86_401),
+    ("database.pool_size", -1),
+    ("database.pool_size", 2.5),
+    ("database.pool_timeout", -1),
     ("database.busy_timeout", "soon"),
 ]
 
@@ -143,6 +148,8 @@ def test_the_error_for_a_wrong_argument_says_what_is_allowed(key: str, value: ob
         ("database.synchronous", "full"),
         ("database.busy_timeout", "soon"),
         ("database.busy_timeout", "-0.5"),
+        ("database.pool_size", "many"),
+        ("database.pool_timeout", "nan"),
         ("database.busy_timeout", "nan"),
         ("database.busy_timeout", ""),
     ],
@@ -170,6 +177,8 @@ def test_the_error_for_a_wrong_variable_says_what_is_allowed(
         ("database.busy_timeout", "nan"),
         ("database.busy_timeout", "'soon'"),
         ("database.busy_timeout", "2026-01-01"),
+        ("database.pool_size", "'many'"),
+        ("database.pool_timeout", "'long'"),
     ],
 )
 def test_the_error_for_a_wrong_value_in_the_file_says_what_is_allowed(

@@ -71,6 +71,16 @@ class DatabaseConfig(_Section):
         default=10.0, ge=0, le=86_400, description="seconds from 0 to 86400 to wait for a locked database"
     )
 
+    pool_size: int | None = Field(
+        default=None, ge=0, le=10_000, description="a whole number of connections, or 0 for no limit; 5 by default"
+    )
+    pool_timeout: float | None = Field(
+        default=None,
+        ge=0,
+        le=86_400,
+        description="seconds from 0 to 86400 to wait for a connection of the pool; 30 by default",
+    )
+
     @field_validator("url")
     @classmethod
     def _of_a_known_backend(cls, url: str | None) -> str | None:

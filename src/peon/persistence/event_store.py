@@ -101,7 +101,7 @@ class EventStore(Generic[EventT]):
                 connection to a server is lost during COMMIT, the outcome is unknown; the message says so.
             TypeError: `events` is a single event, or `condition` or `connection` is of the wrong type.
             ValueError: The condition names a tag that the codec does not know; `command_id` is not a UUID; the
-                connection is to another database.
+                connection is to another database, or its isolation level is AUTOCOMMIT.
         """
         request = self._appender.request(events, condition, command_id)
         if not request.batch and not request.is_conditional:

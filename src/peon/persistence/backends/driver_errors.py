@@ -5,13 +5,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from peon.persistence.backends.address import is_file
+from peon.persistence.backends.postgresql_privileges import INSUFFICIENT_PRIVILEGE, INVALID_SCHEMA_NAME, advice
 from peon.persistence.backends.sqlite_file_locks import explain_failed_lock
 from peon.persistence.errors import StoreUnavailable
+from peon.persistence.schema import MAXIMUM_SEQUENCE
 
 LOCK_NOT_AVAILABLE = "55P03"
 """The SQLSTATE of a statement that reached its lock timeout."""
@@ -98,6 +100,14 @@ class DriverErrors:
         return found
 
 
+def no_sequence_left(connection: Connection) -> StoreUnavailable:
+    """Returns the error of an append that would need a sequence above the largest one."""
+    return StoreUnavailable(
+        f"{database_name(connection.engine)}: the log has no sequence left, because {MAXIMUM_SEQUENCE} is the largest "
+        "one: an event, or the row of sqlite_sequence, was given a large number by hand; restore a backup"
+    )
+
+
 def explain(error: BaseException, file: Path | None = None) -> str:
     """Returns what went wrong, and what to do if that is known, without anything that could be part of a payload.
 
@@ -117,7 +127,10 @@ def explain(error: BaseException, file: Path | None = None) -> str:
             return "a value in it is not valid text"
         return explain_failed_lock(error, file) or _SQLITE_ADVICE.get(code & 0xFF) or str(error)
     if isinstance(error, PoolTimeout):
-        return "all its connections are in use: close some, or pass an open transaction as connection=…"
+        return (
+            "all its connections are in use: close some, pass an open transaction as connection=…, or raise "
+            "database.pool_size"
+        )
     if isinstance(error, PendingRollbackError):
         return "its connection was lost during a transaction: roll the transaction back, and begin it again"
     if isinstance(error, OSError):
@@ -133,11 +146,14 @@ def explain(error: BaseException, file: Path | None = None) -> str:
             "isolation level READ COMMITTED"
         )
     message = getattr(diagnosis, "message_primary", None) or str(error).partition("\n")[0]
+    state = getattr(error, "sqlstate", None)
+    if state in (INSUFFICIENT_PRIVILEGE, INVALID_SCHEMA_NAME):
+        return f"{message}: {advice(state, message)}"
     return message or type(error).__name__
 
 
 def _is_at_fault(error: BaseException) -> bool:
-    # Class 42 of SQLSTATE is a syntax error or access rule violation; 42501 is a missing privilege.
+    # Class 42 of SQLSTATE is a syntax error or access rule violation.
     state = str(getattr(error, "sqlstate", None))
-    in_postgresql = state.startswith("42") and state != "42501"
+    in_postgresql = state.startswith("42") and state != INSUFFICIENT_PRIVILEGE
     return in_postgresql or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

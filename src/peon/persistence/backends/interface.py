@@ -15,6 +15,8 @@ from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 READ_ONLY = "peon_read_only"
 """Execution option of an engine or a connection: its transactions only read, so they never wait for a writer."""
 
+CREATE_TRIGGER_AGAIN = "create it again, as `alembic upgrade head --sql` prints it"
+
 Synchronous = Literal["FULL", "NORMAL"]
 
 
@@ -112,6 +114,10 @@ class Backend(ABC):
         """Begins a transaction whose statements fail instead of waiting long for a lock."""
 
     @abstractmethod
+    def commits_each_statement(self, connection: Connection) -> bool:
+        """Returns whether the connection has no transactions, so that each of its statements is durable at once."""
+
+    @abstractmethod
     def require_committable(self, connection: Connection) -> None:
         """Raises `PersistenceError` if a COMMIT would be answered by a rollback without an error."""
 
@@ -185,7 +191,11 @@ class Backend(ABC):
 
     @abstractmethod
     def schema_for_new_tables(self, connection: Connection) -> str | None:
-        """Returns the schema in which a new table is created; `None` if there are no schemas."""
+        """Returns the schema in which a new table is created; `None` if there are no schemas.
+
+        Raises:
+            StoreUnavailable: The connection may use no schema.
+        """
 
     @abstractmethod
     def schema_of_log(self, connection: Connection) -> str:
@@ -226,6 +236,14 @@ class Backend(ABC):
     @abstractmethod
     def migration_transaction(self, connection: Connection) -> AbstractContextManager[None]:
         """Begins a transaction that no other migrator can share, and commits it at the end."""
+
+    @abstractmethod
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        """Returns what an up-to-date database lacks of the parts that no other statement would miss.
+
+        Returns:
+            What is missing, as the end of a sentence, and what to do about it.
+        """
 
     @abstractmethod
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, event, func, select, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import DropTable
 
 from peon.persistence.backends import postgresql_watching
-from peon.persistence.backends.interface import Backend, LogHead, Synchronous
+from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, Backend, LogHead, Synchronous
 from peon.persistence.backends.postgresql_dead_connections import connect_timeout, set_limits
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
-from peon.persistence.backends.postgresql_log_head import PostgreSQLLogHead
+from peon.persistence.backends.postgresql_log_head import CREATE_LOCK_ROW, PostgreSQLLogHead
+from peon.persistence.backends.postgresql_privileges import no_schema
 from peon.persistence.backends.postgresql_watching import SCHEMA_OF_LOG
-from peon.persistence.errors import PersistenceError
+from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.schema import append_lock
 
 if TYPE_CHECKING:
     import psycopg
@@ -43,6 +47,16 @@ _FAULTS_OF_TABLES = ("22", "23", "42", "58P01", "XX")
 """SQLSTATEs of statements that do not fit a table, of missing files and of damaged pages."""
 
 _MISSING_PRIVILEGE = "42501"
+
+TRIGGERS = ("events_refuse_change", "events_notify")
+
+# A trigger that was disabled still counts: that is done deliberately, and undone.
+_PARTS = (
+    "SELECT CAST(tgname AS text) FROM pg_catalog.pg_trigger WHERE tgrelid = to_regclass('events') "
+    "UNION ALL (SELECT 'append_lock' FROM append_lock LIMIT 1)"
+)
+
+_CURRENT_SCHEMA = "SELECT current_schema(), current_setting('search_path'), CAST(current_user AS text)"
 
 _TRANSACTION_IN_ERROR = 3
 """libpq's PQTRANS_INERROR."""
@@ -101,13 +115,13 @@ class PostgreSQLBackend(Backend):
                 raise InterruptedError("the connection was interrupted in pipeline mode")
 
     def single_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="AUTOCOMMIT")
+        return _at_level(engine, "AUTOCOMMIT")
 
     def consistent_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="REPEATABLE READ")
+        return _at_level(engine, "REPEATABLE READ")
 
     def current_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="READ COMMITTED")
+        return _at_level(engine, "READ COMMITTED")
 
     def begin_writing(self, connection: Connection) -> None:
         if not connection.in_transaction():
@@ -115,9 +129,13 @@ class PostgreSQLBackend(Backend):
 
     @contextmanager
     def transaction_without_waiting(self, engine: Engine) -> Iterator[Connection]:
-        with engine.begin() as connection:
+        with self.current_reads(engine).begin() as connection:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {OPTIONAL_LOCK_TIMEOUT_MS}")
             yield connection
+
+    def commits_each_statement(self, connection: Connection) -> bool:
+        driver: Any = connection.connection.driver_connection
+        return bool(driver.autocommit)
 
     def require_committable(self, connection: Connection) -> None:
         # After an error that the application swallowed, PostgreSQL answers a COMMIT with a rollback and no error.
@@ -186,8 +204,12 @@ class PostgreSQLBackend(Backend):
     def identity(self, connection: Connection) -> object:
         return tuple(connection.execute(_IDENTITY).one())
 
-    def schema_for_new_tables(self, connection: Connection) -> str | None:
-        return connection.scalar(select(func.current_schema()))
+    def schema_for_new_tables(self, connection: Connection) -> str:
+        # Otherwise the server would only say that none was selected, when the first table is created.
+        name, search_path, role = connection.exec_driver_sql(_CURRENT_SCHEMA).one()
+        if name is None:
+            raise StoreUnavailable(f"{database_name(connection.engine)}: {no_schema(search_path, role)}")
+        return str(name)
 
     def schema_of_log(self, connection: Connection) -> str:
         return str(connection.scalar(text(SCHEMA_OF_LOG)))
@@ -228,5 +250,22 @@ class PostgreSQLBackend(Backend):
             connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             yield
 
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        found = connection.exec_driver_sql(_PARTS).scalars().all()
+        parts = {f"the trigger {name}": CREATE_TRIGGER_AGAIN for name in TRIGGERS if name not in found}
+        if append_lock.name not in found:
+            parts["the row of the table append_lock"] = f"run  {CREATE_LOCK_ROW}"
+        return parts
+
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
         return None  # pg_dump makes copies of a server's database
+
+
+def _at_level(engine: Engine, level: IsolationLevel) -> Engine:
+    # Of the levels of an engine and of the engine that it was derived from, SQLAlchemy applies the latter.
+    if level != "AUTOCOMMIT" and engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise ValueError(
+            f"the engine of {database_name(engine)} was put into AUTOCOMMIT by execution_options: pass the engine that "
+            "it was derived from"
+        )
+    return engine.execution_options(isolation_level=level)

@@ -56,7 +56,7 @@ def in_own_transaction(engine: Engine, driver_errors: DriverErrors, work: Callab
     """
 
     def work_and_commit(own: OwnTransaction) -> ResultT:
-        own.connection.begin()  # statements that are run by the driver do not begin a transaction
+        backend_of(engine).begin_writing(own.connection)
         result = work(own.connection)
         own.commit()
         return result

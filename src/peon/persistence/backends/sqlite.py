@@ -16,7 +16,7 @@ from sqlalchemy.schema import DropTable
 
 from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
-from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
+from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, READ_ONLY, Backend, LogHead, Synchronous
 from peon.persistence.backends.sqlite_connections import (
     WRITE_LOCK_TIMEOUT,
     create_private_file,
@@ -26,6 +26,7 @@ from peon.persistence.backends.sqlite_connections import (
 from peon.persistence.backends.sqlite_driver import GatedConnection
 from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
+from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
 from peon.persistence.schema import append_lock, events
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ _FAULTS_OF_TABLES = (
     sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_MISMATCH,
 )
+
+TRIGGERS = ("events_refuse_update", "events_refuse_delete")
 
 
 class SQLiteBackend(Backend):
@@ -81,8 +84,8 @@ class SQLiteBackend(Backend):
     def begin_writing(self, connection: Connection) -> None:
         if not connection.in_transaction():
             connection.begin()
-        # On an engine created elsewhere, Python's sqlite3 begins a transaction only for an INSERT, and not for a
-        # SAVEPOINT, whose end would then be a commit.
+        # In AUTOCOMMIT no transaction has begun. On an engine created elsewhere, Python's sqlite3 begins one only for
+        # an INSERT, and not for a SAVEPOINT, whose end would then be a commit.
         driver: Any = connection.connection.driver_connection
         if not driver.in_transaction:
             driver_connection(connection).execute("BEGIN IMMEDIATE")
@@ -92,7 +95,13 @@ class SQLiteBackend(Backend):
         with engine.connect() as connection:
             connection = connection.execution_options(**{WRITE_LOCK_TIMEOUT: OPTIONAL_LOCK_TIMEOUT_SECONDS})
             with connection.begin():
+                self.begin_writing(connection)
                 yield connection
+
+    def commits_each_statement(self, connection: Connection) -> bool:
+        # An engine created elsewhere may have set the attribute, which Python 3.12 introduced.
+        driver = connection.connection.driver_connection
+        return is_autocommit(connection) or getattr(driver, "autocommit", None) is True
 
     def require_committable(self, connection: Connection) -> None:
         pass  # a failed statement does not end the transaction
@@ -230,6 +239,10 @@ class SQLiteBackend(Backend):
                 yield
         finally:
             driver.execute(f"PRAGMA foreign_keys = {enforced}")
+
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        found = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all()
+        return {f"the trigger {name}": CREATE_TRIGGER_AGAIN for name in TRIGGERS if name not in found}
 
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
         """Copies a file that holds rows to one beside it, private to the owner."""

@@ -90,6 +90,9 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
                 write_lock.let_sqlite_wait(driver)
                 driver.execute("BEGIN")
                 return
+            if options.get("isolation_level") == "AUTOCOMMIT":
+                write_lock.let_sqlite_wait(driver)
+                return
             timeout = options.get(WRITE_LOCK_TIMEOUT, busy_timeout)
             # Not when connecting, since it changes the file, which may turn out to be another application's.
             if info.get(_ROLLBACK_JOURNAL):
@@ -104,6 +107,12 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
     def let_sqlite_wait(connection: sqlite3.Connection, record: ConnectionPoolEntry | None, _: object) -> None:
         if record is not None:  # a detached connection has none, and is closed
             record.info[_WRITE_LOCK].let_sqlite_wait(connection)
+
+    @event.listens_for(engine, "checkin")
+    def switch_off_transactions_of_driver(connection: sqlite3.Connection | None, _: object) -> None:
+        # SQLAlchemy switches them on when it sets or resets an isolation level, which it does before this event.
+        if connection is not None and connection.isolation_level is not None:
+            connection.isolation_level = None
 
 
 def _require_locks(connection: sqlite3.Connection, path: Path, milliseconds: int) -> None:

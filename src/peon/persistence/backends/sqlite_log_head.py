@@ -1,5 +1,6 @@
 """The end of the log on SQLite: its write lock orders appends."""
 
+import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain, count, repeat
@@ -8,15 +9,18 @@ from sqlalchemy import Connection, bindparam, insert
 from sqlalchemy.dialects import sqlite
 
 from peon.persistence.backends.compiled import CompiledStatement, insert_into
-from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.backends.driver_errors import database_name, no_sequence_left
 from peon.persistence.backends.interface import LogHead
 from peon.persistence.backends.sqlite_connections import driver_connection, first_row
 from peon.persistence.errors import StoreUnavailable
-from peon.persistence.schema import LAST_SEQUENCE, events
+from peon.persistence.schema import LAST_SEQUENCE, MAXIMUM_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp
 
 # Compiled once: SQLAlchemy's way from a statement to the driver costs as much as SQLite's work for it.
 _INSERT = str(insert(events).compile(dialect=sqlite.dialect(), column_keys=("event_type", "payload", "stored_at")))
+
+# Of AUTOINCREMENT: the largest that the table has ever had.
+_LARGEST_SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 
 ROWS_A_STATEMENT = 16
 """Rows in one INSERT. For each statement the driver works as long as SQLite does for a row."""
@@ -86,13 +90,24 @@ class SQLiteLogHead(LogHead):
         moment = datetime.now(UTC)
         stored_at = format_timestamp(moment)
         cursor = self.connection.connection.cursor()
-        cursor.execute(_INSERT, (event_types[0], payloads[0], stored_at))
+        try:
+            cursor.execute(_INSERT, (event_types[0], payloads[0], stored_at))
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL and self._is_at_end():
+                raise no_sequence_left(self.connection) from error
+            raise
         first: int = cursor.lastrowid
         cursor.close()
         if len(payloads) > 1:
+            if first > MAXIMUM_SEQUENCE - len(payloads) + 1:
+                raise no_sequence_left(self.connection)
             self._add_numbered(first + 1, event_types[1:], payloads[1:], stored_at)
         self._last = first + len(payloads) - 1
         return first, moment
+
+    def _is_at_end(self) -> bool:
+        """Returns whether no sequence is left, for which SQLite has the same code as for a full disk."""
+        return self.connection.exec_driver_sql(_LARGEST_SEQUENCE).scalar() == MAXIMUM_SEQUENCE
 
     def _add_numbered(self, first: int, event_types: Sequence[str], payloads: Sequence[str], stored_at: str) -> None:
         rows = [*zip(count(first), event_types, payloads, repeat(stored_at))]

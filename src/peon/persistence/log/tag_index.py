@@ -6,7 +6,7 @@ log; queries read the events above its position from the log itself.
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from math import inf
 from typing import NamedTuple
@@ -212,10 +212,14 @@ class TagIndex:
             if end - after <= tail:
                 return
             while end - position > tail:
-                transaction = self._engine.begin() if wait else self._backend.transaction_without_waiting(self._engine)
-                with transaction as connection:
+                with self._transaction(wait=wait) as connection:
                     self.extend(connection, names, PAGES_A_COMMIT)
                     position = self._position(connection, names)
+
+    def _transaction(self, *, wait: bool) -> AbstractContextManager[Connection]:
+        if wait:
+            return self._backend.current_reads(self._engine).begin()
+        return self._backend.transaction_without_waiting(self._engine)
 
     def extend(self, connection: Connection, names: Collection[str], pages: int | None = None) -> None:
         """Indexes tags in the transaction of the connection: a number of pages of the log, or all of it."""

@@ -141,5 +141,6 @@ class DurableSubscription(Subscription[StoredT]):
                 moved it, or the transaction of an earlier event was rolled back. Roll back, and start the
                 subscription again.
             StoreUnavailable: The database is locked, read-only, full or damaged.
+            ValueError: The connection is to another database, or its isolation level is AUTOCOMMIT.
         """
         self._saved.save(self.position, connection)
