@@ -1,6 +1,6 @@
 """The event log: appends a batch of events in one transaction, and reads every event back in order."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from threading import RLock
 from typing import Any, Generic, Never, TypeVar
 from uuid import UUID
@@ -171,6 +171,7 @@ class EventStore(Generic[EventT]):
         query: EventQuery | None = None,
         undecodable: type[KeptT] | None = None,
         stop: StopEvent | None = None,
+        on_caught_up: Callable[[], object] | None = None,
     ) -> Subscription[EventT | KeptT]:
         """Returns a catch-up subscription: it yields stored events, then follows new ones.
 
@@ -185,13 +186,16 @@ class EventStore(Generic[EventT]):
             undecodable: See `stream`.
             stop: Ends the subscription when it is set; for example a `threading.Event` that the whole application
                 shares.
+            on_caught_up: Called, in the thread that iterates, when all stored events were yielded and the
+                subscription begins to wait: the first time, and after each wait that yielded an event. For example
+                `ready.set` of a `threading.Event`. An exception that it raises is raised by the iteration.
 
         Raises:
             ValueError: See `stream`.
             TypeError: See `stream`.
         """
         tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
-        return self._registered(Subscription(self._engine, self._notifier, tail, stop))
+        return self._registered(Subscription(self._engine, self._notifier, tail, stop, on_caught_up))
 
     def durable_subscription(
         self,
@@ -202,16 +206,18 @@ class EventStore(Generic[EventT]):
         query: EventQuery | None = None,
         undecodable: type[KeptT] | None = None,
         stop: StopEvent | None = None,
+        on_caught_up: Callable[[], object] | None = None,
     ) -> DurableSubscription[EventT | KeptT]:
         """Returns a subscription that resumes after the position saved under a name.
 
         Args:
-            name: The name of the consumer. Only one consumer at a time may use it.
+            name: The name of the consumer. One consumer of a name at a time is given events; another waits.
             after: Where a new name begins: 0 for the first event, `last_sequence()` for the next one.
             event_types: See `stream`.
             query: See `stream`.
             undecodable: See `stream`.
             stop: See `subscribe`.
+            on_caught_up: See `subscribe`.
 
         Raises:
             StoreUnavailable: The database cannot be read, or not written if the name is new.
@@ -221,7 +227,7 @@ class EventStore(Generic[EventT]):
         tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
         saved = SavedPosition(self._engine, self._driver_errors, name, tail.position)
         tail.move(saved.sequence)
-        return self._registered(DurableSubscription(self._engine, self._notifier, tail, stop, saved))
+        return self._registered(DurableSubscription(self._engine, self._notifier, tail, stop, on_caught_up, saved))
 
     def _registered(self, subscription: SubscriptionT) -> SubscriptionT:
         with self._subscribing:

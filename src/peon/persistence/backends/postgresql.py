@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, event, func, select, text
 from sqlalchemy.dialects import postgresql
 
-from peon.persistence.backends.interface import Backend, LogHead, Synchronous
+from peon.persistence.backends.interface import Backend, ConsumerLock, LogHead, Synchronous
+from peon.persistence.backends.postgresql_consumer_lock import PostgreSQLConsumerLock
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
 from peon.persistence.backends.postgresql_log_head import PostgreSQLLogHead
 from peon.persistence.errors import PersistenceError
@@ -182,6 +183,9 @@ class PostgreSQLBackend(Backend):
                 if not ready or schema_of_log is None or schema_of_log[0] in schemas:
                     announce()
                 schemas.clear()
+
+    def consumer_lock(self, connection: Connection, name: str) -> ConsumerLock:
+        return PostgreSQLConsumerLock(connection.engine, self.schema_of_log(connection), name)
 
     def identity(self, connection: Connection) -> object:
         return tuple(connection.execute(_IDENTITY).one())

@@ -4,6 +4,7 @@ import logging
 import selectors
 import socket
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -14,8 +15,9 @@ from sqlalchemy.dialects import sqlite
 
 from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
-from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
+from peon.persistence.backends.interface import READ_ONLY, Backend, ConsumerLock, LogHead, Synchronous
 from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
+from peon.persistence.backends.sqlite_consumer_lock import FileConsumerLock, ProcessConsumerLock
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
 from peon.persistence.schema import append_lock
 
@@ -139,6 +141,12 @@ class SQLiteBackend(Backend):
                 if (version := connection.execute("PRAGMA data_version").fetchone()) != seen:
                     seen = version
                     announce()
+
+    def consumer_lock(self, connection: Connection, name: str) -> ConsumerLock:
+        path = _main_file(connection)
+        if path is None or sys.platform == "win32":
+            return ProcessConsumerLock(connection.engine.pool, name)
+        return FileConsumerLock(path.resolve(), name)  # a file that has links has one lock
 
     def identity(self, connection: Connection) -> object:
         path = _main_file(connection)

@@ -19,7 +19,7 @@ class Tail(Generic[StoredT]):
         keep: See `decoded`.
 
     Attributes:
-        position: The sequence of the last event that was returned.
+        position: The sequence up to which the log was read: every event up to there was returned or left out.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class Tail(Generic[StoredT]):
         self._codec = codec
         self._keep = keep
         self._events: Iterator[StoredEvent[StoredT]] = iter(())
-        self._read_to = after
         self.position = after
 
     @classmethod
@@ -50,7 +49,7 @@ class Tail(Generic[StoredT]):
 
     def move(self, after: int) -> None:
         self._events = iter(())
-        self._read_to = self.position = after
+        self.position = after
 
     def next(self) -> StoredEvent[StoredT] | None:
         """Returns the next event, `None` if there is none yet.
@@ -59,19 +58,25 @@ class Tail(Generic[StoredT]):
             EventDecodeError: It cannot be decoded; another call raises again.
             StoreUnavailable: The database cannot be read; another call may succeed.
         """
-        while (stored := next(self._events, None)) is None:
+        while (stored := self.next_read()) is None:
             if not self._read():
                 return None
-        self.position = self._read_to = stored.sequence
+        return stored
+
+    def next_read(self) -> StoredEvent[StoredT] | None:
+        """Like `next`, without reading the database again: `None` if another page is needed."""
+        stored = next(self._events, None)
+        if stored is not None:
+            self.position = stored.sequence
         return stored
 
     def _read(self) -> bool:
         """Reads a page; returns whether there was one."""
         # Before the page: events that are stored after this moment must not be skipped.
         end = self._last_sequence() if self._last_sequence is not None else 0
-        page = next(self._pages(self._read_to, None), None)
+        page = next(self._pages(self.position, None), None)
         if page is None:
-            self._read_to = max(self._read_to, end)
+            self.position = max(self.position, end)
             return False
         self._events = decoded([page], self._codec, keep=self._keep)
         return True
