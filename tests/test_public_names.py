@@ -13,15 +13,15 @@ PUBLIC = """
     AppConfig AppendCondition AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
     AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict ConcurrencyError ConfigError Database
     Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery EventStore
-    MigrationFailed PersistenceError Problem Projection ProjectionError Projections ProjectionsOutOfDate
-    ReadModel Refusal SchemaError SchemaOutOfDate SchemaTooNew SettingError SettingsStore StoreUnavailable
-    StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster __version__ copy_database
+    MigrationFailed PersistenceError PositionBeyondEnd Problem Projection ProjectionError Projections
+    ProjectionsOutOfDate ReadModel Refusal SchemaError SchemaOutOfDate SchemaTooNew SettingError SettingsStore
+    StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster __version__ copy_database
     create_async_engine create_engine upgrade
 """
 
 PERSISTENCE = """
     AppendCondition CommandConflict ConcurrencyError Database Difference EventCodec EventDecodeError
-    EventEncodeError EventQuery EventStore MigrationFailed NamedSubscription PersistenceError Problem
+    EventEncodeError EventQuery EventStore MigrationFailed NamedSubscription PersistenceError PositionBeyondEnd Problem
     Projection ProjectionError Projections ProjectionsOutOfDate ReadModel Refusal SchemaError SchemaOutOfDate
     SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
     UndecodableEvent Upcaster copy_database create_engine upgrade

@@ -4,6 +4,7 @@
     ├── EventEncodeError          an event cannot be stored so that it reads back equal
     ├── EventDecodeError          a stored event cannot be decoded
     ├── ConcurrencyError          an append condition failed
+    ├── PositionBeyondEnd         a position is higher than the last event of the log
     ├── CommandConflict           a command identifier was used for other events
     ├── SubscriptionConflict      the position of a durable subscription was moved by another consumer
     ├── ProjectionError           an event contradicts the projections
@@ -86,6 +87,26 @@ class ConcurrencyError(PersistenceError):
         self.after = after
 
 
+class PositionBeyondEnd(PersistenceError):  # noqa: N818 - as below
+    """A position is beyond the end of the log: it is of another log, or of a state that was lost in a restore.
+
+    Nothing was read, and nothing was stored. Without this error, the events that are stored next would be skipped.
+
+    Attributes:
+        position: The position.
+        end: The sequence of the last event of the log.
+    """
+
+    def __init__(self, database: str, position: int, end: int) -> None:
+        super().__init__(
+            f"position {position} is beyond the end of the log, {end}, in {database}: the position is of another log, "
+            "or the log was restored from an older copy. Discard what was derived from the old log, and read this one "
+            "from the beginning, or from a position that it has."
+        )
+        self.position = position
+        self.end = end
+
+
 class CommandConflict(PersistenceError):  # noqa: N818 - as below
     """A command identifier was used before, for other events. Nothing was stored.
 
@@ -141,9 +162,9 @@ class ProjectionError(PersistenceError):
 
 
 class ProjectionsOutOfDate(PersistenceError):  # noqa: N818 - as below
-    """Another version of the code has built the projections in the database. Nothing was stored.
+    """Another version of the code has built the projections, or they hold events that were removed from the log.
 
-    `Database.open` and `database.projections.rebuild()` bring them to this version.
+    Nothing was stored. `Database.open` and `database.projections.rebuild()` bring the projections up to date.
     """
 
 

@@ -94,6 +94,7 @@ class EventStore(Generic[EventT]):
             EventEncodeError: An event could not be read back as it is. Nothing was stored.
             EventDecodeError: An event that the repeated command stored cannot be read. Nothing was stored.
             ConcurrencyError: The append condition failed. Nothing was stored.
+            PositionBeyondEnd: The position of the condition is beyond the end of the log. Nothing was stored.
             CommandConflict: The command has stored other events. Nothing was stored.
             ProjectionError: An event contradicts the projections, if the store keeps any. Nothing was stored.
             StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored. If the
@@ -126,7 +127,10 @@ class EventStore(Generic[EventT]):
     def replay_from(
         self, sequence: int, *, undecodable: type[KeptT] | None = None
     ) -> list[StoredEvent[EventT | KeptT]]:
-        """Returns the events from `sequence` on, including that one. See `stream` for `undecodable` and errors."""
+        """Returns the events from `sequence` on, including that one. See `stream` for `undecodable` and errors.
+
+        The number after the last one is fine. A higher one raises `PositionBeyondEnd`.
+        """
         after = max(checked_number("sequence", sequence) - 1, 0)
         with garbage_collection_paused(self._engine.dialect):
             return list(self.stream(after=after, undecodable=undecodable))
@@ -156,6 +160,7 @@ class EventStore(Generic[EventT]):
 
         Raises:
             EventDecodeError: At an event that cannot be decoded. All events before it were yielded.
+            PositionBeyondEnd: `after` is beyond the end of the log. The end itself is fine: nothing is yielded.
             StoreUnavailable: The database cannot be read.
             ValueError: A number is below 0; both `event_types` and `query` were given; the query names a tag that
                 the codec does not know.
@@ -245,3 +250,22 @@ class EventStore(Generic[EventT]):
     def last_sequence(self) -> int:
         """Returns the sequence of the newest event, 0 for an empty log. Takes the same time for any log."""
         return self._reader.last_sequence()
+
+    def log_id(self) -> UUID:
+        """Returns the identity of this log. A position is meaningful only together with it.
+
+        Each database has its own, also a copy by `copy_database`. A file or server that was restored has the
+        identity of the backup, until `renew_log_id` is called.
+
+        Raises:
+            StoreUnavailable: The database cannot be read.
+        """
+        return self._reader.identity()
+
+    def renew_log_id(self) -> UUID:
+        """Gives this log a new identity, and returns it. Call it after a restore, before clients connect again.
+
+        Raises:
+            StoreUnavailable: The database cannot be written.
+        """
+        return self._reader.renew_identity()

@@ -101,6 +101,7 @@ COLUMNS = {
     "projection_problems": {"projection": TEXT, "sequence": WIDE, "event_type": TEXT, "reason": TEXT},
     "settings": {"key": TEXT, "value": TEXT},
     "append_lock": {"number": "INTEGER NOT NULL"},
+    "log_identity": {"number": "INTEGER NOT NULL", "identity": TEXT},
     "tags": {"id": NUMBER, "name": TEXT, "value": TEXT},
     "event_tags": {"tag_id": WIDE, "sequence": WIDE},
     "tag_positions": {"name": TEXT, "sequence": WIDE},

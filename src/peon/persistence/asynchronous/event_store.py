@@ -145,6 +145,14 @@ class AsyncEventStore(Generic[EventT]):
         """See `EventStore.last_sequence`."""
         return await self._calls.run(self._reader.last_sequence)
 
+    async def log_id(self) -> UUID:
+        """See `EventStore.log_id`."""
+        return await self._calls.run(self._reader.identity)
+
+    async def renew_log_id(self) -> UUID:
+        """See `EventStore.renew_log_id`."""
+        return await self._calls.run(self._reader.renew_identity)
+
     async def close(self) -> None:
         """See `EventStore.close`; also waits for appends whose callers were cancelled."""
         for subscription in [*self._subscriptions]:

@@ -19,7 +19,7 @@ from peon.persistence.backends.interface import READ_ONLY, Backend, ConsumerLock
 from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
 from peon.persistence.backends.sqlite_consumer_lock import FileConsumerLock, ProcessConsumerLock
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
-from peon.persistence.schema import append_lock
+from peon.persistence.schema import append_lock, log_identity
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +209,6 @@ def _main_file(connection: Connection) -> Path | None:
 
 
 def _is_populated(connection: Connection) -> bool:
-    always_filled = {"alembic_version", append_lock.name}  # each has its one row from the beginning
+    always_filled = {"alembic_version", append_lock.name, log_identity.name}  # each has its one row from the beginning
     tables = [name for name in inspect(connection).get_table_names() if name not in always_filled]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)

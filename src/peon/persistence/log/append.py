@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import LogHead
-from peon.persistence.errors import CommandConflict, ConcurrencyError, EventDecodeError
+from peon.persistence.errors import CommandConflict, ConcurrencyError, EventDecodeError, PositionBeyondEnd
 from peon.persistence.log.codec import EventCodec, EventT
 from peon.persistence.log.idempotency import Command, Receipt, add_receipt, receipt_of
 from peon.persistence.log.pages import LogPages
@@ -62,6 +62,7 @@ class Appender(Generic[EventT]):
     ) -> None:
         self._dialect = engine.dialect
         self._backend = backend_of(engine)
+        self._database = database_name(engine)
         self._codec = codec
         self._on_append = on_append
         self._driver_errors = driver_errors
@@ -113,7 +114,7 @@ class Appender(Generic[EventT]):
             for request in group:
                 try:
                     earlier = self._check(head, request)
-                except (ConcurrencyError, CommandConflict, EventDecodeError, TakesLong) as error:
+                except (ConcurrencyError, PositionBeyondEnd, CommandConflict, EventDecodeError, TakesLong) as error:
                     outcomes.append(error)  # nothing was written, so the other requests are not affected
                 else:
                     outcomes.append(self._store(head, request) if earlier is None else earlier)
@@ -135,6 +136,8 @@ class Appender(Generic[EventT]):
                 raise CommandConflict(command.id, reason)
             return stored
         if (condition := request.condition) is not None:
+            if condition.after > head.last:
+                raise PositionBeyondEnd(self._database, condition.after, head.last)
             after = max(condition.after, request.holds_until)
             sequence = self._first_match(head, condition.query, after, may_take_long=request.may_take_long)
             if sequence is not None:

@@ -59,11 +59,13 @@ class Projections:
 
         Raises:
             ProjectionError: At the first event that contradicts the tables. The transaction must be rolled back.
-            ProjectionsOutOfDate: Another version has built the tables.
+            ProjectionsOutOfDate: Another version has built the tables, or they hold events that were removed from
+                the end of the log.
         """
         first, last = stored[0].sequence, stored[-1].sequence
-        if not advance(connection, self._projections, first - 1, last):
-            self._close_gaps(connection, first - 1, last)
+        moved = advance(connection, self._projections, first - 1, last)
+        if moved < len(self._projections):
+            self._close_gaps(connection, first - 1, last, moved)
         for projection in self._projections:
             refusals = applied(projection, connection, stored)
             if refusals:
@@ -86,8 +88,8 @@ class Projections:
         """Applies the stored events that were not applied yet; does nothing if there are none.
 
         It saves its position with every few pages, so that another call resumes where this one was interrupted.
-        Events that cannot be applied become problems. A projection that another version of the code has built is
-        rebuilt, as by `rebuild`.
+        Events that cannot be applied become problems. A projection that another version of the code has built, or that
+        has applied events which were removed from the end of the log, is rebuilt, as by `rebuild`.
 
         Args:
             progress: Called after each page with the number of events done and to do.
@@ -101,7 +103,8 @@ class Projections:
                 found = {projection: position_of(connection, projection) for projection in self._projections}
             changed, behind, total = [], [], 0
             for projection, position in found.items():
-                if position is not None and position.version != projection.version:
+                # Beyond the end, the tables hold events that were removed from the log.
+                if position is not None and (position.version != projection.version or position.sequence > end):
                     changed.append(projection)
                     total += end
                 elif position is None or position.sequence < end:
@@ -154,14 +157,28 @@ class Projections:
                 for difference in self._differences(connection, projection, meter)
             ]
 
-    def _close_gaps(self, connection: Connection, before: int, last: int) -> None:
-        """Applies events that were stored without this projection, perhaps by an older version of the application."""
-        for projection in self._projections:
-            position = position_of(connection, projection)
-            if position is None or position.version != projection.version or position.sequence > last:
+    def _close_gaps(self, connection: Connection, before: int, last: int, moved: int) -> None:
+        """Applies events that were stored without this projection, perhaps by an older version of the application.
+
+        Args:
+            moved: The number of projections that `advance` has moved to `last`.
+        """
+        found = [(projection, position_of(connection, projection)) for projection in self._projections]
+        for projection, position in found:
+            if position is None or position.version != projection.version:
                 raise ProjectionsOutOfDate(
                     f"projection {projection.name} in {database_name(self._engine)} was built by another version "
                     "of the application: run the same version in all processes, and open the database again"
+                )
+        # A position within the batch, too, is of events that were removed, and whose numbers are used again.
+        at_last = sum(position is not None and position.sequence == last for _, position in found)
+        for projection, position in found:
+            assert position is not None  # noqa: S101
+            if position.sequence > before and (position.sequence != last or at_last > moved):
+                raise ProjectionsOutOfDate(
+                    f"projection {projection.name} in {database_name(self._engine)} has applied events up to "
+                    f"{position.sequence}, but the log ended at {before}: events were removed from the log. Rebuild "
+                    "the projections, or open the database again, which does so"
                 )
             if position.sequence == last:  # `advance` has moved it already
                 continue

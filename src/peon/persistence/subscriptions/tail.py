@@ -14,8 +14,8 @@ class Tail(Generic[StoredT]):
 
     Args:
         pages: See `LogPages.read`.
-        last_sequence: Returns the end of the log; given if the pages leave out events, so that those are not read
-            again.
+        end_after: See `LogReader.end_after`.
+        leaves_out: Whether the pages leave out events. Those are not read again.
         keep: See `decoded`.
 
     Attributes:
@@ -25,14 +25,17 @@ class Tail(Generic[StoredT]):
     def __init__(
         self,
         pages: Pages,
-        last_sequence: Callable[[], int] | None,
+        end_after: Callable[[int], int],
         codec: EventCodec[Any],
         after: int,
         *,
+        leaves_out: bool,
         keep: bool,
     ) -> None:
         self._pages = pages
-        self._last_sequence = last_sequence
+        self._end_after = end_after
+        self._leaves_out = leaves_out
+        self._is_checked = False
         self._codec = codec
         self._keep = keep
         self._events: Iterator[StoredEvent[StoredT]] = iter(())
@@ -43,12 +46,12 @@ class Tail(Generic[StoredT]):
         """Returns the tail of a log; raises what `EventStore.stream` raises for the same arguments."""
         after = checked_number("after", after)
         keep = keeps_undecodable(selection.undecodable)
-        everything = selection.event_types is None and selection.query is None
-        last_sequence = None if everything else reader.last_sequence
-        return cls(reader.pages(selection), last_sequence, reader.codec, after, keep=keep)
+        leaves_out = selection.event_types is not None or selection.query is not None
+        return cls(reader.pages(selection), reader.end_after, reader.codec, after, leaves_out=leaves_out, keep=keep)
 
     def move(self, after: int) -> None:
         self._events = iter(())
+        self._is_checked = False
         self.position = after
 
     def next(self) -> StoredEvent[StoredT] | None:
@@ -56,6 +59,7 @@ class Tail(Generic[StoredT]):
 
         Raises:
             EventDecodeError: It cannot be decoded; another call raises again.
+            PositionBeyondEnd: The log ends before the position.
             StoreUnavailable: The database cannot be read; another call may succeed.
         """
         while (stored := self.next_read()) is None:
@@ -73,10 +77,11 @@ class Tail(Generic[StoredT]):
     def _read(self) -> bool:
         """Reads a page; returns whether there was one."""
         # Before the page: events that are stored after this moment must not be skipped.
-        end = self._last_sequence() if self._last_sequence is not None else 0
+        end = self._end_after(self.position) if self._leaves_out or not self._is_checked else 0
+        self._is_checked = True
         page = next(self._pages(self.position, None), None)
         if page is None:
-            self.position = max(self.position, end)
+            self.position = max(self.position, end if self._leaves_out else 0)
             return False
         self._events = decoded([page], self._codec, keep=self._keep)
         return True
