@@ -211,7 +211,7 @@ def inspector(as_opened: Engine) -> Inspector:
 
 
 def test_there_are_these_tables_and_alembics_own(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 20
+    assert len(COLUMNS) == 21
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 
