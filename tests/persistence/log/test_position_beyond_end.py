@@ -49,10 +49,17 @@ def test_a_read_after_the_end_finds_nothing_and_one_beyond_it_is_refused(
     database: Database, read: Callable[[Database, int], object]
 ) -> None:
     assert read(database, 8) == []
-    for position in (9, 13):
+    for position in (9, 13, 2**63 - 2):
         with pytest.raises(PositionBeyondEnd, match=f"position {position} is beyond the end of the log, 8,") as caught:
             read(database, position)
         assert (caught.value.position, caught.value.end) == (position, 8)
+
+
+@pytest.mark.parametrize("position", [2**63, 2**80])
+def test_a_number_that_no_database_takes_is_refused_too(database: Database, position: int) -> None:
+    for read in READS.values():
+        with pytest.raises(PositionBeyondEnd):
+            read(database, position)
 
 
 def test_an_empty_log_has_only_the_position_0(log_alone: Database) -> None:
