@@ -4,6 +4,7 @@
     ├── EventEncodeError          an event cannot be stored so that it reads back equal
     ├── EventDecodeError          a stored event cannot be decoded
     ├── ConcurrencyError          an append condition failed
+    ├── PositionBeyondEnd         a position is higher than the last event of the log
     ├── CommandConflict           a command identifier was used for other events
     ├── CommandEventsRemoved      the events of a repeated command were removed from the log
     ├── SubscriptionConflict      the position of a durable subscription was moved by another consumer
@@ -88,6 +89,26 @@ class ConcurrencyError(PersistenceError):
         self.after = after
 
 
+class PositionBeyondEnd(PersistenceError):  # noqa: N818 - as below
+    """A position is beyond the end of the log: it is of another log, or of a state that was lost in a restore.
+
+    Nothing was read, and nothing was stored. Without this error, the events that are stored next would be skipped.
+
+    Attributes:
+        position: The position.
+        end: The sequence of the last event of the log.
+    """
+
+    def __init__(self, database: str, position: int, end: int) -> None:
+        super().__init__(
+            f"position {position} is beyond the end of the log, {end}, in {database}: the position is of another log, "
+            "or the log was restored from an older copy. Discard what was derived from the old log, and read this one "
+            "from the beginning, or from a position that it has."
+        )
+        self.position = position
+        self.end = end
+
+
 class CommandConflict(PersistenceError):  # noqa: N818 - as below
     """A command identifier was used before, for other events. Nothing was stored.
 
@@ -162,9 +183,9 @@ class ProjectionError(PersistenceError):
 
 
 class ProjectionsOutOfDate(PersistenceError):  # noqa: N818 - as below
-    """The projections in the database are not those that this version of the code has built. Nothing was stored.
+    """The projections are not those that this version of the code has built, or hold events removed from the log.
 
-    `Database.open` brings them to this version, unless a newer one has built them.
+    Nothing was stored. `Database.open` brings them up to date, unless a newer version has built them.
     """
 
 

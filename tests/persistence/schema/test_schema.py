@@ -101,6 +101,7 @@ COLUMNS = {
     "projection_problems": {"projection": TEXT, "sequence": WIDE, "event_type": TEXT, "reason": TEXT},
     "settings": {"key": TEXT, "value": TEXT},
     "append_lock": {"number": "INTEGER NOT NULL"},
+    "log_identity": {"number": "INTEGER NOT NULL", "identity": TEXT},
     "tags": {"id": NUMBER, "name": TEXT, "value": TEXT},
     "event_tags": {"tag_id": WIDE, "sequence": WIDE},
     "tag_positions": {"name": TEXT, "sequence": WIDE},
@@ -210,7 +211,7 @@ def inspector(as_opened: Engine) -> Inspector:
 
 
 def test_there_are_exactly_these_tables_and_that_of_alembic(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 20
+    assert len(COLUMNS) == 21
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 

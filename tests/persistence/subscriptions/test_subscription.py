@@ -153,7 +153,9 @@ class TestDelivery:
             asked.append(after)
             return pages.read(after, limit)
 
-        tail: Tail[Any] = Tail(read, log_alone.events.last_sequence, orchestration_codec, 0, keep=False)
+        tail: Tail[Any] = Tail(
+            read, lambda _: log_alone.events.last_sequence(), orchestration_codec, 0, leaves_out=True, keep=False
+        )
         assert tail.next() is None
         log_alone.events.append_all([ThreadSelected(thread_id=UUID(int=7))])
         assert tail.next() is not None

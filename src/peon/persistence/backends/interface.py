@@ -54,6 +54,30 @@ class LogHead(ABC):
         """
 
 
+class ConsumerLock(ABC):
+    """The lock of one consumer on the name of its durable subscription; it ends with its process.
+
+    A forked child does not inherit it. An object that is no longer used releases it.
+    """
+
+    @property
+    @abstractmethod
+    def is_held(self) -> bool:
+        """Whether the lock is held, as far as is known without asking the database."""
+
+    @abstractmethod
+    def acquire(self) -> bool:
+        """Acquires the lock unless another consumer holds it, or confirms that it is still held; does not wait.
+
+        Returns:
+            Whether it is held now.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Lets another consumer acquire the lock; does nothing if it is not held. Never waits for the database."""
+
+
 class Backend(ABC):
     """One database system. The object has no state: it serves any number of engines and threads.
 
@@ -182,6 +206,10 @@ class Backend(ABC):
         Args:
             connection: The driver's own connection; nothing else uses it.
         """
+
+    @abstractmethod
+    def consumer_lock(self, connection: Connection, name: str) -> ConsumerLock:
+        """Returns the lock of a durable subscription of the connection's database, which is not held yet."""
 
     # Where things are
 

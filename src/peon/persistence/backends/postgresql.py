@@ -15,7 +15,8 @@ from sqlalchemy.schema import DropTable
 
 from peon.persistence.backends import postgresql_watching
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, Backend, LogHead, Synchronous
+from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, Backend, ConsumerLock, LogHead, Synchronous
+from peon.persistence.backends.postgresql_consumer_lock import PostgreSQLConsumerLock
 from peon.persistence.backends.postgresql_dead_connections import connect_timeout, set_limits
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
 from peon.persistence.backends.postgresql_log_head import CREATE_LOCK_ROW, PostgreSQLLogHead
@@ -200,6 +201,9 @@ class PostgreSQLBackend(Backend):
         self, connection: "psycopg.Connection[Any]", stopped: socket.socket, announce: Callable[[], object]
     ) -> None:
         postgresql_watching.watch(connection, stopped, announce)
+
+    def consumer_lock(self, connection: Connection, name: str) -> ConsumerLock:
+        return PostgreSQLConsumerLock(connection.engine, self.schema_of_log(connection), name)
 
     def identity(self, connection: Connection) -> object:
         return tuple(connection.execute(_IDENTITY).one())

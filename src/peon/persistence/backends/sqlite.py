@@ -4,6 +4,7 @@ import logging
 import selectors
 import socket
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,18 +17,26 @@ from sqlalchemy.schema import DropTable
 
 from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
-from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, READ_ONLY, Backend, LogHead, Synchronous
+from peon.persistence.backends.interface import (
+    CREATE_TRIGGER_AGAIN,
+    READ_ONLY,
+    Backend,
+    ConsumerLock,
+    LogHead,
+    Synchronous,
+)
 from peon.persistence.backends.sqlite_connections import (
     WRITE_LOCK_TIMEOUT,
     create_private_file,
     driver_connection,
     first_row,
 )
+from peon.persistence.backends.sqlite_consumer_lock import FileConsumerLock, ProcessConsumerLock
 from peon.persistence.backends.sqlite_driver import GatedConnection
 from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
 from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
-from peon.persistence.schema import append_lock, events
+from peon.persistence.schema import append_lock, events, log_identity
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +184,12 @@ class SQLiteBackend(Backend):
                     seen = version
                     announce()
 
+    def consumer_lock(self, connection: Connection, name: str) -> ConsumerLock:
+        path = _main_file(connection)
+        if path is None or sys.platform == "win32":
+            return ProcessConsumerLock(connection.engine.pool, name)
+        return FileConsumerLock(path.resolve(), name)  # a file that has links has one lock
+
     def identity(self, connection: Connection) -> object:
         path = _main_file(connection)
         if path is None:
@@ -284,6 +299,6 @@ def _main_file(connection: Connection) -> Path | None:
 
 
 def _is_populated(connection: Connection) -> bool:
-    always_filled = {"alembic_version", append_lock.name}  # each has its one row from the beginning
+    always_filled = {"alembic_version", append_lock.name, log_identity.name}  # each has its one row from the beginning
     tables = [name for name in inspect(connection).get_table_names() if name not in always_filled]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)

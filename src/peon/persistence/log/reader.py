@@ -3,12 +3,16 @@
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import Engine
 
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.retries import in_own_transaction
+from peon.persistence.errors import PositionBeyondEnd
 from peon.persistence.log.codec import EventCodec, UndecodableEvent
+from peon.persistence.log.identity import identity_of_log, renew_identity
 from peon.persistence.log.pages import LogPages, LogRow, Pages
 from peon.persistence.log.query import EventQuery, checked_names, require_tags
 from peon.persistence.log.stored_event import StoredEvent, decoded
@@ -51,12 +55,34 @@ class LogReader:
             pages = self.pages(selection)(after, remaining)
         else:
             raise ValueError("before was given without newest_first=True")
-        return decoded(pages, self.codec, keep=keep)
+        return decoded(self._not_beyond_end(pages, after), self.codec, keep=keep)
+
+    def _not_beyond_end(self, pages: Iterator[list[LogRow]], after: int) -> Iterator[list[LogRow]]:
+        page = next(pages, None)
+        if page is not None:
+            yield page
+            yield from pages
+        elif after > 0:
+            self.end_after(after)
 
     def last_sequence(self) -> int:
         with self._driver_errors, backend_of(self._engine).single_reads(self._engine).connect() as connection:
             last: int = connection.scalars(LAST_SEQUENCE).one()
             return last
+
+    def end_after(self, position: int) -> int:
+        """Returns the sequence of the last event; raises `PositionBeyondEnd` if it is below a position."""
+        end = self.last_sequence()
+        if end < position:
+            raise PositionBeyondEnd(database_name(self._engine), position, end)
+        return end
+
+    def identity(self) -> UUID:
+        with self._driver_errors, backend_of(self._engine).single_reads(self._engine).connect() as connection:
+            return identity_of_log(connection)
+
+    def renew_identity(self) -> UUID:
+        return in_own_transaction(self._engine, self._driver_errors, renew_identity)
 
     def pages(self, selection: Selection) -> Pages:
         """Returns the function that reads the selected rows, page by page."""

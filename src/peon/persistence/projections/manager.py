@@ -67,11 +67,13 @@ class Projections:
 
         Raises:
             ProjectionError: At the first event that contradicts the tables. The transaction must be rolled back.
-            ProjectionsOutOfDate: The tables are not those that this version has built.
+            ProjectionsOutOfDate: The tables are not those that this version has built, or hold events that were removed
+                from the end of the log.
         """
         first, last = stored[0].sequence, stored[-1].sequence
-        if not advance(connection, self._projections, first - 1, last):
-            self._close_gaps(connection, first - 1, last)
+        moved = advance(connection, self._projections, first - 1, last)
+        if moved < len(self._projections):
+            self._close_gaps(connection, first - 1, last, moved)
         for projection in self._projections:
             refusals = applied(projection, connection, stored)
             if refusals:
@@ -192,19 +194,25 @@ class Projections:
         cause = self._driver_errors.cause_of(error)
         return cause is not None and self._backend.is_fault_of_tables(cause)
 
-    def _close_gaps(self, connection: Connection, before: int, last: int) -> None:
-        """Applies events that were stored without this projection, perhaps by an older version of the application."""
-        for projection in self._projections:
-            position = position_of(connection, projection)
+    def _close_gaps(self, connection: Connection, before: int, last: int, moved: int) -> None:
+        """Applies events that were stored without this projection, perhaps by an older version of the application.
+
+        Args:
+            moved: The number of projections that `advance` has moved to `last`.
+        """
+        found = [(projection, position_of(connection, projection)) for projection in self._projections]
+        at_last = [each for each, position in found if position == Position(each.version, last)]
+        for projection, position in found:
             self._require_not_newer(projection, position)
-            reason = _reason_to_rebuild(connection, projection, position, last)
+            # More than `advance` has moved: then some were there before, and hold events that were removed.
+            if projection in at_last and len(at_last) == moved:
+                continue
+            reason = _reason_to_rebuild(connection, projection, position, before)
             if position is None or reason:
                 raise ProjectionsOutOfDate(
                     f"projection {projection.name} in {database_name(self._engine)} must be rebuilt, because "
                     f"{reason or 'it has no position in this log'}: open the database again"
                 )
-            if position.sequence == last:  # `advance` has moved it already
-                continue
             self._replay.apply_pages(connection, projection, position.sequence, until=before)
             set_position(connection, projection, last)
 
