@@ -109,7 +109,7 @@ class Database:
     def close(self) -> None:
         """Closes all connections; the last one to an SQLite file also removes its -wal and -shm files.
 
-        Using the database again opens connections again.
+        Using the database again opens connections again, and creates an SQLite file that is missing.
         """
         self.events.close()
         self.engine.dispose()

@@ -254,6 +254,8 @@ class MigrationFailed(SchemaError):  # noqa: N818
 class StoreUnavailable(PersistenceError):  # noqa: N818
     """The database cannot be used now: it is locked, read-only, full, damaged, not a database or not reachable.
 
+    An SQLite file may also have been deleted, moved or replaced while it was open.
+
     The call that raised it has stored nothing, and can be repeated. If the connection is lost during COMMIT, the
     outcome is unknown; the message says so.
     """
