@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from helpers.orchestration_scene import (
@@ -19,13 +19,14 @@ from helpers.orchestration_scene import (
     told,
 )
 from helpers.word_count_projection import WordCount
-from sqlalchemy import update
+from sqlalchemy import Column, Connection, MetaData, Table, Text, update
 
 from peon.persistence import (
     Database,
     Projection,
     ProjectionsOutOfDate,
     ProjectionsTooNew,
+    Refusal,
     schema,
 )
 from peon.persistence.asynchronous import AsyncDatabase, create_async_engine
@@ -203,3 +204,18 @@ def test_both_versions_of_a_projection_of_ones_own(open_lasting: Opener) -> None
     with pytest.raises(ProjectionsTooNew, match="word_count"):
         opened(WordCount())
     opened(NewerWordCount())
+
+
+def test_another_shape_in_another_version_is_no_damage(open_lasting: Opener, caplog: pytest.LogCaptureFixture) -> None:
+    class WithAnotherColumn(NewerWordCount):
+        tables = (Table("word_count_words", MetaData(), Column("thread_id", Text, primary_key=True)),)
+
+        def apply(self, connection: Connection, events: object) -> Iterator[Refusal]:
+            return iter(())
+
+    database = open_lasting(projections=[WordCount()])
+    caplog.set_level(logging.INFO, "peon")
+
+    with another(database, projections=[WithAnotherColumn()]) as opened:
+        assert opened.projections.verify() == []
+    assert {record.levelname for record in caplog.records} == {"INFO"}

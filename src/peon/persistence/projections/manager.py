@@ -244,8 +244,7 @@ class Projections:
 
     def _rebuild(self, projection: Projection, meter: Meter, reason: str, *, replace_newer: bool = False) -> None:
         logger.info("rebuilding projection %s of %s: %s", projection.name, database_name(self._engine), reason)
-        with self._reads.connect() as connection:
-            usable = are_as_declared(connection, declared_in_log(connection, projection.tables))
+        usable = self._can_be_emptied(projection)
         reads = self._engine.execution_options(**{READ_ONLY: True})
         work = partial(self._build_and_replace, projection, meter, replace_newer=replace_newer)
         if usable:
@@ -257,10 +256,25 @@ class Projections:
                     "the tables of projection %s are unusable: %s", projection.name, explain(error.__cause__ or error)
                 )
         if not usable:
-            logger.warning("creating the tables of projection %s again", projection.name)
+            logger.warning(
+                "creating the tables of projection %s again: they are damaged, missing or of another shape",
+                projection.name,
+            )
             with self._reads.connect() as connection:
                 unreadable = table_setup.unreadable_tables(connection, projection)
             with_own_commit(reads, self._driver_errors, partial(work, unreadable=unreadable))
+
+    def _can_be_emptied(self, projection: Projection) -> bool:
+        """Returns whether the tables have the declared shape, as far as that can be seen without reading their rows."""
+        with self._reads.connect() as connection:
+            try:
+                position = position_of(connection, projection)
+            except Exception as error:
+                if not self._is_fault_of_tables(error):
+                    raise
+                return False
+            kept = table_setup.tables_to_empty(projection, position and position.version)
+            return not kept or are_as_declared(connection, declared_in_log(connection, kept))
 
     def _build_and_replace(
         self,

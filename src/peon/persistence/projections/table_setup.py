@@ -105,22 +105,31 @@ def recreate(connection: Connection, projection: Projection, pair: Shadows, unre
     _delete_problems(connection, projection, problems)
 
 
-def empty(connection: Connection, projection: Projection, pair: Shadows, *, version: int | None) -> None:
-    """Empties the hidden tables, or creates them again if another version of the code has built them.
+def tables_to_empty(projection: Projection, version: int | None) -> list[Table]:
+    """Returns the tables that a rebuild keeps; the others are created again.
 
     Args:
-        version: The version of the code that has built the hidden tables; `None` if none has.
+        version: The version of the code that has built the tables; `None` if none has.
     """
-    own = _own_table_names(projection) if version != projection.version else set()
+    return [table for table in projection.tables if is_migrated(table) or version == projection.version]
+
+
+def empty(connection: Connection, projection: Projection, pair: Shadows, *, version: int | None) -> None:
+    """Empties the hidden tables, or creates them again.
+
+    Args:
+        version: See `tables_to_empty`.
+    """
+    kept = {table.name for table in tables_to_empty(projection, version)}
     for table in reversed(pair.hidden):
-        if table.name in own:
-            connection.execute(DropTable(table, if_exists=True))
-        elif table.name == schema.projection_problems.name:
+        if table.name == schema.projection_problems.name:
             _delete_problems(connection, projection, table)
-        else:
+        elif table.name in kept:
             connection.execute(delete(table))
+        else:
+            connection.execute(DropTable(table, if_exists=True))
     for table in pair.hidden:
-        if table.name in own:
+        if table.name not in kept and table.name != schema.projection_problems.name:
             table.create(connection, checkfirst=False)
 
 
