@@ -30,7 +30,9 @@ def require_connection(connection: Connection, engine: Engine) -> None:
     """
     if not isinstance(connection, Connection):
         raise TypeError(f"connection is one of SQLAlchemy's engine, not {type(connection).__name__}")
-    if backend_of(connection).commits_each_statement(connection):
+    with DriverErrors(connection.engine):  # the connection may have been lost
+        commits_each_statement = backend_of(connection).commits_each_statement(connection)
+    if commits_each_statement:
         raise ValueError(
             f"the isolation level of the connection to {database_name(connection.engine)} is AUTOCOMMIT, in which "
             "nothing can be stored together: pass a connection in a transaction, as of engine.begin()"
