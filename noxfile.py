@@ -1,7 +1,9 @@
 """Every check of the project, one session each: `nox --list` shows them, CONTRIBUTING.md explains them."""
 
+import os
 import re
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -14,8 +16,14 @@ nox.options.sessions = ["lint", "types", "imports", "tests"]
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-SQLALCHEMY_LINES = ["2.1"]
+SQLALCHEMY_LINES = ["2.0", "2.1"]
 EVERYTHING = ".[test,postgres]"
+
+if shutil.which("pyenv"):
+    # pyenv runs an installed interpreter only if its version is selected.
+    installed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout  # noqa: S607
+    selected = [version for version in installed.split() if version.rpartition(".")[0] in PYTHONS]
+    os.environ.setdefault("PYENV_VERSION", ":".join(selected))
 
 
 def install_group(session: nox.Session, name: str) -> None:
@@ -53,7 +61,7 @@ def imports(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("sqlalchemy", SQLALCHEMY_LINES)
 def tests(session: nox.Session, sqlalchemy: str) -> None:
-    """Run the test suite, without the slow proofs."""
+    """Run the test suite, without the slow proofs, on one Python and one line of SQLAlchemy."""
     session.install("--editable", EVERYTHING, f"sqlalchemy=={sqlalchemy}.*")
     pytest(session)
 

@@ -27,8 +27,8 @@ def copied(source: Database, target: Database, console: Console) -> str:
     newest = source.events.last_sequence()
     if newest != last:
         raise PersistenceError(
-            f"the target ends with event {last:,}, and the source has gone on to {newest:,}: stop what writes to it, "
-            "and copy it into a new database"
+            f"the target ends with event {last:,}, but the source now ends with event {newest:,}: stop all writers of "
+            "the source, and copy it into a new database"
         )
     # Events that cannot be decoded or applied are problems in both databases.
     wrong = [difference for difference in differences if difference.table != projection_problems.name]
@@ -36,7 +36,7 @@ def copied(source: Database, target: Database, console: Console) -> str:
         raise PersistenceError(f"the projections differ from the log in {len(wrong):,} places, first {wrong[0][:3]}")
     problems = len(target.projections.problems())
     result = f"Copied {count:,} events, the last with sequence {last:,}; the projections are verified"
-    return f"{result}, but for {problems:,} events that they cannot apply." if problems else f"{result}."
+    return f"{result}, except for {problems:,} events that they cannot apply." if problems else f"{result}."
 
 
 def reporter(bar: Progress, description: str) -> Callable[[int, int], None]:

@@ -1,4 +1,4 @@
-"""Databases for the tests: real ones, each test its own."""
+"""Real databases; each test has its own."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from peon.config import AppConfig
 from peon.persistence import Database
 from peon.persistence.migrations import alembic_folder
 
-# Before they are imported: or their assertions would not show the values that they compare.
+# Must precede the imports; otherwise, failed assertions in helpers do not show the compared values.
 pytest.register_assert_rewrite("helpers")
 
 from helpers.postgresql_schemas import MigratedSchemas, in_schema  # noqa: E402
@@ -27,7 +27,7 @@ POSTGRESQL = make_url(os.environ.get("POSTGRESQL_TEST_URL", "postgresql+psycopg:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Three for two processors: for a third of its time a test waits for the disk, a server, or another process."""
+    """Three for two processors: tests spend a third of their time waiting for a disk, a server or a process."""
     return (os.cpu_count() or 1) * 3 // 2
 
 
@@ -43,7 +43,7 @@ def no_configuration_of_the_developer(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> URL:
-    """Skips where no server answers, unless REQUIRE_POSTGRESQL says that one must."""
+    """Skips the test if no server answers; fails instead if REQUIRE_POSTGRESQL is set."""
     try:
         engine = sqlalchemy.create_engine(POSTGRESQL, connect_args={"connect_timeout": 3})
         with engine.connect():
@@ -59,7 +59,7 @@ def postgresql_server() -> URL:
 
 @pytest.fixture
 def postgresql_url(postgresql_server: URL, migrated_schemas: MigratedSchemas) -> Iterator[URL]:
-    """An empty schema of its own, where the tables of other tests are not seen."""
+    """Returns the address of a new empty schema, isolated from the tables of other tests."""
     schema = migrated_schemas.create()
     yield in_schema(postgresql_server, schema)
     migrated_schemas.drop(schema)
@@ -69,7 +69,7 @@ def postgresql_url(postgresql_server: URL, migrated_schemas: MigratedSchemas) ->
 def migrated_postgresql_url(
     postgresql_server: URL, migrated_schemas: MigratedSchemas, statements_for_postgresql: str
 ) -> Iterator[URL]:
-    """A schema of its own with all tables."""
+    """Returns the address of a migrated schema that no other test uses at the same time."""
     schema = migrated_schemas.take(statements_for_postgresql)
     yield in_schema(postgresql_server, schema)
     migrated_schemas.give_back(schema)
@@ -77,7 +77,7 @@ def migrated_postgresql_url(
 
 @pytest.fixture
 def url_before_another(postgresql_url: URL, postgresql_server: URL, migrated_schemas: MigratedSchemas) -> Iterator[URL]:
-    """An empty schema before that of `postgresql_url` in the search path, as `agents,public` often is."""
+    """Returns an address whose search path has an empty schema before that of `postgresql_url`."""
     schema = migrated_schemas.create()
     other = str(postgresql_url.query["options"]).partition("=")[2]
     yield in_schema(postgresql_server, schema, other)
@@ -98,7 +98,7 @@ def sqlite_url(tmp_path: Path) -> URL:
 
 @pytest.fixture(params=["file", "memory", "postgresql"])
 def url(request: pytest.FixtureRequest) -> URL:
-    """A database of each kind, empty or `migrated`: what is tested with it holds for all of them."""
+    """Runs the test on each kind of database; the database is empty unless the test also uses `migrated`."""
     if request.param == "memory":
         return URL.create("sqlite", database=":memory:")
     prefix = "migrated_" if "migrated" in request.fixturenames else ""
@@ -107,30 +107,30 @@ def url(request: pytest.FixtureRequest) -> URL:
 
 @pytest.fixture(params=["file", "postgresql"])
 def lasting_url(request: pytest.FixtureRequest) -> URL:
-    """An empty database of each kind that outlives its connection."""
+    """Runs the test on an empty database of each kind that outlives its connection."""
     return request.getfixturevalue({"file": "sqlite_url", "postgresql": "postgresql_url"}[request.param])
 
 
 @pytest.fixture(params=["file", "postgresql"])
 def migrated_lasting_url(request: pytest.FixtureRequest) -> URL:
-    """The same, with all tables."""
+    """Like `lasting_url`, with a migrated database."""
     urls = {"file": "migrated_sqlite_url", "postgresql": "migrated_postgresql_url"}
     return request.getfixturevalue(urls[request.param])
 
 
 @pytest.fixture
 def migrated(url: URL, request: pytest.FixtureRequest) -> None:
-    """Has `url` lead to a database with all tables: a run of Alembic takes longer than most tests do."""
+    """Makes `url` a migrated database; the tables are copied, because Alembic takes longer than most tests."""
     if url.database == ":memory:":
         request.getfixturevalue("migrated_memory")
 
 
 @pytest.fixture
 def migrated_memory(migrated_file: Path) -> Iterator[None]:
-    """Gives each new database in memory all tables as soon as it is connected to."""
+    """Copies all tables into each new database in memory when it is connected."""
 
     def copy_tables(connection: object, _: object) -> None:
-        # The asynchronous driver has its connection in a thread of its own: those databases are migrated by Alembic.
+        # The asynchronous driver keeps its connection in another thread, so Alembic migrates those databases.
         if isinstance(connection, sqlite3.Connection):
             ((_, _, file),) = connection.execute("PRAGMA database_list").fetchall()
             if not file:
@@ -173,7 +173,7 @@ def database(url: URL, migrated: None) -> Iterator[Database]:
 
 @pytest.fixture
 def log_alone(url: URL, migrated: None) -> Iterator[Database]:
-    """For the tests of the log: any event goes."""
+    """Returns a database without projections, whose log accepts any event."""
     yield from opened(url, maintain_projections=False)
 
 

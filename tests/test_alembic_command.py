@@ -1,4 +1,4 @@
-"""The `alembic` command, as an operator runs it."""
+"""Runs the `alembic` command like an operator."""
 
 import sqlite3
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from helpers.command_processes import run_alembic
 from sqlalchemy import URL
 
 from peon.config import AppConfig
@@ -25,19 +26,19 @@ in_checkout = pytest.mark.skipif(
 )
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_in_new_interpreter(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "alembic", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
 def alembic(tmp_path: Path) -> Alembic:
-    """Runs it somewhere else than in a checkout, with the scripts that are installed; it has to succeed."""
+    """Runs `alembic` outside a checkout with the installed scripts; fails the test if the command fails."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
 
     def alembic(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = run(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
+        done = run_alembic(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
         assert done.returncode == 0, done.stderr
         assert list(folder.iterdir()) == [], "something was left in the working directory"
         return done
@@ -65,11 +66,11 @@ def schema_of(path: Path) -> list[tuple[str, str]]:
 
 
 @in_checkout
-def test_upgrade_head_in_a_checkout_needs_no_configuration_at_all(tmp_path: Path) -> None:
+def test_upgrade_head_in_a_checkout_needs_no_configuration(tmp_path: Path) -> None:
     assert not default_file().parent.exists()
     assert default_file().is_relative_to(tmp_path)
 
-    done = run(CHECKOUT, "upgrade", "head")
+    done = run_in_new_interpreter(CHECKOUT, "upgrade", "head")
 
     assert done.returncode == 0, done.stderr
     assert revision_of(default_file()) == [(revisions()[-1],)]
@@ -98,7 +99,7 @@ def test_the_command_reads_the_configuration_of_the_application(
     assert revision_of(tmp_path / "named by the environment" / "peon.db") == [(revisions()[-1],)]
 
 
-def test_the_command_makes_the_very_tables_that_opening_makes(alembic: Alembic, sqlite_url: URL) -> None:
+def test_the_command_creates_the_same_tables_as_opening(alembic: Alembic, sqlite_url: URL) -> None:
     alembic("upgrade", "head")
     Database.open(url=sqlite_url).close()
 
@@ -123,7 +124,7 @@ def test_downgrade_current_and_history(alembic: Alembic) -> None:
     assert history[-1].startswith(f"<base> -> {first}")
 
 
-def test_sql_is_printed_instead_of_run_and_does_the_same(alembic: Alembic, sqlite_url: URL, tmp_path: Path) -> None:
+def test_printed_sql_has_the_effect_of_the_command(alembic: Alembic, sqlite_url: URL, tmp_path: Path) -> None:
     printed = alembic("upgrade", "head", "--sql").stdout
 
     assert not default_file().parent.exists()
@@ -135,7 +136,7 @@ def test_sql_is_printed_instead_of_run_and_does_the_same(alembic: Alembic, sqlit
     assert schema_of(path) == schema_of(Path(str(sqlite_url.database)))
 
 
-def test_sql_for_postgresql_is_printed_and_makes_a_database_that_opens(
+def test_printed_sql_for_postgresql_creates_a_database_that_opens(
     alembic: Alembic, postgresql_url: URL, url_before_another: URL
 ) -> None:
     Database.open(url=postgresql_url).close()
@@ -151,7 +152,7 @@ def test_sql_for_postgresql_is_printed_and_makes_a_database_that_opens(
     Database.open(url=url_before_another, migrate=False).close()
 
 
-def test_the_first_schema_of_the_search_path_is_the_one(
+def test_the_command_uses_the_first_schema_of_the_search_path(
     alembic: Alembic, postgresql_url: URL, url_before_another: URL
 ) -> None:
     Database.open(url=postgresql_url).close()
@@ -165,7 +166,9 @@ def test_the_first_schema_of_the_search_path_is_the_one(
     Database.open(url=postgresql_url, migrate=False).close()
 
 
-def test_data_dir_names_the_folder(alembic: Alembic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_argument_data_dir_names_the_folder(
+    alembic: Alembic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PEON_DATABASE__URL", f"sqlite:///{tmp_path}/configured.db")
 
     alembic("-x", "data_dir=~/given folder", "upgrade", "head")
@@ -175,7 +178,7 @@ def test_data_dir_names_the_folder(alembic: Alembic, tmp_path: Path, monkeypatch
     assert not default_file().exists()
 
 
-def test_url_names_the_database_and_check_finds_nothing(alembic: Alembic, lasting_url: URL) -> None:
+def test_the_argument_url_names_the_database_and_check_finds_no_difference(alembic: Alembic, lasting_url: URL) -> None:
     alembic("-x", address(lasting_url), "upgrade", "head")
 
     assert "No new upgrade operations detected." in alembic("-x", address(lasting_url), "check").stdout
@@ -183,8 +186,8 @@ def test_url_names_the_database_and_check_finds_nothing(alembic: Alembic, lastin
     assert not default_file().exists()
 
 
-def failure(*arguments: str, folder: Path) -> str:
-    """Returns what it says, when it says so in one line."""
+def failure(*arguments: str, folder: Path, run: Alembic = run_alembic) -> str:
+    """Runs a command that must fail; returns its error, which must be one line."""
     done = run(folder, "-c", str(alembic_folder() / "alembic.ini"), *arguments)
     assert done.returncode != 0
     assert "Traceback" not in done.stdout + done.stderr
@@ -203,7 +206,7 @@ def failure(*arguments: str, folder: Path) -> str:
         (["-x", "url=postgresql+psycopg://u:hunter2@127.0.0.1:1/peon"], "127.0.0.1"),
     ],
 )
-def test_a_wrong_address_is_one_line(tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_the_error_for_a_wrong_address_is_one_line(tmp_path: Path, arguments: list[str], expected: str) -> None:
     message = failure(*arguments, "upgrade", "head", folder=tmp_path)
 
     assert expected in message
@@ -211,7 +214,7 @@ def test_a_wrong_address_is_one_line(tmp_path: Path, arguments: list[str], expec
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_setting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_wrong_setting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", "long")
 
     assert "PEON_DATABASE__BUSY_TIMEOUT" in failure("upgrade", "head", folder=tmp_path)
@@ -219,7 +222,9 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("command", [["upgrade", "head"], ["downgrade", "base"], ["current"]])
-def test_a_database_that_is_too_new_is_one_line(sqlite_url: URL, tmp_path: Path, command: list[str]) -> None:
+def test_the_error_for_a_database_that_is_too_new_is_one_line(
+    sqlite_url: URL, tmp_path: Path, command: list[str]
+) -> None:
     path = Path(str(sqlite_url.database))
     Database.open(url=sqlite_url).close()
     with closing(sqlite3.connect(path)) as connection:
@@ -235,7 +240,7 @@ def test_a_database_that_is_too_new_is_one_line(sqlite_url: URL, tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", ["a text", "a folder", "below a text"])
-def test_a_path_that_is_no_database_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_the_error_for_a_path_that_is_not_a_database_is_one_line(tmp_path: Path, kind: str) -> None:
     note = tmp_path / "note.txt"
     note.write_text("The tide comes in at noon.\n" * 100)
     path = {"a text": note, "a folder": tmp_path, "below a text": note / "peon.db"}[kind]
@@ -246,11 +251,11 @@ def test_a_path_that_is_no_database_is_one_line(tmp_path: Path, kind: str) -> No
     assert note.read_text() == "The tide comes in at noon.\n" * 100
 
 
-def test_an_unknown_revision_is_one_line(tmp_path: Path) -> None:
-    assert "999" in failure("upgrade", "999", folder=tmp_path)
+def test_the_error_for_an_unknown_revision_is_one_line(tmp_path: Path) -> None:
+    assert "999" in failure("upgrade", "999", folder=tmp_path, run=run_in_new_interpreter)
 
 
-def test_a_failing_migration_is_one_line_and_undone(sqlite_url: URL, tmp_path: Path) -> None:
+def test_a_failing_migration_is_rolled_back_and_its_error_is_one_line(sqlite_url: URL, tmp_path: Path) -> None:
     path = Path(str(sqlite_url.database))
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as connection:
@@ -283,7 +288,7 @@ def test_rows_are_copied_before_the_command_changes_tables(alembic: Alembic, sql
 
 
 @pytest.mark.parametrize("command", [["current"], ["check"], ["downgrade", "base"]])
-def test_a_command_that_only_looks_creates_no_database(tmp_path: Path, command: list[str]) -> None:
+def test_a_command_that_only_reads_creates_no_database(tmp_path: Path, command: list[str]) -> None:
     folder = tmp_path / "mistyped"
 
     said = failure("-x", f"data_dir={folder}", *command, folder=tmp_path)

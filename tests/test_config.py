@@ -25,7 +25,7 @@ WriteConfig = Callable[[str | bytes], Path]
 
 @pytest.fixture
 def write_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WriteConfig:
-    """Writes the file that PEON_CONFIG names."""
+    """Returns a function that writes the file that PEON_CONFIG names."""
 
     def write(content: str | bytes) -> Path:
         path = tmp_path / "named.toml"
@@ -45,7 +45,7 @@ def refusal(**arguments: Any) -> str:
 # Where a value comes from
 
 
-def test_without_any_configuration_the_defaults_hold() -> None:
+def test_the_defaults_apply_without_any_configuration() -> None:
     config = AppConfig()
     assert config.general.data_dir == platformdirs.user_data_path("peon", appauthor=False)
     assert config.database.url is None
@@ -53,7 +53,7 @@ def test_without_any_configuration_the_defaults_hold() -> None:
     assert config.database.busy_timeout == 10.0
 
 
-def test_arguments_win_over_environment_over_file_over_defaults(
+def test_arguments_override_environment_overrides_file_overrides_defaults(
     monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig
 ) -> None:
     write_config("database = {url = 'sqlite:///file', busy_timeout = 1, synchronous = 'NORMAL'}\n")
@@ -66,13 +66,13 @@ def test_arguments_win_over_environment_over_file_over_defaults(
     assert config.general.data_dir == AppConfig().general.data_dir
 
 
-def test_a_url_given_as_none_wins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_argument_of_none_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEON_DATABASE__URL", URL)
     assert AppConfig(database={"url": None}).database.url is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the folder is another")
-def test_the_file_in_the_folder_of_the_user_is_read_where_it_exists(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems use another folder")
+def test_the_file_in_the_configuration_folder_of_the_user_is_read_if_it_exists(tmp_path: Path) -> None:
     path = tmp_path / "xdg-config" / "peon" / "config.toml"
     path.parent.mkdir(parents=True)
     path.write_text("database.busy_timeout = 3\n")
@@ -81,7 +81,7 @@ def test_the_file_in_the_folder_of_the_user_is_read_where_it_exists(tmp_path: Pa
     assert f"(file {path})" in refusal()
 
 
-def test_the_named_file_stands_in_for_the_usual_one(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_the_file_that_peon_config_names_replaces_the_usual_one(write_config: WriteConfig, tmp_path: Path) -> None:
     usual = tmp_path / "xdg-config" / "peon" / "config.toml"
     usual.parent.mkdir(parents=True)
     usual.write_text("database.busy_timeout = 3\n")
@@ -90,21 +90,23 @@ def test_the_named_file_stands_in_for_the_usual_one(write_config: WriteConfig, t
 
 
 @pytest.mark.parametrize("name", ["missing.toml", ".", "~no-such-user/config.toml", "x" * 5000])
-def test_a_named_file_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def test_a_missing_or_invalid_path_in_peon_config_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PEON_CONFIG", name)
     message = refusal()
     assert message.startswith(f"PEON_CONFIG names {name}, ")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="names of variables have no case")
-def test_peon_config_in_lower_case_does_not_go_unnoticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="names of variables are not case-sensitive")
+def test_peon_config_in_lower_case_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("peon_config", str(tmp_path / "config.toml"))
     assert refusal().startswith("peon_config (environment variable): ")
 
 
 @pytest.mark.parametrize("content", ["[database", "database = ", b"\xff\xfe", "a = 1\na = 2\n"])
-def test_a_file_that_is_not_toml_is_named(write_config: WriteConfig, content: str | bytes) -> None:
+def test_the_error_names_a_file_that_is_not_toml(write_config: WriteConfig, content: str | bytes) -> None:
     path = write_config(content)
     assert refusal().startswith(f"{path} is not valid TOML: ")
 
@@ -127,7 +129,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG)
-def test_a_wrong_argument_is_named_with_what_is_allowed(key: str, value: object) -> None:
+def test_the_error_for_a_wrong_argument_says_what_is_allowed(key: str, value: object) -> None:
     section, name = key.split(".")
     message = refusal(**{section: {name: value}})
     assert message.startswith(f"{key} (argument): ")
@@ -145,7 +147,9 @@ def test_a_wrong_argument_is_named_with_what_is_allowed(key: str, value: object)
         ("database.busy_timeout", ""),
     ],
 )
-def test_a_wrong_variable_is_named_with_what_is_allowed(monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
+def test_the_error_for_a_wrong_variable_says_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
     variable = "PEON_" + key.replace(".", "__").upper()
     monkeypatch.setenv(variable, value)
     message = refusal()
@@ -168,7 +172,7 @@ def test_a_wrong_variable_is_named_with_what_is_allowed(monkeypatch: pytest.Monk
         ("database.busy_timeout", "2026-01-01"),
     ],
 )
-def test_a_wrong_value_in_the_file_is_named_with_what_is_allowed(
+def test_the_error_for_a_wrong_value_in_the_file_says_what_is_allowed(
     write_config: WriteConfig, key: str, value: str
 ) -> None:
     path = write_config(f"{key} = {value}\n")
@@ -177,7 +181,7 @@ def test_a_wrong_value_in_the_file_is_named_with_what_is_allowed(
     assert f"; allowed: {ALLOWED[key]}" in message
 
 
-def test_a_section_that_is_none_is_named_with_its_source(write_config: WriteConfig) -> None:
+def test_the_error_for_an_invalid_section_names_its_source(write_config: WriteConfig) -> None:
     assert refusal(database="FULL").startswith("database (argument): ")
     assert refusal(database=None).startswith("database (argument): ")
     path = write_config("database = 5\n")
@@ -190,7 +194,7 @@ def test_a_section_cannot_be_given_in_one_variable(monkeypatch: pytest.MonkeyPat
     assert refusal().startswith("PEON_DATABASE (environment variable): there is no key database; the keys are ")
 
 
-def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig) -> None:
+def test_the_error_names_all_wrong_values(monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig) -> None:
     path = write_config("general.data_dir = 5\n")
     monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", "soon")
     message = refusal(database={"synchronous": "OFF"})
@@ -211,7 +215,7 @@ def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch, wri
         ({"url": URL}, "url"),
     ],
 )
-def test_an_unknown_argument_is_named(arguments: dict[str, Any], key: str) -> None:
+def test_the_error_names_an_unknown_argument(arguments: dict[str, Any], key: str) -> None:
     message = refusal(**arguments)
     assert message.startswith(f"{key} (argument): there is no key {key}; ")
     assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
@@ -232,14 +236,14 @@ def test_an_unknown_argument_is_named(arguments: dict[str, Any], key: str) -> No
         "Peon_Databse__Url",
     ],
 )
-def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_the_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, URL)
     message = refusal()
     assert message.startswith(f"{variable} (environment variable): there is no key ")
     assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
 
 
-def test_variables_of_others_are_no_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_applications_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEONY_DATABSE__URL", URL)
     monkeypatch.setenv("DATABASE__URL", URL)
     monkeypatch.setenv("DATABASE", URL)
@@ -257,14 +261,14 @@ def test_variables_of_others_are_no_concern(monkeypatch: pytest.MonkeyPatch) -> 
         ("[logging]\n", "logging"),
     ],
 )
-def test_an_unknown_key_in_the_file_is_named(write_config: WriteConfig, content: str, key: str) -> None:
+def test_the_error_names_an_unknown_key_in_the_file(write_config: WriteConfig, content: str, key: str) -> None:
     path = write_config(content)
     message = refusal()
     assert message.startswith(f"{key} (file {path}): there is no key {key}; ")
     assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
 
 
-# What is kept secret
+# Secrets
 
 
 @pytest.mark.parametrize(
@@ -305,7 +309,7 @@ def test_no_error_shows_the_password(
         monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError) as caught:
         AppConfig(**arguments)
-    # As a log shows it, with the errors that led to it.
+    # A log would show the error like this, with its causes.
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert "ConfigError" in shown
     assert HIDDEN not in shown
@@ -333,7 +337,7 @@ def test_a_relative_data_dir_becomes_absolute(monkeypatch: pytest.MonkeyPatch, t
     assert argument.general.data_dir == variable.general.data_dir == tmp_path / "data"
 
 
-def test_a_relative_data_dir_in_the_file_is_of_the_working_directory(
+def test_a_relative_data_dir_in_the_file_is_relative_to_the_working_directory(
     monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig, tmp_path: Path
 ) -> None:
     write_config("general.data_dir = 'data'\n")
@@ -354,8 +358,8 @@ def test_a_tilde_in_data_dir_is_the_home_folder(
     assert AppConfig().general.data_dir == tmp_path / expected
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="expands what it does not know")
-def test_the_home_folder_of_an_unknown_user_is_a_wrong_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows expands unknown users, too")
+def test_a_data_dir_in_the_home_folder_of_an_unknown_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEON_GENERAL__DATA_DIR", "~no-such-user/data")
     assert refusal().startswith("general.data_dir (environment variable PEON_GENERAL__DATA_DIR): ")
 
@@ -383,7 +387,7 @@ def test_a_tilde_in_peon_config_is_the_home_folder(monkeypatch: pytest.MonkeyPat
     assert AppConfig().database.busy_timeout == 7
 
 
-# What has been read stays
+# The configuration cannot be changed
 
 
 @pytest.mark.parametrize("key", ["general", "database", *ALLOWED])

@@ -42,9 +42,7 @@ BLOCK = re.compile(
 FILE_NAME = re.compile(r"# (\w+\.py)\n")
 TABLE_ROW = re.compile(r"^\| (.*) \|$", re.MULTILINE)
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "docs").is_dir(), reason="the documentation is not part of this installation"
-)
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documentation is only in a checkout")
 
 
 def name_of(page: Path) -> str:
@@ -53,7 +51,7 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a page: what a reader's checkout has, and an empty data directory."""
+    """Changes to the working directory of a page: a copy of a checkout, with an empty data directory."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     for shared in ("alembic", "alembic.ini", "examples"):
@@ -143,7 +141,7 @@ def test_every_event_is_listed_with_its_fields() -> None:
         )
         for model in EVENT_CLASSES
     ]
-    assert listed[1 : len(expected) + 1] == expected  # after the row of headings
+    assert listed[1 : len(expected) + 1] == expected  # skips the row of headings
 
 
 def test_every_setting_is_listed_with_its_variable() -> None:

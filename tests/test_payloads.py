@@ -108,7 +108,7 @@ inexact_values: st.SearchStrategy[Any] = st.recursive(
 
 
 def same(left: object, right: object) -> bool:
-    # Equality would not do: 1 == 1.0 == True and 0.0 == -0.0.
+    # Equality is not enough: 1 == 1.0 == True and 0.0 == -0.0.
     return repr(left) == repr(right)
 
 
@@ -138,7 +138,7 @@ def containers(value: Any) -> list[int]:
     return []
 
 
-# What is exact
+# Exact values
 
 
 @settings(deadline=None)
@@ -149,13 +149,13 @@ def test_an_exact_value_is_returned_as_it_is(value: Any) -> None:
 
 @settings(deadline=None)
 @given(json_values)
-def test_an_exact_value_comes_back_from_json_exactly(value: Any) -> None:
+def test_an_exact_value_is_read_back_from_json_exactly(value: Any) -> None:
     assert same(read_back(value), value)
 
 
 @settings(deadline=None)
 @given(json_values)
-def test_nothing_of_the_copy_is_shared_with_the_original(value: Any) -> None:
+def test_the_copy_shares_nothing_with_the_original(value: Any) -> None:
     original = {"value": value}
     assert not set(containers(exact_json(original))) & set(containers(original))
 
@@ -173,7 +173,7 @@ def test_a_later_change_of_the_original_does_not_change_the_copy() -> None:
 
 @pytest.mark.parametrize("bits", [64, 65, 128, 1_000, 10_000, MAXIMUM_INTEGER_BITS])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_large_integers_come_back(bits: int, sign: int) -> None:
+def test_large_integers_are_read_back(bits: int, sign: int) -> None:
     for magnitude in (2 ** (bits - 1), 2**bits - 1):
         assert magnitude.bit_length() == bits
         back = read_back([sign * magnitude])
@@ -183,51 +183,51 @@ def test_large_integers_come_back(bits: int, sign: int) -> None:
 
 @pytest.mark.parametrize("number", [0.1, 1.0, 1e16, 1e22, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 0.0])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_floats_come_back_with_sign_and_type(number: float, sign: int) -> None:
+def test_floats_are_read_back_with_sign_and_type(number: float, sign: int) -> None:
     back = read_back(sign * number)
     assert type(back) is float
     assert back.hex() == (sign * number).hex()
 
 
 @pytest.mark.parametrize("value", [0, 0.0, False, 1, 1.0, True, None, "", "1", [], {}], ids=repr)
-def test_types_that_compare_equal_stay_apart(value: object) -> None:
+def test_values_that_compare_equal_keep_their_types(value: object) -> None:
     back = read_back(value)
     assert type(back) is type(value)
     assert back == value
 
 
 @pytest.mark.parametrize("text", ["\0", "\x1f\x7f", '"\\/', "\u2028\u2029", "\ufeff", "\uffff", "😀", "é", "e\u0301"])
-def test_text_comes_back_as_value_and_as_key(text: str) -> None:
+def test_text_is_read_back_as_value_and_as_key(text: str) -> None:
     assert read_back({text: [text]}) == {text: [text]}
 
 
-def test_the_order_of_keys_stays() -> None:
+def test_the_order_of_keys_is_kept() -> None:
     assert list(read_back({"b": 1, "a": 2, "c": 3})) == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize("nest", [lists, objects])
-def test_as_many_levels_as_allowed_come_back(nest: Any) -> None:
+def test_the_greatest_allowed_depth_is_read_back(nest: Any) -> None:
     deepest = nest(MAXIMUM_JSON_DEPTH)
     assert same(read_back(deepest), deepest)
 
 
-def test_breadth_is_not_depth() -> None:
+def test_a_wide_value_is_not_a_deep_one() -> None:
     broad: list[Any] = [[{"a": []}] for _ in range(2 * MAXIMUM_JSON_DEPTH)]
     assert read_back(broad) == broad
 
 
-# What is refused
+# Refused values
 
 
 @pytest.mark.parametrize("value", INEXACT, ids=lambda value: f"{type(value).__name__} {ascii(value)[:30]}")
-def test_what_is_not_exact_json_is_refused(value: object) -> None:
+def test_a_value_that_is_not_exact_json_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"JSON|key|surrogate|bits"):
         exact_json(value)
 
 
 @settings(deadline=None)
 @given(inexact_values)
-def test_what_is_not_exact_json_is_refused_wherever_it_is(value: object) -> None:
+def test_a_value_that_is_not_exact_json_is_refused_at_any_depth(value: object) -> None:
     with pytest.raises(ValueError, match=r"JSON|key|surrogate|bits"):
         exact_json(value)
     with pytest.raises(ValidationError):
@@ -245,7 +245,7 @@ def test_deeper_levels_are_refused(nest: Any, levels: int) -> None:
         exact_json(nest(levels))
 
 
-def test_lists_and_objects_count_together_as_levels() -> None:
+def test_lists_and_objects_both_count_as_levels() -> None:
     half = MAXIMUM_JSON_DEPTH // 2
     value: Any = "leaf"
     for _ in range(half):
@@ -255,7 +255,7 @@ def test_lists_and_objects_count_together_as_levels() -> None:
         exact_json([value])
 
 
-def test_a_list_that_holds_itself_is_refused() -> None:
+def test_a_list_that_contains_itself_is_refused() -> None:
     cycle: list[Any] = []
     cycle.append({"a": cycle})
     with pytest.raises(ValueError, match="nested deeper"):
@@ -264,7 +264,7 @@ def test_a_list_that_holds_itself_is_refused() -> None:
         VALUE.validate_python(cycle)
 
 
-def test_an_object_that_holds_itself_is_refused() -> None:
+def test_an_object_that_contains_itself_is_refused() -> None:
     cycle: dict[str, Any] = {}
     cycle["a"] = [cycle]
     with pytest.raises(ValueError, match="nested deeper"):
@@ -284,12 +284,12 @@ def test_json_with_an_escaped_lone_surrogate_is_refused(text: str) -> None:
 
 @settings(deadline=None)
 @given(json_objects)
-def test_an_object_comes_back_exactly(value: dict[str, Any]) -> None:
+def test_an_object_is_read_back_exactly(value: dict[str, Any]) -> None:
     assert same(OBJECT.validate_json(OBJECT.dump_json(OBJECT.validate_python(value))), value)
 
 
 @pytest.mark.parametrize("value", [None, [], [["a", 1]], "{}", 1, True, OrderedDict(), ...], ids=ascii)
-def test_what_is_not_an_object_is_refused(value: object) -> None:
+def test_a_value_that_is_not_an_object_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="is not a JSON object"):
         exact_json_object(value)
     with pytest.raises(ValidationError):
@@ -306,19 +306,19 @@ def test_json_that_is_not_an_object_is_refused(text: str) -> None:
 
 @settings(deadline=None)
 @given(texts, inexact_values)
-def test_an_object_of_what_is_not_exact_json_is_refused(key: str, value: object) -> None:
+def test_an_object_with_a_value_that_is_not_exact_json_is_refused(key: str, value: object) -> None:
     with pytest.raises(ValidationError):
         OBJECT.validate_python({key: value})
     with pytest.raises(PydanticSerializationError):
         OBJECT.dump_json({key: value})
 
 
-# Moments
+# Times
 
 
 @settings(deadline=None)
 @given(moments)
-def test_a_moment_of_any_offset_is_kept_in_utc(moment: datetime) -> None:
+def test_a_time_with_any_offset_is_converted_to_utc(moment: datetime) -> None:
     kept = MOMENT.validate_python(moment)
     assert kept == moment
     assert kept.tzinfo is UTC
@@ -326,7 +326,7 @@ def test_a_moment_of_any_offset_is_kept_in_utc(moment: datetime) -> None:
 
 @settings(deadline=None)
 @given(moments)
-def test_a_moment_comes_back_from_json_exactly(moment: datetime) -> None:
+def test_a_time_is_read_back_from_json_exactly(moment: datetime) -> None:
     kept = MOMENT.validate_python(moment)
     assert same(MOMENT.validate_json(MOMENT.dump_json(kept)), kept)
 
@@ -345,7 +345,7 @@ def test_text_with_an_offset_is_converted() -> None:
 
 
 @pytest.mark.parametrize("moment", [FIRST, LAST])
-def test_the_first_and_the_last_moment_come_back(moment: datetime) -> None:
+def test_the_first_and_the_last_time_are_read_back(moment: datetime) -> None:
     assert same(MOMENT.validate_json(MOMENT.dump_json(MOMENT.validate_python(moment))), moment)
 
 
@@ -354,13 +354,13 @@ def test_the_first_and_the_last_moment_come_back(moment: datetime) -> None:
     [(LAST, 0), (LAST, 1), (FIRST, 0), (FIRST, -1)],
     ids=["last+0", "last+1", "first+0", "first-1"],
 )
-def test_an_offset_that_leads_into_the_calendar_is_kept(moment: datetime, hours: int) -> None:
+def test_a_time_that_utc_moves_into_the_calendar_is_accepted(moment: datetime, hours: int) -> None:
     moment = moment.replace(tzinfo=timezone(timedelta(hours=hours)))
     assert MOMENT.validate_python(moment) == moment
 
 
 @pytest.mark.parametrize(("moment", "hours"), [(LAST, -1), (FIRST, 1)], ids=["after the last", "before the first"])
-def test_an_offset_that_leads_out_of_the_calendar_is_refused(moment: datetime, hours: int) -> None:
+def test_a_time_that_utc_moves_out_of_the_calendar_is_refused(moment: datetime, hours: int) -> None:
     moment = moment.replace(tzinfo=timezone(timedelta(hours=hours)))
     with pytest.raises(ValidationError, match="out of range in UTC"):
         MOMENT.validate_python(moment)
@@ -369,7 +369,7 @@ def test_an_offset_that_leads_out_of_the_calendar_is_refused(moment: datetime, h
 
 
 @pytest.mark.parametrize("moment", [datetime(2026, 1, 1), "2026-01-01T00:00:00", "2026-01-01"])  # noqa: DTZ001
-def test_a_naive_moment_is_refused(moment: datetime | str) -> None:
+def test_a_naive_time_is_refused(moment: datetime | str) -> None:
     with pytest.raises(ValidationError, match="timezone"):
         MOMENT.validate_python(moment)
 

@@ -1,4 +1,4 @@
-"""The public names: each is there on purpose, and none disappears by accident."""
+"""The public names, written out, so that none appears or disappears by accident."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ ORCHESTRATION = """
 """
 
 NOT_FOR_THREADS = ("sqlalchemy.ext.asyncio", "aiosqlite", "psycopg", "alembic", "peon.persistence.asynchronous")
-"""Modules that `import peon` must not load: they take long, or belong to an extra."""
+"""Modules that `import peon` must not load, because they are slow to import or belong to an extra."""
 
 
 def run(program: str) -> str:
@@ -56,7 +56,7 @@ def test_each_public_name_can_be_imported(name: str) -> None:
     assert getattr(peon, name) is not None
 
 
-def test_persistence_and_orchestration_export_what_they_always_did() -> None:
+def test_persistence_and_orchestration_export_these_names() -> None:
     for module, names in ((peon.persistence, PERSISTENCE), (peon.orchestration, ORCHESTRATION)):
         assert [name for name in names.split() if not hasattr(module, name)] == []
     assert peon.persistence.NamedSubscription is peon.DurableSubscription
@@ -74,7 +74,7 @@ def test_importing_peon_loads_nothing_that_threads_do_not_need() -> None:
 
 
 @pytest.mark.parametrize("missing", ["greenlet", "aiosqlite"])
-def test_without_its_extra_the_asynchronous_face_says_what_to_install(missing: str) -> None:
+def test_without_its_extra_the_asynchronous_api_says_what_to_install(missing: str) -> None:
     program = f"""
 import sys
 sys.modules[{missing!r}] = None  # as if it were not installed

@@ -1,4 +1,4 @@
-"""What the user asked for by name: the first thing to read of the tests."""
+"""The tests that the first user asked for; start reading the tests here."""
 
 from uuid import uuid4
 

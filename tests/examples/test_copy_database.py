@@ -1,4 +1,4 @@
-"""The example as an operator runs it."""
+"""Runs the example like an operator."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ from peon.persistence.copying import copy_database
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "copy_database.py"
 
-pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are not here: no checkout")
+pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are only in a checkout")
 
 
 def run(source: URL, target: URL) -> subprocess.CompletedProcess[str]:
@@ -67,10 +67,10 @@ def test_an_event_that_cannot_be_applied_is_counted(sqlite_url: URL, tmp_path: P
     result = run(sqlite_url, URL.create("sqlite", database=str(tmp_path / "other" / "peon.db")))
 
     assert (result.returncode, result.stderr) == (0, "")
-    assert "Copied 3 events, the last with sequence 3; the projections are verified, but for 1 ev" in result.stdout
+    assert "Copied 3 events, the last with sequence 3; the projections are verified, except for 1 ev" in result.stdout
 
 
-def test_what_cannot_be_opened_is_one_line(sqlite_url: URL, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_source_is_one_line(sqlite_url: URL, tmp_path: Path) -> None:
     missing = URL.create("sqlite", database=str(tmp_path / "missing.db"))
 
     result = run(missing, sqlite_url)
@@ -81,7 +81,7 @@ def test_what_cannot_be_opened_is_one_line(sqlite_url: URL, tmp_path: Path) -> N
     assert not Path(str(sqlite_url.database)).exists()
 
 
-def test_a_source_that_others_write_to_is_no_proof(
+def test_a_source_that_changes_during_the_copy_is_an_error(
     sqlite_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
@@ -96,5 +96,5 @@ def test_a_source_that_others_write_to_is_no_proof(
             return count
 
         monkeypatch.setattr(example, "copy_database", copy_then_append)
-        with pytest.raises(PersistenceError, match="ends with event 2, and the source has gone on to 3: stop"):
+        with pytest.raises(PersistenceError, match="ends with event 2, but the source now ends with event 3: stop"):
             example.copied(source, target, Console())

@@ -1,4 +1,4 @@
-"""The example as its clients see it."""
+"""Uses the example like one of its clients."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ async def rename(client: httpx.AsyncClient, project_id: str, name: str, tag: str
 
 
 class EventStream:
-    """A server's part in a request for `/events`; the transport of httpx answers only when a response has ended."""
+    """Acts as the server of a request for `/events`: httpx's transport answers only after a response has ended."""
 
     def __init__(self, application: FastAPI, query: str = "", headers: dict[str, str] | None = None) -> None:
         self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -60,7 +60,7 @@ class EventStream:
         self._was_sent = False
         scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn has it
+            "asgi": {"version": "3.0", "spec_version": "2.3"},  # like uvicorn
             "http_version": "1.1",
             "method": "GET",
             "scheme": "http",
@@ -86,7 +86,7 @@ class EventStream:
         return message["status"], dict(message["headers"])
 
     async def chunk(self) -> str:
-        """Returns the next part of the body, an empty one at its end."""
+        """Returns the next part of the body, or an empty one at the end."""
         message = await self._messages.get()
         assert bool(message["body"]) is message["more_body"]
         return message["body"].decode()
@@ -108,7 +108,7 @@ async def until_waiting(application: FastAPI, count: int = 1) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_a_creation_that_is_repeated_is_answered_as_the_first_time(url: URL, migrated: None) -> None:
+def test_a_repeated_creation_gets_the_first_answer_again(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with running(application_on(url)) as client:
             key = uuid4()
@@ -129,7 +129,7 @@ def test_a_creation_that_is_repeated_is_answered_as_the_first_time(url: URL, mig
     asyncio.run(story())
 
 
-def test_of_two_that_rename_what_they_have_read_one_succeeds(url: URL, migrated: None) -> None:
+def test_one_of_two_clients_that_rename_the_same_version_succeeds(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with running(application_on(url)) as client:
             project_id = (await create(client)).json()["id"]
@@ -148,7 +148,7 @@ def test_of_two_that_rename_what_they_have_read_one_succeeds(url: URL, migrated:
     asyncio.run(story())
 
 
-def test_what_is_wrong_with_a_request_is_said() -> None:
+def test_the_response_says_what_is_wrong_with_a_request() -> None:
     async def story() -> None:
         async with running(fastapi_application.create_application("sqlite://")) as client:
             assert (await client.get(f"/projects/{uuid4()}")).status_code == 404
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_a_request_is_said() -> None:
     asyncio.run(story())
 
 
-def test_events_come_as_they_are_stored_until_the_client_goes_away(url: URL, migrated: None) -> None:
+def test_events_arrive_as_they_are_stored_until_the_client_disconnects(url: URL, migrated: None) -> None:
     async def story() -> None:
         application = application_on(url)
         async with running(application) as client:
@@ -221,7 +221,7 @@ def test_a_shutdown_ends_the_streams(url: URL, migrated: None) -> None:
     asyncio.run(story())
 
 
-def test_a_stream_without_events_shows_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_events_sends_keep_alive_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastapi_application, "KEEP_ALIVE", 0.001)
 
     async def story() -> None:
@@ -239,7 +239,7 @@ def test_a_stream_without_events_shows_that_it_is_there(monkeypatch: pytest.Monk
     asyncio.run(story())
 
 
-def test_a_locked_database_asks_the_client_to_repeat(migrated_sqlite_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_asks_the_client_to_retry(migrated_sqlite_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", "0.01")
 
     async def story() -> None:

@@ -1,4 +1,4 @@
-"""The example as a user runs it, and what it makes of a session."""
+"""Runs the example like a user, and checks the events of a session."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers.command_processes import run_script
 
 from peon.orchestration import MessageAppended, MessageChunkReceived, TextContent, ThinkingContent
 from peon.persistence import Database
@@ -16,23 +17,25 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "record_session.py"
 TRANSCRIPTS = sorted((ROOT.parent / "shared" / "transcripts").glob("*.jsonl"))
 
-pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are not here: no checkout")
+pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are only in a checkout")
+
+
+def environment(data_dir: Path) -> dict[str, str]:
+    return os.environ | {"PEON_GENERAL__DATA_DIR": str(data_dir), "COLUMNS": "100"}
 
 
 def run(data_dir: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PEON_GENERAL__DATA_DIR": str(data_dir), "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    return run_script(SCRIPT, *arguments, environment=environment(data_dir))
 
 
-def test_without_a_file_it_records_the_session_that_ships_with_it(tmp_path: Path) -> None:
-    first = run(tmp_path)
+def test_without_a_file_it_records_its_sample_session(tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPT]
+    first = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
     second = run(tmp_path)
 
     assert (first.returncode, first.stderr) == (0, "")
     assert "Stored 61 events of session.jsonl" in first.stdout
-    assert "The table prints high water an hour late" not in first.stdout  # only the last messages are shown
+    assert "The table prints high water an hour late" not in first.stdout  # it shows only the last messages
     assert "Done: one line under Unreleased" in first.stdout
     assert second.returncode == 0
     with Database.open(url=f"sqlite:///{tmp_path}/peon.db", migrate=False) as database:
@@ -85,7 +88,7 @@ def test_a_real_session_is_stored_word_by_word(tmp_path: Path, session: Path) ->
         ('{"type": "user", "message": {"content": "hi"}}\n', "line 1 is not one of a Claude Code session"),
     ],
 )
-def test_a_file_that_is_no_session_is_refused_by_line(tmp_path: Path, content: str, expected: str) -> None:
+def test_the_error_for_a_file_that_is_not_a_session_names_the_line(tmp_path: Path, content: str, expected: str) -> None:
     session = tmp_path / "no session.jsonl"
     session.write_text(content)
 
@@ -96,7 +99,7 @@ def test_a_file_that_is_no_session_is_refused_by_line(tmp_path: Path, content: s
     assert "Traceback" not in result.stderr
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_it(tmp_path: Path) -> None:
     result = run(tmp_path, tmp_path / "missing.jsonl")
 
     assert result.returncode == 1

@@ -46,9 +46,10 @@ from helpers.random_events import BRANCHES, DETAILS, NOWHERE, START, TEXTS_WITH_
 
 
 def long_session(turns: int, seed: int = 1) -> list[OrchestrationEvent]:
-    """Returns what agents in several threads do at the same time; none of it contradicts the rest.
+    """Returns the events of agents that work in several threads at once; none contradicts another.
 
-    Each turn streams to two messages at once, and some stream on after their end. Threads and projects are deleted.
+    Each turn streams to two messages at once; some turns stream on after they have ended. Some threads and projects
+    are deleted.
     """
     session = _Session(Random(seed))
     running: list[tuple[UUID, Iterator[OrchestrationEvent]]] = []
@@ -73,7 +74,7 @@ class _Session:
         self.chance = chance
         self.count = 0
         self.threads: dict[UUID, list[UUID]] = {}
-        """By project."""
+        """The threads of each project."""
         self.thread = NOWHERE
 
     def new(self) -> UUID:
@@ -161,7 +162,7 @@ class _Session:
             yield message(self.new(), MessageRole.SYSTEM, TextContent(text="Late."))
 
     def delete_something(self, busy: set[UUID]) -> Iterator[OrchestrationEvent]:
-        """Only sometimes, and only while no turn is running."""
+        """Sometimes deletes a project or a thread, unless one of its turns is running."""
         project = self.chance.choice(list(self.threads))
         threads = self.threads[project]
         idle = [thread for thread in threads if thread not in busy]

@@ -1,4 +1,4 @@
-"""What the tests of queries and append conditions share."""
+"""Helpers of the tests of queries and append conditions."""
 
 from uuid import UUID
 

@@ -1,7 +1,7 @@
 """Hypothesis strategies for the values and events of the domain."""
 
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from hypothesis import strategies as st
@@ -72,12 +72,12 @@ _by_type: dict[Any, SearchStrategy[Any]] = {
 
 
 def values_of(model: type[ValueT]) -> SearchStrategy[ValueT]:
-    """Instances of one class of events or values, every field given."""
+    """Returns a strategy for instances of one class, with every field set."""
     hints = get_type_hints(model)
     fields = {
         name: _by_type[hints[name]]
         for name in model.model_fields
-        if name != "type" and not (model is ThreadStatusChanged and name in {"status", "error"})
+        if get_origin(hints[name]) is not Literal and not (model is ThreadStatusChanged and name in {"status", "error"})
     }
     if model is not ThreadStatusChanged:
         return st.builds(model, **fields)

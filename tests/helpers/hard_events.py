@@ -29,7 +29,7 @@ NOON = datetime(2025, 3, 14, 12, tzinfo=UTC)
 
 
 def samples() -> list[OrchestrationEvent]:
-    """Events of every class, and messages of every kind of content; new ones each time, to be tampered with."""
+    """Returns new events of every class, and messages with every kind of content; tests tamper with them."""
     return [EVENT.validate_json(payload) for payload in PAYLOADS]
 
 
@@ -50,7 +50,7 @@ def approval(detail: Any) -> ApprovalRequested:
 
 
 def assert_unharmed(database: Database, before: list[Any]) -> None:
-    """Nothing was stored since, and the next append is given the next number."""
+    """Checks that nothing was stored since `before`, and that the next append gets the next sequence."""
     assert database.events.replay_all() == before
     (stored,) = database.events.append_all([renamed()])
     assert stored.sequence == len(before) + 1
@@ -81,7 +81,7 @@ class Renamed(ProjectRenamed):
 
 
 def deep(levels: int) -> Any:
-    """That many objects and lists inside of one another."""
+    """Returns objects and lists that are nested to this depth."""
     value: Any = SECRET
     for level in range(levels):
         value = {"x": value} if level % 2 else [value]

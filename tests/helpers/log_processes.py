@@ -18,7 +18,7 @@ def append_one_by_one(barrier: Barrier, url: str, writer: int, count: int) -> No
 
 
 def read_until(barrier: Barrier, url: str, writers: int, last: int) -> None:
-    """Reads the log again and again: each event once, in order, and in the order in which its writer stored it."""
+    """Reads the log repeatedly; checks that each event occurs once, in the order in which its writer stored it."""
     expected = dict.fromkeys((UUID(int=writer) for writer in range(writers)), 0)
     with Database.open(url=url, maintain_projections=False) as database:
         barrier.wait(PATIENCE)

@@ -1,4 +1,4 @@
-"""Databases at any revision, and what is in them."""
+"""Databases at any revision, and their schemas and rows."""
 
 import shutil
 import sqlite3
@@ -62,7 +62,7 @@ def engine_of(url: URL) -> Iterator[Engine]:
 
 
 def schema_of(url: URL) -> Schema:
-    """Returns everything that a migration can create, independent of the order in which it was created."""
+    """Returns everything that a migration can create, independent of the order of creation."""
     with engine_of(url) as engine, engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             query = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY 1, 2"
@@ -81,7 +81,7 @@ def rows_of(url: URL) -> Rows:
 
 
 def cut_to(columns: Rows, rows: Rows) -> Rows:
-    """The rows, with those tables and columns only that `columns` has."""
+    """Returns the rows, reduced to the tables and columns in `columns`."""
     return {
         table: [{name: row[name] for name in columns[table][0]} for row in rows.get(table, [])] for table in columns
     }
@@ -104,14 +104,15 @@ def migrate(url: URL, direction: Callable[[Config, str], None], revision: str) -
 
 
 def populate(url: URL, revision: str, tmp_path: Path) -> Rows:
-    """Brings an empty database to a revision, with the rows of the frozen one in it."""
+    """Brings an empty database to a revision and fills it with the rows of the frozen database."""
     rows = rows_of(URL.create("sqlite", database=str(thaw(revision, tmp_path / "thawed" / "peon.db"))))
     migrate(url, command.upgrade, revision)
     reflected = MetaData()
     with engine_of(url) as engine, engine.begin() as connection:
         reflected.reflect(connection)
         for table in reflected.sorted_tables:
-            connection.execute(table.delete() if table.name == "append_lock" else select(1))  # has its row already
+            # The migration has already inserted the row of `append_lock`.
+            connection.execute(table.delete() if table.name == "append_lock" else select(1))
             for row in rows.get(table.name, []):
                 connection.execute(table.insert().values(row))
     assert rows_of(url) == rows
@@ -126,6 +127,6 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def stand_in_the_way(path: Path, operation: str) -> None:
+def make_migration_fail(path: Path, operation: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"CREATE TRIGGER events_refuse_{operation} AFTER INSERT ON settings BEGIN SELECT 1; END")

@@ -48,7 +48,7 @@ def open_and_die_before_the_copy_has_its_name(url: str) -> None:
 
 
 def write_and_die(path: str) -> None:
-    """Leaves a -wal file behind."""
+    """Leaves a -wal file, because the process does not close its connection."""
     connection = sqlite3.connect(path)
     connection.execute("INSERT INTO settings VALUES ('written', 'before death')")
     connection.commit()
@@ -56,7 +56,7 @@ def write_and_die(path: str) -> None:
 
 
 class OpensDatabase(logging.Handler):
-    """Stores log records in a database, or would."""
+    """Tries to store log records in a database."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def open_while_a_handler_opens(url: str, logger: str, other: str) -> list[str]:
 
 
 class StartsThread(logging.Handler):
-    """Starts it at the first log record of a migration."""
+    """Starts a thread at the first log record of a migration."""
 
     def __init__(self, thread: Thread) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def open_while_a_thread_of_a_handler_opens(url: str) -> list[str]:
 
 
 def fork_while_another_thread_migrates(url: str, url_of_child: str) -> int:
-    """Returns the exit code of the child, which opens a database, too."""
+    """Returns the exit code of the child, which also opens a database."""
     children: list[int] = []
     forked = Event()
 

@@ -1,4 +1,4 @@
-"""A log with one event of each kind, and what the tests of projections do with it."""
+"""A log with one event of each kind, and the helpers of the tests of projections."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,7 +122,7 @@ SCENE: list[OrchestrationEvent] = [
     ChangesCommitted(thread_id=THREAD, commit="c0ffee", message="Tides"),
     BranchCreated(thread_id=THREAD, name="tides"),
 ]
-"""One of each; two projects with a thread each."""
+"""One event of each kind; two projects with a thread each."""
 
 
 CONTRADICTIONS: dict[str, list[OrchestrationEvent]] = {
@@ -239,13 +239,13 @@ def change(database: Database, *statements: Any) -> None:
 
 @contextmanager
 def another(database: Database, **options: Any) -> Iterator[Database]:
-    """The same database once more, as another process has it open."""
+    """Opens the same database again, as another process would."""
     with Database.open(url=database.engine.url, **options) as other:
         yield other
 
 
 def append_alone(database: Database, *events: OrchestrationEvent) -> None:
-    """Stores them without projections, as an older version would."""
+    """Stores events without updating projections, as an older version would."""
     alone = Database(database.engine, maintain_projections=False)
     alone.events.append_all(events)
     alone.events.close()
@@ -259,7 +259,7 @@ def add_row(database: Database, event_type: Any, payload: Any, stored_at: str = 
 
 
 def refuse(database: Database, batch: list[OrchestrationEvent]) -> ProjectionError:
-    """The batch is refused, nothing of it is stored, and the next append works."""
+    """Checks that the batch is refused, that nothing of it is stored, and that the next append works."""
     before = database.read_model.snapshot()
     with pytest.raises(ProjectionError) as caught:
         database.events.append_all(batch)
@@ -272,5 +272,5 @@ def refuse(database: Database, batch: list[OrchestrationEvent]) -> ProjectionErr
 
 
 def random_name(size: int) -> str:
-    """A text of so many bytes, two a character but for the first, which PostgreSQL cannot compress."""
+    """Returns a text of `size` bytes that PostgreSQL cannot compress; each character but the first has two bytes."""
     return "x" * (size % 2) + "".join(Random(size).choices("".join(map(chr, range(0x100, 0x800))), k=size // 2))

@@ -1,4 +1,4 @@
-"""Schemas with all tables that tests use one after the other: to make one takes longer than most tests do."""
+"""Migrated schemas that tests use in turn: creating one takes longer than most tests."""
 
 from uuid import uuid4
 
@@ -7,9 +7,9 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 
 SMALL = 1_000
-"""Events up to which it is quicker to delete the rows than to make the tables again."""
+"""Up to this many events, deleting the rows is faster than creating the tables again."""
 
-# Whatever a test might leave changed: then its schema is not used again.
+# Everything that a test might change; a changed schema is not used again.
 _STRUCTURE = text("""
     SELECT string_agg(part, ',' ORDER BY part) FROM (
         SELECT concat_ws(' ', relname, relkind, relnatts, relchecks) AS part
@@ -27,7 +27,7 @@ def in_schema(server: URL, *schemas: str) -> URL:
 
 
 class MigratedSchemas:
-    """Those of one process of pytest, on one server."""
+    """The schemas that one process of pytest uses on one server."""
 
     def __init__(self, server: URL) -> None:
         self._engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
@@ -84,7 +84,7 @@ class MigratedSchemas:
             statements = [
                 f"SET search_path = {schema}",
                 "SET lock_timeout = 2000",
-                "SET session_replication_role = replica",  # past the triggers and foreign keys
+                "SET session_replication_role = replica",  # disables triggers and foreign keys
                 *(f"DELETE FROM {table}" for table in self._tables),
                 "INSERT INTO append_lock VALUES (1)",
                 f"INSERT INTO alembic_version VALUES ('{self._revision}')",
@@ -106,4 +106,4 @@ class MigratedSchemas:
 
 
 class _ChangedError(Exception):
-    """The schema is not as it was, or large."""
+    """The schema has changed, or has too many rows."""

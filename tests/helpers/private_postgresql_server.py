@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, which may be stopped: its binaries are those that are installed."""
+"""A private PostgreSQL server that a test may stop; it uses the installed binaries."""
 
 import os
 import pwd
@@ -12,7 +12,7 @@ from sqlalchemy import URL
 
 
 def binaries() -> Path | None:
-    """Returns the folder of `initdb` and `pg_ctl`, which is rarely on the path; `None` if they are not installed."""
+    """Returns the folder of `initdb` and `pg_ctl`, which is rarely on `PATH`, or `None` if they are not installed."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     if (command := shutil.which("pg_config")) is not None:
         told = subprocess.run([command, "--bindir"], capture_output=True, text=True, check=True)
@@ -21,10 +21,10 @@ def binaries() -> Path | None:
 
 
 class PrivateServer:
-    """A server in a folder, which has to be one that any user may enter.
+    """A server whose data is in a folder that every user can enter.
 
     Attributes:
-        url: Of a database of it, for its superuser.
+        url: The address of its database, for the superuser.
     """
 
     def __init__(self, binaries: Path, folder: Path) -> None:
@@ -48,7 +48,7 @@ class PrivateServer:
         self._run("pg_ctl", "start", "--wait", f"--log={self._log}")
 
     def restart(self, mode: Literal["fast", "immediate"]) -> None:
-        """Ends all connections, in mode `immediate` as a crash would, and returns when new ones are accepted."""
+        """Restarts the server and returns when it accepts connections; mode `immediate` ends it like a crash."""
         self._run("pg_ctl", "restart", "--wait", f"--mode={mode}", f"--log={self._log}")
 
     def stop(self) -> None:
@@ -56,7 +56,7 @@ class PrivateServer:
 
     def _run(self, command: str, *arguments: str) -> None:
         options: dict[str, Any] = {} if self._user is None else {"user": self._user, "extra_groups": []}
-        # Without pipes, which the server would keep open.
+        # No pipes: the server would keep them open.
         subprocess.run(
             [self._binaries / command, *arguments, f"--pgdata={self._data}"],
             stdout=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 ResultT = TypeVar("ResultT")
 
 PATIENCE = 60
-"""Seconds after which a process is taken to hang."""
+"""After this many seconds, a process is considered to hang."""
 
 context = multiprocessing.get_context("forkserver")
 # Each process then starts in milliseconds.
@@ -19,21 +19,21 @@ context.set_forkserver_preload(["peon.persistence", "alembic.command"])
 
 
 def run(function: Callable[..., ResultT], *args: object) -> ResultT:
-    """Returns what the function returns in a process of its own; raises what it raises, or `TimeoutError`."""
+    """Runs the function in a separate process; returns its result or raises its error, or `TimeoutError`."""
     with context.Pool(1) as pool:
         return pool.apply_async(function, args).get(timeout=PATIENCE)
 
 
 def exit_codes(function: Callable[..., object], arguments: list[tuple[Any, ...]]) -> list[int | None]:
-    """Runs the function in as many processes at once as there are arguments; `None` for one that hangs."""
+    """Runs the function in one process per set of arguments, all at once; `None` stands for a process that hangs."""
     return exit_codes_of([(function, args) for args in arguments], PATIENCE)
 
 
 def exit_codes_of(calls: list[tuple[Callable[..., object], tuple[Any, ...]]], patience: float) -> list[int | None]:
-    """Makes each call in a process of its own, all at once.
+    """Makes each call in a separate process, all at once.
 
     Returns:
-        `None` for one that was still running after so many seconds, or when another had failed.
+        The exit codes; `None` for a process that was still running after this many seconds, or when another failed.
     """
     processes = [context.Process(target=function, args=args) for function, args in calls]
     for process in processes:

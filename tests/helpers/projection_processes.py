@@ -18,7 +18,7 @@ TURNS = 20
 
 
 def session() -> list[list[OrchestrationEvent]]:
-    """Returns the same batches in each process."""
+    """Returns the same batches in every process."""
     return batches(Random(1), long_session(TURNS), (1, 2, 5, 12))
 
 
@@ -68,7 +68,7 @@ class Countdown:
 
 
 def append_and_die(url: str, first: int, statements: int) -> None:
-    """Appends from the batch with that number on."""
+    """Appends the batches from number `first` on."""
     countdown = Countdown(url)
     with Database.open(url=url) as database:
         countdown.start(statements)
@@ -77,14 +77,14 @@ def append_and_die(url: str, first: int, statements: int) -> None:
 
 
 def open_and_die(url: str, statements: int) -> None:
-    """Catches up, or rebuilds where the version has changed."""
+    """Opens the database, which catches up, or rebuilds if the version has changed."""
     use_small_pages()
     Countdown(url).start(statements)
     Database.open(url=url).close()
 
 
 def statements_of_opening(url: str) -> int:
-    """Returns how many `open_and_die` needs to the end."""
+    """Returns how many statements `open_and_die` executes if it is not killed."""
     use_small_pages()
     countdown = Countdown(url)
     countdown.start(10**9)

@@ -1,4 +1,4 @@
-"""Random events of the domain, which contradict earlier ones only if a test asks for that."""
+"""Random events of the domain; they contradict earlier events only if a test asks for that."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -75,7 +75,7 @@ def invented(
 ) -> Iterator[OrchestrationEvent]:
     """Yields events that continue the log of the model, which stays unchanged; a share of them is contradictory.
 
-    The identifiers are few, so that they collide, are deleted, and come again.
+    Identifiers are few, so that they collide, are deleted, and are used again.
     """
     inventor = _Inventor(chance, model.copy())
     for _ in range(count):
@@ -87,7 +87,7 @@ def invented(
 class _Kind(NamedTuple):
     weight: int
     needs: str
-    """The attribute of the model that must not be empty."""
+    """The attribute of the model that must not be empty for this event."""
     invent: "Callable[[_Inventor], OrchestrationEvent]"
 
 
@@ -120,13 +120,15 @@ class _Inventor:
         return event
 
     def moment(self) -> datetime:
-        """Not monotonic: clocks of real machines are set back at times."""
+        """Returns a moment that may be earlier than the last one: real clocks are sometimes set back."""
         return START + timedelta(microseconds=self.chance.randrange(10**9))
 
     def text(self) -> str:
+        """Returns a text for a field of plain text."""
         return self.chance.choice(TEXTS_WITH_NUL)
 
     def name_in_git(self) -> str:
+        """Returns a text for a field in which PostgreSQL cannot hold a NUL character."""
         return self.chance.choice(TEXTS if self.model.without_nul and not self.wild else TEXTS_WITH_NUL)
 
     def known(self, members: Collection[UUID], pool: list[UUID]) -> UUID:
@@ -147,7 +149,7 @@ class _Inventor:
         return {"thread_id": self.thread(), "occurred_at": self.moment()}
 
     def of_turn(self, turn_id: UUID) -> dict[str, Any]:
-        """With the right thread; wild, with any."""
+        """Returns the identifiers of a turn and its thread; a wild event may have any thread."""
         turn = self.model.turns.get(turn_id)
         if turn is None or (self.wild and self.chance.randrange(2)):
             return {"turn_id": turn_id, **self.on_thread()}

@@ -78,11 +78,11 @@ NAMES_IN_GIT: dict[type, tuple[str, ...]] = {
 
 @dataclass
 class ReferenceModel:
-    """All that events have said so far. Each dictionary is in the order in which its members were created.
+    """The state after the events so far. Each dictionary is in order of creation.
 
     Attributes:
         without_nul: Whether a name in git with a NUL character is refused, as on PostgreSQL.
-        sequence: Of the last event, followed or not.
+        sequence: The sequence of the last event, including skipped ones.
     """
 
     without_nul: bool = False
@@ -103,7 +103,7 @@ class ReferenceModel:
         return ReferenceModel(**members)
 
     def follow(self, event: OrchestrationEvent) -> str | None:
-        """Takes in the next event of the log, or passes over it and returns what it contradicts."""
+        """Applies the next event of the log, or skips it and returns what it contradicts."""
         reason = self.contradiction_of(event)
         self.sequence += 1
         if reason is None:
@@ -111,7 +111,7 @@ class ReferenceModel:
         return reason
 
     def follow_all(self, events: Iterable[OrchestrationEvent]) -> dict[int, str]:
-        """Returns, by sequence, what the events contradict that were passed over."""
+        """Returns the contradictions of the skipped events, by sequence."""
         reasons = {}
         for event in events:
             reason = self.follow(event)
@@ -120,7 +120,7 @@ class ReferenceModel:
         return reasons
 
     def index_of_contradiction(self, batch: Sequence[OrchestrationEvent]) -> int | None:
-        """Returns the place in the batch of the first event that must be refused; takes nothing in."""
+        """Returns the index in the batch of the first event that must be refused; applies nothing."""
         reasons = self.copy().follow_all(batch)
         return min(reasons) - self.sequence - 1 if reasons else None
 
@@ -375,11 +375,11 @@ def _change(members: dict[Any, Any], key: object, **changes: object) -> None:
 
 
 def state_of(read: "ReadModel", approvals: Iterable[UUID] = ()) -> State:
-    """Reads all there is, list by list and as a snapshot.
+    """Reads the whole read model, list by list and as a snapshot.
 
     Args:
-        read: Of the database.
-        approvals: Those that may be there: the lists hold the pending ones alone.
+        read: The read model of the database.
+        approvals: The approvals to look up, because the lists contain only pending ones.
     """
     projects = read.projects()
     threads = {project.id: read.threads(project.id) for project in projects}

@@ -1,4 +1,4 @@
-"""A text that no error message may show: it stands for what users and agents write, and for passwords."""
+"""A text that no error message may show: it stands for the text of users and agents, and for passwords."""
 
 import traceback
 

@@ -1,4 +1,4 @@
-"""A network between a client and a server that can stop, without a word to either side."""
+"""A network between a client and a server that can stop without closing either connection."""
 
 import selectors
 import socket
@@ -10,11 +10,11 @@ from sqlalchemy import URL
 
 
 class Network:
-    """Passes on what is sent to the server at an address, until it is frozen.
+    """Forwards all data between clients and the server, until it is frozen.
 
     Attributes:
-        url: The address that leads through it.
-        kept_back: Bytes that came after it was frozen.
+        url: The address of the server through this network.
+        withheld: The number of bytes that arrived after it was frozen.
     """
 
     def __init__(self, url: URL) -> None:
@@ -24,7 +24,7 @@ class Network:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._frozen = self._over = False
-        self.kept_back = 0
+        self.withheld = 0
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -45,7 +45,7 @@ class Network:
     def _pass_on(self, sender: socket.socket, receiver: socket.socket) -> None:
         sent = sender.recv(65_536)
         if self._frozen:
-            self.kept_back += len(sent)
+            self.withheld += len(sent)
         elif sent:
             receiver.sendall(sent)
         if not sent:

@@ -20,7 +20,7 @@ def append_names(url: str, names: list[str]) -> None:
 
 
 def consume_until(url: str, last: int, seed: int | None) -> None:
-    """Inserts a row for each event, in the transaction that saves the position; dies anywhere, if given a seed."""
+    """Inserts a row for each event in the transaction that saves the position; with a seed, dies at a random point."""
     chance = Random(seed)
 
     def perhaps_die() -> None:

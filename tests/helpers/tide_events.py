@@ -1,4 +1,4 @@
-"""Events of an application about tides, and what the tests of the codec share."""
+"""Events of an application about tides, and helpers that the tests of the codec share."""
 
 from typing import Any, Literal
 from uuid import UUID

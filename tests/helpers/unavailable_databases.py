@@ -1,4 +1,4 @@
-"""What the tests of databases that cannot be used share."""
+"""Helpers of the tests of databases that cannot be used."""
 
 import os
 import sqlite3
@@ -35,7 +35,7 @@ def sqlite(path: Path) -> URL:
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
-    """Returns what is in a folder and below: the content of files, `None` for folders."""
+    """Returns the contents of a folder and its subfolders: bytes for files, `None` for folders."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -44,7 +44,7 @@ def files(folder: Path) -> dict[str, bytes | None]:
 
 @contextmanager
 def unavailable(url: URL, saying: str = "") -> Iterator[pytest.ExceptionInfo[StoreUnavailable]]:
-    """Checks what every such error has: the database's name, what to do, and the driver's error as its cause."""
+    """Expects `StoreUnavailable` with the database's name, what to do, and the driver's error as its cause."""
     with pytest.raises(StoreUnavailable) as caught:
         yield caught
     assert str(caught.value).startswith(url.render_as_string(hide_password=True) + ": ")
@@ -54,7 +54,7 @@ def unavailable(url: URL, saying: str = "") -> Iterator[pytest.ExceptionInfo[Sto
 
 
 def assert_works(database: Database, before: Stored) -> None:
-    """Nothing was stored since, and the next append is given the next number."""
+    """Checks that nothing was stored since `before`, and that the next append gets the next sequence."""
     assert database.events.replay_all() == before
     (stored,) = database.events.append_all([renamed()])
     assert stored.sequence == len(before) + 1
@@ -67,13 +67,13 @@ def assert_sound(path: Path) -> None:
 
 
 def in_child(action: Callable[[], None], *, as_nobody: bool = False) -> None:
-    """Runs it in a process of its own, whose rights and limits may then be taken; root could write anything."""
+    """Runs the action in a child process, which may give up its rights and limits; root could write anything."""
     if as_nobody and os.geteuid() == 0:
-        # Everything is imported already: the user nobody may not be allowed to read the modules.
+        # Import everything first: the user nobody may lack the right to read the modules.
         Database.open(url="sqlite://", maintain_projections=False).close()
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, as the runner has some
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forking while the runner of the tests has threads
         child = os.fork()
     if not child:
         try:
@@ -95,13 +95,13 @@ def in_child(action: Callable[[], None], *, as_nobody: bool = False) -> None:
 
 
 def fill(url: URL, count: int = 3) -> Stored:
-    """Leaves a database of so many events; no -wal file is left."""
+    """Creates a database with this many events and without a -wal file."""
     with Database.open(url=url, maintain_projections=False) as database:
         return database.events.append_all([renamed(f"name {n}") for n in range(count)])
 
 
 def read_and_fail_to_append(url: URL, expected: Stored) -> None:
-    """SQLite cannot read such a database if it cannot create the -shm file beside it."""
+    """Checks that appends fail; reads fail as well if SQLite cannot create the -shm file beside the database."""
     try:
         database = Database.open(url=url, maintain_projections=False)
     except StoreUnavailable:

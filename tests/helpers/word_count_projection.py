@@ -65,7 +65,7 @@ Index("idx_words", words.c.word)
 
 
 class WordCount(Projection):
-    """Which words the messages of a thread hold, how often, and in which events; it takes no bad language."""
+    """Counts the words in the messages of a thread, with the events that contain them; refuses bad language."""
 
     name = "word_count"
     version = 1

@@ -15,8 +15,8 @@ from sqlalchemy import text
 from peon.persistence import create_engine
 
 
-def somebody_waits(path: Path) -> bool:
-    """Whether a connection to the file has said that it waits for its turn to write."""
+def writer_waits(path: Path) -> bool:
+    """Returns whether a connection to the file has registered that it waits for the write lock."""
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +34,7 @@ def take_turns(barrier: Barrier, url: str, writer: int, turns: int) -> None:
         for _ in range(turns):
             with connection.begin():
                 connection.execute(text("INSERT INTO turns (writer) VALUES (:writer)"), {"writer": writer})
-                time.sleep(0.01)  # as a slow disk would
+                time.sleep(0.01)  # like a slow disk
     engine.dispose()
 
 
@@ -44,12 +44,12 @@ def wait_for_turn(url: str) -> None:
 
 
 def fork_while_another_thread_waits(url: str, path: str) -> str:
-    """Returns what is to be seen once the thread has had its turn, and the child is alive."""
+    """Returns whether a writer seems to wait after the thread had its turn, while the child is still alive."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         thread = Thread(target=wait_for_turn, args=[url])
         thread.start()
-        while not somebody_waits(Path(path)):
+        while not writer_waits(Path(path)):
             time.sleep(0.001)
         read, write = os.pipe()
         child = os.fork()
@@ -57,7 +57,7 @@ def fork_while_another_thread_waits(url: str, path: str) -> str:
             os.read(read, 1)
             os._exit(0)
     thread.join()
-    outcome = "somebody waits" if somebody_waits(Path(path)) else "nobody waits"
+    outcome = "a writer waits" if writer_waits(Path(path)) else "no writer waits"
     os.write(write, b"-")
     os.waitpid(child, 0)
     return outcome

@@ -33,7 +33,7 @@ ONE, TWO, THREE, FOUR = (UUID(int=number) for number in (1, 2, 3, 4))
 MESSAGE: dict[str, Any] = {"message_id": ONE, "turn_id": TWO, "thread_id": THREE, "role": "assistant"}
 APPROVAL: dict[str, Any] = {"approval_id": ONE, "turn_id": TWO, "thread_id": THREE, "action": "run"}
 
-# Logs hold these names for ever: a change here is a change of the format.
+# Logs contain these names forever: a change here changes the format.
 FIELDS = {
     "ProjectCreated": "project_id name path",
     "ProjectRenamed": "project_id name",
@@ -136,7 +136,7 @@ def test_all_fields_are_written_under_their_names(model: type[Event]) -> None:
     ],
     ids=["ThreadCreated", "ThreadStatusChanged", "MessageAppended"],
 )
-def test_an_event_is_written_and_read_as_ever(event: OrchestrationEvent, payload: str) -> None:
+def test_the_json_of_an_event_does_not_change(event: OrchestrationEvent, payload: str) -> None:
     assert EVENT.dump_json(event).decode() == payload
     assert EVENT.validate_json(payload) == event
 
@@ -148,6 +148,7 @@ def test_only_these_fields_have_defaults(model: type[Event]) -> None:
         "type",
         "occurred_at",
         *optional,
+        *(["schema_version"] if "schema_version" in model.model_fields else []),
     }
     for name in optional:
         assert model.model_fields[name].get_default() is None
@@ -157,7 +158,7 @@ def test_only_these_fields_have_defaults(model: type[Event]) -> None:
 
 
 @every_event
-def test_a_class_is_named_like_its_type(model: type[Event]) -> None:
+def test_the_type_of_an_event_is_the_name_of_its_class(model: type[Event]) -> None:
     assert event_type_name(model) == model.__name__
 
     @few
@@ -229,14 +230,14 @@ def test_the_type_of_another_event_is_refused(model: type[Event]) -> None:
 
 
 @every_event
-def test_an_event_comes_back_from_json_exactly(model: type[Event]) -> None:
+def test_an_event_is_read_back_from_json_exactly(model: type[Event]) -> None:
     @settings(deadline=None, max_examples=30)
     @given(values_of(model))
     def check(event: Event) -> None:
         back = EVENT.validate_json(EVENT.dump_json(event))  # type: ignore[arg-type]
         assert type(back) is model
         assert back == event
-        # Equality would not do for JSON values: 1 == 1.0 == True.
+        # Equality is not enough for JSON values: 1 == 1.0 == True.
         assert repr(back) == repr(event)
 
     check()
@@ -244,7 +245,7 @@ def test_an_event_comes_back_from_json_exactly(model: type[Event]) -> None:
 
 @settings(deadline=None)
 @given(orchestration_events)
-def test_any_event_comes_back_from_python_and_from_json(event: OrchestrationEvent) -> None:
+def test_any_event_is_read_back_from_python_and_from_json(event: OrchestrationEvent) -> None:
     assert EVENT.validate_python(EVENT.dump_python(event)) == event
     assert EVENT.validate_python(EVENT.dump_python(event, mode="json")) == event
     assert EVENT.validate_json(EVENT.dump_json(event)) == event
@@ -269,7 +270,7 @@ def test_an_event_without_its_type_is_refused() -> None:
 
 
 @every_event
-def test_an_error_does_not_show_what_was_given(model: type[Event]) -> None:
+def test_an_error_does_not_show_the_input(model: type[Event]) -> None:
     hidden = "what the user wrote"
     wrong: dict[str, Any] = {name: {"a": object(), "b": hidden} for name in FIELDS[model.__name__].split()}
     for fields in ({"unknown": hidden}, {**wrong, "occurred_at": hidden}):
@@ -297,12 +298,12 @@ def test_an_event_occurs_now_in_utc_unless_told_otherwise(model: type[Event]) ->
     check()
 
 
-def test_a_naive_moment_is_refused() -> None:
+def test_a_naive_time_is_refused() -> None:
     with pytest.raises(ValidationError, match="timezone"):
         ProjectDeleted(project_id=ONE, occurred_at=datetime(2026, 1, 1))  # noqa: DTZ001
 
 
-def test_a_moment_that_is_not_in_utc_is_not_written() -> None:
+def test_a_time_that_is_not_in_utc_is_not_written() -> None:
     event = ProjectDeleted(project_id=ONE)
     for moment in (
         datetime(2026, 1, 1),  # noqa: DTZ001
@@ -316,31 +317,31 @@ def test_a_moment_that_is_not_in_utc_is_not_written() -> None:
 
 
 @pytest.mark.parametrize("error", ["", "no network"])
-def test_an_error_is_given_with_the_status_error(error: str) -> None:
+def test_the_status_error_requires_an_error(error: str) -> None:
     assert ThreadStatusChanged(thread_id=ONE, status=ThreadStatus.ERROR, error=error).error == error
 
 
 @pytest.mark.parametrize("status", [status for status in ThreadStatus if status is not ThreadStatus.ERROR])
-def test_no_error_is_given_with_another_status(status: ThreadStatus) -> None:
+def test_other_statuses_allow_no_error(status: ThreadStatus) -> None:
     event = ThreadStatusChanged(thread_id=ONE, status=status)
     assert (event.status, event.error) == (status, None)
 
 
-def misfits() -> list[tuple[ThreadStatus, str | None]]:
+def mismatches() -> list[tuple[ThreadStatus, str | None]]:
     others = [status for status in ThreadStatus if status is not ThreadStatus.ERROR]
     return [(ThreadStatus.ERROR, None), *((status, error) for status in others for error in ("", "no network"))]
 
 
-@pytest.mark.parametrize(("status", "error"), misfits())
-def test_a_status_and_an_error_that_do_not_fit_are_refused(status: ThreadStatus, error: str | None) -> None:
+@pytest.mark.parametrize(("status", "error"), mismatches())
+def test_a_status_and_an_error_that_do_not_match_are_refused(status: ThreadStatus, error: str | None) -> None:
     with pytest.raises(ValidationError, match="if and only if"):
         ThreadStatusChanged(thread_id=ONE, status=status, error=error)
     with pytest.raises(ValidationError, match="if and only if"):
         EVENT.validate_python({"type": "ThreadStatusChanged", "thread_id": ONE, "status": status, "error": error})
 
 
-@pytest.mark.parametrize(("status", "error"), misfits())
-def test_a_status_and_an_error_that_do_not_fit_are_not_written(status: ThreadStatus, error: str | None) -> None:
+@pytest.mark.parametrize(("status", "error"), mismatches())
+def test_a_status_and_an_error_that_do_not_match_are_not_written(status: ThreadStatus, error: str | None) -> None:
     event = ThreadStatusChanged(thread_id=ONE, status=ThreadStatus.IDLE)
     changed = event.model_copy(update={"status": status, "error": error})
     with pytest.raises(PydanticSerializationError, match="if and only if"):
@@ -393,7 +394,7 @@ def test_a_later_change_of_the_content_does_not_change_the_event() -> None:
 
 @settings(deadline=None)
 @given(json_values)
-def test_any_json_value_comes_back_exactly(value: Any) -> None:
+def test_any_json_value_is_read_back_exactly(value: Any) -> None:
     approval = ApprovalRequested(**APPROVAL, detail=value)
     call = MessageAppended(
         **MESSAGE, content=ToolCallContent(tool_call_id="1", name="read", arguments={"value": value})
@@ -405,7 +406,7 @@ def test_any_json_value_comes_back_exactly(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [(1,), b"a", float("nan"), {1: 2}, "\ud800", ThreadStatus.IDLE, ONE])
-def test_what_is_not_exact_json_is_refused(value: object) -> None:
+def test_a_value_that_is_not_exact_json_is_refused(value: object) -> None:
     with pytest.raises(ValidationError, match="detail"):
         ApprovalRequested(**APPROVAL, detail=[value])
     event = ApprovalRequested(**APPROVAL, detail=[])
@@ -469,7 +470,7 @@ def test_an_escaped_lone_surrogate_in_json_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\0", "\r\n\t", '"\\', "\u2028", "\uffff", "😀", "e\u0301"])
-def test_any_other_text_comes_back(text: str) -> None:
+def test_any_other_text_is_read_back(text: str) -> None:
     event = ChangesCommitted(thread_id=ONE, commit="0" * 40, message=text)
     assert EVENT.validate_json(EVENT.dump_json(event)) == event
 
@@ -519,7 +520,7 @@ def test_the_union_of_events_has_no_type_name() -> None:
         event_type_name(OrchestrationEvent)  # type: ignore[arg-type]
 
 
-def test_an_event_of_ones_own_has_a_type_name() -> None:
+def test_an_event_of_an_application_has_a_type_name() -> None:
     class Renamed(BaseModel):
         type: Literal["app.renamed"] = "app.renamed"
 

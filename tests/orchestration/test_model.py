@@ -137,7 +137,7 @@ def test_these_are_all_the_values() -> None:
 )
 def test_an_enumeration_has_exactly_these_values(enumeration: type[StrEnum], values: list[str]) -> None:
     assert [member.value for member in enumeration] == values
-    # An alias would not show in the iteration.
+    # Iteration leaves out aliases.
     assert len(enumeration.__members__) == len(values)
 
 
@@ -147,7 +147,7 @@ def test_a_value_has_exactly_these_fields(model: type[Value]) -> None:
 
 
 @every_value
-def test_a_value_comes_back_from_json_equal(model: type[Value]) -> None:
+def test_a_value_is_read_back_from_json_equal(model: type[Value]) -> None:
     value = model.model_validate(VALUES[model])
     back = model.model_validate_json(value.model_dump_json())
     assert back == value
@@ -175,7 +175,7 @@ def test_an_unknown_field_is_refused(model: type[Value]) -> None:
 
 
 @every_value
-def test_only_the_type_and_what_is_newer_may_be_missing(model: type[Value]) -> None:
+def test_only_the_type_and_newer_fields_may_be_missing(model: type[Value]) -> None:
     for name in VALUES[model].keys() - MAY_BE_MISSING:
         fields = {key: value for key, value in VALUES[model].items() if key != name}
         with pytest.raises(ValidationError, match=rf"{name}\s+Field required"):
@@ -183,7 +183,7 @@ def test_only_the_type_and_what_is_newer_may_be_missing(model: type[Value]) -> N
 
 
 @every_value
-def test_an_error_does_not_show_what_was_given(model: type[Value]) -> None:
+def test_an_error_does_not_show_the_input(model: type[Value]) -> None:
     for name in VALUES[model].keys() - {"type"}:
         with pytest.raises(ValidationError) as caught:
             model.model_validate({**VALUES[model], name: object(), "unknown": HIDDEN, "created_at": HIDDEN})
@@ -211,7 +211,7 @@ def test_values_are_compared_by_value(model: type[Value]) -> None:
         (Checkpoint, "created_at"),
     ],
 )
-def test_a_naive_moment_is_refused(model: type[Value], field: str) -> None:
+def test_a_naive_time_is_refused(model: type[Value], field: str) -> None:
     with pytest.raises(ValidationError, match=rf"{field}\s+Input should have timezone info"):
         model.model_validate({**VALUES[model], field: "2026-01-02T03:04:05"})
 
@@ -224,7 +224,7 @@ def test_these_are_all_the_contents() -> None:
 
 
 @every_content
-def test_content_is_told_apart_by_type(model: type[Value]) -> None:
+def test_the_type_selects_the_class_of_content(model: type[Value]) -> None:
     assert type(CONTENT.validate_python(CONTENTS[model])) is model
     assert CONTENT.validate_python(CONTENTS[model]) == model.model_validate(CONTENTS[model])
 
@@ -237,7 +237,7 @@ def test_text_and_thinking_differ_only_in_type() -> None:
 
 
 @every_content
-def test_type_need_not_be_given_to_the_class(model: type[Value]) -> None:
+def test_the_class_sets_its_type_by_default(model: type[Value]) -> None:
     fields = {name: value for name, value in CONTENTS[model].items() if name != "type"}
     assert model.model_validate(fields) == model.model_validate(CONTENTS[model])
 
@@ -266,10 +266,10 @@ def test_content_with_the_fields_of_another_type_is_refused(model: type[Value]) 
 
 @settings(deadline=None)
 @given(message_contents)
-def test_any_content_comes_back_from_json_exactly(content: MessageContent) -> None:
+def test_any_content_is_read_back_from_json_exactly(content: MessageContent) -> None:
     back = CONTENT.validate_json(CONTENT.dump_json(content))
     assert back == content
-    # Equality would not do for JSON values: 1 == 1.0 == True.
+    # Equality is not enough for JSON values: 1 == 1.0 == True.
     assert repr(back) == repr(content)
 
 
@@ -296,7 +296,7 @@ def test_an_output_that_is_not_exact_json_is_refused(output: Any) -> None:
         ToolResultContent(tool_call_id="1", output=output, is_error=False)
 
 
-def test_an_output_changed_to_what_is_not_json_is_not_written() -> None:
+def test_an_output_that_was_changed_to_something_else_than_json_is_not_written() -> None:
     content = ToolResultContent(tool_call_id="1", output=[1], is_error=False)
     content.output.append((2,))
     with pytest.raises(PydanticSerializationError, match="a tuple is not a JSON value"):
@@ -315,7 +315,7 @@ def test_content_with_a_missing_field_does_not_get_into_a_message(model: type[Va
 
 
 @every_value
-def test_a_value_as_it_was_validated_is_intact(model: type[Value]) -> None:
+def test_an_unchanged_value_is_intact(model: type[Value]) -> None:
     for _ in range(2):
         require_intact(model.model_validate(VALUES[model]))
 
@@ -357,7 +357,7 @@ def test_a_value_with_a_field_of_another_class_is_not_intact(model: type[Value])
         value = model.model_validate(VALUES[model])
         require_intact(value)
         value.__dict__[name] = object()
-        # Twice, as what was found wrong must not count as known.
+        # Twice: a value that failed the check must not be remembered as intact.
         for _ in range(2):
             with pytest.raises(ValidationError, match=name):
                 require_intact(value)
@@ -374,7 +374,7 @@ def test_a_value_with_a_field_of_another_class_is_not_intact(model: type[Value])
         (ToolResultContent, "is_error", "false"),
     ],
 )
-def test_what_validation_would_convert_is_not_intact(model: type[Value], field: str, value: object) -> None:
+def test_a_value_that_validation_would_convert_is_not_intact(model: type[Value], field: str, value: object) -> None:
     changed = model.model_validate(VALUES[model]).model_copy(update={field: value})
     with pytest.raises(ValidationError, match=field):
         require_intact(changed)

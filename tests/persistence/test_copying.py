@@ -1,4 +1,4 @@
-"""Databases that move: every row as it was, or nothing at all."""
+"""A copied database has every row unchanged, or no rows at all."""
 
 import shutil
 import sqlite3
@@ -41,7 +41,7 @@ Prepare = Callable[[str], URL]
 
 @pytest.fixture
 def prepare(request: pytest.FixtureRequest, tmp_path: Path) -> Prepare:
-    """Returns the address of an empty database of a kind; it is migrated if it outlives its connection."""
+    """Returns a function that creates an empty database; the database is migrated unless it is in memory."""
 
     def prepared(kind: str) -> URL:
         if kind == "file":
@@ -94,7 +94,7 @@ def populate(database: Database) -> None:
     with database.events.durable_subscription("mail") as subscription:
         next(subscription)
         subscription.save_position()
-    with database.engine.begin() as connection:  # what no version of the code can decode
+    with database.engine.begin() as connection:  # no version of the code can decode this row
         add(connection, events, (3, "Unknown", '{"type":"Unknown"}', "any time"))
         add(connection, events, (4, "ProjectRenamed", "", ""))
         add(connection, events, (5, "", '{"name": "\\u0000",  "name": 1e400}', "any time"))
@@ -113,7 +113,7 @@ def is_empty(database: Database) -> bool:
     return not any(rows_of(database).values())
 
 
-def test_every_row_is_as_it_was(pair: tuple[Database, Database]) -> None:
+def test_every_row_is_copied_unchanged(pair: tuple[Database, Database]) -> None:
     source, target = pair
     before = rows_of(source)
 
@@ -138,7 +138,7 @@ def test_projections_are_built_from_the_copy(pair: tuple[Database, Database]) ->
     assert target.projections.verify() == source.projections.verify()
 
 
-def test_a_sound_log_is_verified_in_the_target(prepare: Prepare) -> None:
+def test_a_long_session_is_verified_in_the_target(prepare: Prepare) -> None:
     with Database.open(url=prepare("file")) as source, Database.open(url=prepare("postgresql")) as target:
         source.events.append_all(long_session(turns=4))
         copy_database(source, target)
@@ -149,18 +149,18 @@ def test_a_sound_log_is_verified_in_the_target(prepare: Prepare) -> None:
         assert target.events.replay_all() == source.events.replay_all()
 
 
-def test_appends_go_on_after_the_last_event(pair: tuple[Database, Database]) -> None:
+def test_appends_continue_after_the_last_event(pair: tuple[Database, Database]) -> None:
     source, target = pair
     copy_database(source, target)
 
-    stored = target.events.append_all([ProjectRenamed(project_id=PROJECT, name="a")] * 2)  # without a catch-up before
+    stored = target.events.append_all([ProjectRenamed(project_id=PROJECT, name="a")] * 2)  # without catching up first
 
     assert [event.sequence for event in stored] == [6, 7]
     assert target.projections.position() == 7
     assert target.read_model.projects()[0].name == "a"
 
 
-def test_a_command_is_known_in_the_target(pair: tuple[Database, Database]) -> None:
+def test_the_target_recognizes_a_repeated_command(pair: tuple[Database, Database]) -> None:
     source, target = pair
     first = source.events.replay_from(1, undecodable=UndecodableEvent)[:2]
     copy_database(source, target)
@@ -169,7 +169,7 @@ def test_a_command_is_known_in_the_target(pair: tuple[Database, Database]) -> No
     assert target.events.last_sequence() == 5
 
 
-def test_a_subscription_goes_on_where_it_was(pair: tuple[Database, Database]) -> None:
+def test_a_subscription_resumes_at_its_position_in_the_target(pair: tuple[Database, Database]) -> None:
     source, target = pair
     copy_database(source, target)
 
@@ -177,7 +177,9 @@ def test_a_subscription_goes_on_where_it_was(pair: tuple[Database, Database]) ->
         assert next(subscription).sequence == 2
 
 
-def test_progress_tells_of_each_page(files: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_after_each_page(
+    files: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pages, "PAGE_EVENTS", 2)
     calls: list[tuple[int, int]] = []
 
@@ -193,7 +195,9 @@ def test_an_empty_database_is_copied(prepare: Prepare) -> None:
         assert target.events.append_all([ProjectCreated(project_id=PROJECT, name="a", path="/a")])[0].sequence == 1
 
 
-def test_many_rows_that_are_no_events(files: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_other_tables_are_copied_in_pages(
+    files: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("peon.persistence.copying.transaction.PAGE_ROWS", 3)
     source, target = files
     for number in range(10):
@@ -205,7 +209,7 @@ def test_many_rows_that_are_no_events(files: tuple[Database, Database], monkeypa
 
 
 @pytest.mark.parametrize("table", COPIED_TABLES, ids=lambda table: table.name)
-def test_a_target_that_holds_anything_is_refused(files: tuple[Database, Database], table: Table) -> None:
+def test_a_target_that_is_not_empty_is_refused(files: tuple[Database, Database], table: Table) -> None:
     source, target = files
     with target.engine.begin() as connection:
         add(connection, table, tuple(1 if column.type.python_type is int else "x" for column in table.columns))
@@ -230,12 +234,12 @@ def test_a_database_is_not_copied_onto_itself(prepare: Prepare, kind: str, tmp_p
             copy_database(source, target)
 
 
-def test_two_databases_in_memory_are_two() -> None:
+def test_a_database_in_memory_is_copied_to_another() -> None:
     with Database.open(url=MEMORY) as source, Database.open(url=MEMORY) as target:
         populate(source)
         assert copy_database(source, target) == 5
         assert rows_of(target) == rows_of(source)
-        # The one connection of the source is as it was.
+        # The source's only connection still refuses text that is not UTF-8.
         with source.engine.connect() as connection, pytest.raises(OperationalError, match="UTF-8"):
             connection.scalar(text("SELECT CAST(x'ff' AS TEXT)"))
 
@@ -252,7 +256,7 @@ def test_both_must_be_at_the_newest_revision(files: tuple[Database, Database], b
 def test_an_interrupted_copy_leaves_nothing(pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE_EVENTS", 2)
     source, target = pair
-    for done in (2, 5, 10):  # in the middle, before the other tables, and before the commit
+    for done in (2, 5, 10):  # between two pages, before the other tables, and before the commit
 
         def interrupt(at: int, total: int, until: int = done) -> None:
             if at == until:
@@ -268,7 +272,7 @@ def test_an_interrupted_copy_leaves_nothing(pair: tuple[Database, Database], mon
 
 
 @pytest.mark.parametrize("pair", [("file", "file"), ("file", "postgresql")], indirect=True, ids="-".join)
-def test_what_the_target_refuses_leaves_nothing(pair: tuple[Database, Database]) -> None:
+def test_a_row_that_the_target_refuses_leaves_nothing(pair: tuple[Database, Database]) -> None:
     source, target = pair
     on_postgresql = target.engine.dialect.name == "postgresql"
     refuse = (
@@ -288,7 +292,7 @@ def test_what_the_target_refuses_leaves_nothing(pair: tuple[Database, Database])
     assert copy_database(source, target) == 5
 
 
-def test_each_row_is_compared(to_postgresql: tuple[Database, Database]) -> None:
+def test_a_row_that_the_target_changed_is_reported(to_postgresql: tuple[Database, Database]) -> None:
     for column, row in [
         (events.c.payload, "row 1 of events differs"),
         (events.c.stored_at, "row 1 of events differs"),
@@ -299,12 +303,12 @@ def test_each_row_is_compared(to_postgresql: tuple[Database, Database]) -> None:
         refused_with_trigger(*to_postgresql, column.table, f"NEW.{column.name} = '7'; RETURN NEW;", row)
 
 
-def test_no_row_is_missing(to_postgresql: tuple[Database, Database]) -> None:
+def test_a_row_that_the_target_dropped_is_reported(to_postgresql: tuple[Database, Database]) -> None:
     for table in COPIED_TABLES:
         refused_with_trigger(*to_postgresql, table, "RETURN NULL;", f"row .+ of {table.name} is missing")
 
 
-def test_no_row_is_too_many(to_postgresql: tuple[Database, Database]) -> None:
+def test_a_row_that_the_target_added_is_reported(to_postgresql: tuple[Database, Database]) -> None:
     for table in COPIED_TABLES:
         values = ", ".join("'99'" for _ in table.columns)
         add_row = f"INSERT INTO {table.name} VALUES ({values}) ON CONFLICT DO NOTHING"
@@ -356,7 +360,7 @@ def run(engine: Engine, statements: str) -> None:
         ),
     ],
 )
-def test_a_damaged_row_is_named(files: tuple[Database, Database], statement: str, row: str) -> None:
+def test_the_error_names_a_damaged_row(files: tuple[Database, Database], statement: str, row: str) -> None:
     source, target = files
     with closing(sqlite3.connect(str(source.engine.url.database))) as connection:
         connection.execute(statement)
@@ -368,8 +372,8 @@ def test_a_damaged_row_is_named(files: tuple[Database, Database], statement: str
     assert is_empty(target)
 
 
-def test_a_row_without_a_payload_is_named(files: tuple[Database, Database]) -> None:
-    """As in a file that was recovered: SQLite itself would refuse it."""
+def test_the_error_names_a_row_without_a_payload(files: tuple[Database, Database]) -> None:
+    """A recovered file can contain such a row; SQLite itself would refuse to insert it."""
     source, target = files
     with closing(sqlite3.connect(str(source.engine.url.database))) as connection:
         connection.execute("PRAGMA writable_schema = ON")
@@ -385,7 +389,7 @@ def test_a_row_without_a_payload_is_named(files: tuple[Database, Database]) -> N
     assert is_empty(target)
 
 
-def test_what_postgresql_cannot_store_is_named(to_postgresql: tuple[Database, Database]) -> None:
+def test_the_error_names_a_row_that_postgresql_cannot_store(to_postgresql: tuple[Database, Database]) -> None:
     source, target = to_postgresql
     with source.engine.begin() as connection:
         add(connection, events, (9, "a", "secret\0", "c"))
@@ -397,7 +401,7 @@ def test_what_postgresql_cannot_store_is_named(to_postgresql: tuple[Database, Da
     assert is_empty(target)
 
 
-def test_an_sqlite_file_can_store_it(files: tuple[Database, Database]) -> None:
+def test_an_sqlite_file_can_store_that_row(files: tuple[Database, Database]) -> None:
     source, target = files
     with source.engine.begin() as connection:
         add(connection, events, (9, "a", "a\0b", "c"))
@@ -407,7 +411,7 @@ def test_an_sqlite_file_can_store_it(files: tuple[Database, Database]) -> None:
 
 
 @pytest.mark.parametrize("pair", [("file", "postgresql"), ("postgresql", "file")], indirect=True, ids="-".join)
-def test_what_others_append_to_the_source_meanwhile_is_not_copied(
+def test_events_that_are_appended_to_the_source_meanwhile_are_not_copied(
     pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "PAGE_EVENTS", 2)
@@ -424,14 +428,14 @@ def test_what_others_append_to_the_source_meanwhile_is_not_copied(
 
 
 @pytest.mark.parametrize("pair", [("file", "postgresql"), ("postgresql", "file")], indirect=True, ids="-".join)
-def test_others_write_to_the_target_before_or_after(pair: tuple[Database, Database]) -> None:
+def test_other_writers_of_the_target_wait_for_the_copy(pair: tuple[Database, Database]) -> None:
     source, target = pair
     with ThreadPoolExecutor(2) as pool, Database.open(url=target.engine.url, maintain_projections=False) as other:
         later = [ProjectRenamed(project_id=PROJECT, name="later")]
         writers: list[Future[Any]] = []
 
         def write(done: int, total: int) -> None:
-            if not writers:  # the events are copied, and the settings not yet
+            if not writers:  # the events have been copied, the settings have not
                 writers.append(pool.submit(other.events.append_all, later))
                 writers.append(pool.submit(other.settings.set, "theme", "later"))
                 assert not wait(writers, timeout=0.3).done
@@ -453,7 +457,7 @@ def test_a_locked_target_is_unavailable(prepare: Prepare, monkeypatch: pytest.Mo
         copy_database(source, target)
 
 
-def test_a_commit_that_is_lost_says_so(to_postgresql: tuple[Database, Database]) -> None:
+def test_the_error_for_a_lost_commit(to_postgresql: tuple[Database, Database]) -> None:
     source, target = to_postgresql
     run(
         target.engine,
@@ -490,7 +494,7 @@ any_rows = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_an_index_of_what_was_there_before_is_not_kept(prepare: Prepare, kind: str) -> None:
+def test_the_index_of_earlier_rows_of_the_target_is_removed(prepare: Prepare, kind: str) -> None:
     trigger = "events_refuse_delete" if kind == "file" else "events_refuse_change ON events"
     other, query = UUID(int=7), EventQuery(project_id=PROJECT)
     with (

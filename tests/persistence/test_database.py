@@ -1,4 +1,4 @@
-"""The façade: transactions that only read, and the switch for projections."""
+"""`Database`: read transactions, and the argument that turns projections off."""
 
 from uuid import UUID
 
@@ -17,7 +17,7 @@ def created(number: int) -> list[OrchestrationEvent]:
 COUNT = select(func.count()).select_from(events)
 
 
-def test_a_read_transaction_sees_one_state_and_blocks_no_writer(migrated_lasting_url: URL) -> None:
+def test_a_read_transaction_sees_one_committed_state_and_blocks_no_writer(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url) as database:
         database.events.append_all(created(1))
         with database.read_transaction() as connection:
@@ -36,7 +36,7 @@ def test_a_read_transaction_does_not_wait_for_a_writer(migrated_lasting_url: URL
             assert connection.scalar(COUNT) == 0
 
 
-def test_projections_that_are_not_maintained_stay_as_they_are(database: Database, url: URL) -> None:
+def test_projections_that_are_not_maintained_do_not_change(database: Database, url: URL) -> None:
     alone = Database(database.engine, maintain_projections=False)
     alone.events.append_all(created(1))
 
@@ -46,6 +46,6 @@ def test_projections_that_are_not_maintained_stay_as_they_are(database: Database
 
 
 @pytest.mark.parametrize("projections", [True, False, "WordCount"])
-def test_the_switch_is_not_taken_for_a_list(projections: object) -> None:
+def test_projections_must_be_a_list(projections: object) -> None:
     with pytest.raises(TypeError, match="maintain_projections"):
         Database.open(url="sqlite://", projections=projections)  # type: ignore[arg-type]

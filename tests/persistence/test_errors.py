@@ -1,4 +1,4 @@
-"""Errors, and the values that appends depend on, as processes send them to each other."""
+"""Errors and append conditions can be copied and pickled, so that processes can exchange them."""
 
 import copy
 import pickle
@@ -23,7 +23,7 @@ ways = pytest.mark.parametrize(
 
 
 def an_error(kind: type[Exception]) -> Exception:
-    """Each attribute of it has another value."""
+    """Returns an error whose attributes all have different values."""
     if kind.__init__ in (errors.PersistenceError.__init__, ConfigError.__init__):
         return kind("a message")
     parameters = list(signature(kind).parameters.values())
@@ -33,7 +33,7 @@ def an_error(kind: type[Exception]) -> Exception:
 
 @ways
 @pytest.mark.parametrize("kind", [*ERRORS, ConfigError])
-def test_an_error_survives_the_way_to_another_process(
+def test_an_error_keeps_its_attributes_and_notes(
     kind: type[Exception], again: Callable[[Exception], Exception]
 ) -> None:
     error = an_error(kind)
@@ -47,13 +47,13 @@ def test_an_error_survives_the_way_to_another_process(
     assert vars(copied) == vars(error)
 
 
-def test_there_are_errors_with_attributes() -> None:
+def test_the_generated_errors_have_attributes() -> None:
     assert len(ERRORS) > 10
     assert vars(an_error(errors.ConcurrencyError)) == {"sequence": "sequence of it", "after": "after of it"}
 
 
 @ways
-def test_a_condition_survives_it_too(again: Callable[[Any], Any]) -> None:
+def test_a_condition_can_be_copied_and_pickled(again: Callable[[Any], Any]) -> None:
     query = EventQuery(event_types=["A"], thread_id=UUID(int=1), tags={"branch": "main", "number": 7})
     condition = AppendCondition(query, after=3)
 

@@ -89,7 +89,7 @@ def test_the_row_holds_type_payload_and_a_fixed_width_time(database: Database) -
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.lists(orchestration_events, max_size=6))
-def test_any_event_comes_back_equal(database: Database, batch: list[OrchestrationEvent]) -> None:
+def test_any_event_is_read_back_equal(database: Database, batch: list[OrchestrationEvent]) -> None:
     before = database.events.last_sequence()
 
     stored = database.events.append_all(batch)
@@ -100,14 +100,14 @@ def test_any_event_comes_back_equal(database: Database, batch: list[Orchestratio
 
 
 class TestJoiningATransaction:
-    def test_commit_is_left_to_the_caller(self, database: Database) -> None:
+    def test_the_caller_commits(self, database: Database) -> None:
         with database.engine.begin() as connection:
             stored = database.events.append_all(renamed("a", "b"), connection=connection)
             connection.execute(text("INSERT INTO settings VALUES ('k', '1')"))
 
         assert database.events.replay_all() == stored
 
-    def test_rollback_undoes_events_and_frees_their_numbers(self, database: Database) -> None:
+    def test_a_rollback_removes_the_events_and_frees_their_sequences(self, database: Database) -> None:
         database.events.append_all(renamed("a"))
         with database.engine.connect() as connection:
             stored = database.events.append_all(renamed("b", "c"), connection=connection)
@@ -148,7 +148,7 @@ class TestJoiningATransaction:
         assert third.sequence == 2
         assert names(database.events.replay_all()) == ["a", "c"]
 
-    def test_two_appends_count_on(self, database: Database) -> None:
+    def test_two_appends_have_consecutive_sequences(self, database: Database) -> None:
         with database.engine.begin() as connection:
             first = database.events.append_all(renamed("a"), connection=connection)
             second = database.events.append_all(renamed("b"), connection=connection)
@@ -156,7 +156,7 @@ class TestJoiningATransaction:
         assert [s.sequence for s in first + second] == [1, 2]
 
     @pytest.mark.parametrize("outcome", ["commit", "rollback"])
-    def test_on_an_engine_made_elsewhere(self, sqlite_url: URL, outcome: str) -> None:
+    def test_works_on_an_engine_of_the_application(self, sqlite_url: URL, outcome: str) -> None:
         upgrade(create_engine(sqlite_url))
         engine = sqlalchemy.create_engine(sqlite_url)
         store = EventStore(engine)
@@ -169,7 +169,7 @@ class TestJoiningATransaction:
         engine.dispose()
 
 
-def test_a_store_alone_works_on_an_engine_made_elsewhere(lasting_url: URL) -> None:
+def test_an_event_store_works_on_an_engine_of_the_application(lasting_url: URL) -> None:
     own = create_engine(lasting_url)
     upgrade(own)
     own.dispose()
@@ -186,7 +186,7 @@ def test_a_store_alone_works_on_an_engine_made_elsewhere(lasting_url: URL) -> No
 
 @pytest.mark.usefixtures("small_pages")
 @pytest.mark.parametrize("size", [1, 2, 16, 17, 18, 33, 40, 1_000])
-def test_a_batch_of_any_size_is_stored_in_its_order(database: Database, size: int) -> None:
+def test_a_batch_of_any_size_is_stored_in_order(database: Database, size: int) -> None:
     log = [s for start in (0, size) for s in database.events.append_all(renamed(*map(str, range(start, start + size))))]
 
     assert [(s.sequence, s.event.name) for s in log] == [(n + 1, str(n)) for n in range(2 * size)]  # type: ignore[union-attr]
@@ -208,7 +208,7 @@ class TestStream:
 
         assert list(database.events.stream(after=after, limit=limit)) == stored[after:][:limit]
 
-    def test_of_some_types(self, database: Database) -> None:
+    def test_yields_only_the_given_types(self, database: Database) -> None:
         created = ProjectCreated(project_id=PROJECT, name="n", path="/n")
         database.events.append_all([*renamed(*"abcdefghijkl"), created, *renamed("z"), created])
 
@@ -218,7 +218,7 @@ class TestStream:
         assert list(database.events.stream(event_types=["ProjectCreated"], limit=1)) == found[:1]
         assert list(database.events.stream(event_types=[])) == []
 
-    def test_meets_what_is_stored_while_it_runs_once_and_in_order(self, database: Database) -> None:
+    def test_yields_events_that_are_stored_while_it_runs_once_and_in_order(self, database: Database) -> None:
         database.events.append_all(renamed(*map(str, range(15))))
         seen = []
         for stored in database.events.stream():
@@ -239,7 +239,7 @@ class TestStream:
         assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         assert len(list(stream)) == 20
 
-    def test_a_page_ends_early_at_large_events(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_large_events_make_a_page_shorter(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pages, "PAGE_EVENTS", 1_000)
         monkeypatch.setattr(pages, "FETCHED_EVENTS", 1)
         monkeypatch.setattr(pages, "PAGE_CHARACTERS", 3_000_000)
@@ -251,7 +251,7 @@ class TestStream:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
 
-        # The client of PostgreSQL holds the whole page that the server sends.
+        # PostgreSQL's client keeps the whole page that the server sends.
         assert peak < (8_000_000 if database.engine.dialect.name == "sqlite" else 60_000_000)
 
     @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_every_query_is_served_by_an_index_in_postgresql_too(migrated_postgresql
         connection.cursor_factory = Noting
 
     with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
-        database.events.append_all(renamed("a") * 5_000)  # of a few rows, the server would read all
+        database.events.append_all(renamed("a") * 5_000)  # with few rows, the server would choose a sequential scan
         with database.engine.begin() as connection:
             connection.execute(text("ANALYZE events"))
         database.close()
@@ -345,14 +345,14 @@ def test_every_query_is_served_by_an_index_in_postgresql_too(migrated_postgresql
                 cursor.execute(f"EXPLAIN {query}", parameters)
                 plans.append("\n".join(line for (line,) in cursor.fetchall()))
 
-    assert len(plans) == 4  # the append numbers its rows on from the last
+    assert len(plans) == 4  # the append reads the last sequence
     for plan in plans:
         assert re.search(r"Index (Only )?Scan .*using (pk_events|idx_events_sequence) on events", plan), plan
         assert "Seq Scan" not in plan
 
 
 @pytest.mark.slow
-def test_streaming_a_million_events_keeps_memory_flat(sqlite_url: URL) -> None:
+def test_memory_stays_constant_while_a_million_events_are_streamed(sqlite_url: URL) -> None:
     chunk = MessageChunkReceived(message_id=uuid4(), turn_id=uuid4(), thread_id=uuid4(), delta="x" * 40)
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         for _ in range(20):
@@ -371,7 +371,7 @@ def test_streaming_a_million_events_keeps_memory_flat(sqlite_url: URL) -> None:
         assert highest - before < 30_000_000
 
 
-def test_a_failed_read_is_told_apart_from_an_end(sqlite_url: URL) -> None:
+def test_a_failed_read_is_not_mistaken_for_the_end_of_the_log(sqlite_url: URL) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(renamed("a"))
         with database.engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""Processes, threads and logging handlers that open a database while it is migrated."""
+"""Processes, threads and logging handlers open a database while it is migrated."""
 
 import sqlite3
 import threading
@@ -28,7 +28,7 @@ def test_sixteen_processes_open_the_same_new_database(lasting_url: URL) -> None:
     assert revision_of(lasting_url) == [revisions()[-1]]
 
 
-def test_processes_open_the_same_new_database_whatever_isolation_the_server_has(postgresql_url: URL) -> None:
+def test_processes_open_the_same_new_database_with_every_default_isolation_level(postgresql_url: URL) -> None:
     options = rf"{postgresql_url.query['options']} -cdefault_transaction_isolation=repeatable\ read"
     url = address(postgresql_url.update_query_dict({"options": options}))
     barrier = processes.context.Barrier(4)
@@ -75,13 +75,13 @@ def test_threads_open_the_same_new_database_at_the_same_time(lasting_url: URL, a
         assert sorted(pool.map(open_and_append, range(8))) == list(range(1, 9))
 
 
-def test_a_process_forked_in_the_middle_of_a_migration_opens_a_database(tmp_path: Path) -> None:
+def test_a_process_that_was_forked_during_a_migration_opens_a_database(tmp_path: Path) -> None:
     url, url_of_child = (f"sqlite:///{tmp_path}/{name}.db" for name in ("parent", "child"))
 
     assert processes.run(migration_processes.fork_while_another_thread_migrates, url, url_of_child) == 0
 
 
-def test_a_reader_of_the_old_database_reads_on_while_it_is_migrated(populated_url: URL) -> None:
+def test_a_reader_of_the_old_database_continues_during_the_migration(populated_url: URL) -> None:
     with closing(sqlite3.connect(file_of(populated_url))) as reader:
         reader.execute("BEGIN")
         before = reader.execute("SELECT * FROM events").fetchall()
@@ -91,7 +91,7 @@ def test_a_reader_of_the_old_database_reads_on_while_it_is_migrated(populated_ur
         assert reader.execute("SELECT * FROM events").fetchall() == before
 
 
-def test_a_writer_of_the_old_database_is_waited_for_and_no_longer_than_configured(populated_url: URL) -> None:
+def test_a_migration_waits_for_a_writer_no_longer_than_configured(populated_url: URL) -> None:
     path = file_of(populated_url)
     before = state_of(populated_url)
     with closing(sqlite3.connect(path)) as writer:
@@ -105,7 +105,7 @@ def test_a_writer_of_the_old_database_is_waited_for_and_no_longer_than_configure
 
 
 @pytest.mark.parametrize("logger", ["", "alembic"])
-def test_a_logging_handler_that_opens_the_database_in_its_migration_gets_an_error(
+def test_a_logging_handler_that_opens_the_database_during_its_migration_gets_an_error(
     lasting_url: URL, tmp_path: Path, logger: str
 ) -> None:
     rows = populate(lasting_url, "001_initial", tmp_path)
@@ -131,6 +131,6 @@ def test_a_logging_handler_may_open_another_database_that_is_up_to_date(populate
         assert len(database.events.replay_all()) == len(outcomes)
 
 
-def test_a_logging_handler_with_a_thread_of_its_own_waits_for_the_migration(lasting_url: URL) -> None:
+def test_a_thread_of_a_logging_handler_waits_for_the_migration(lasting_url: URL) -> None:
     assert processes.run(migration_processes.open_while_a_thread_of_a_handler_opens, address(lasting_url)) == ["stored"]
     assert revision_of(lasting_url) == [revisions()[-1]]

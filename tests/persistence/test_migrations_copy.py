@@ -1,4 +1,4 @@
-"""The copy of a file that is made before it is migrated."""
+"""A file with rows is copied before it is migrated."""
 
 import signal
 import sqlite3
@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 from alembic import command
 from helpers import migration_processes, processes
-from helpers.migrated_databases import file_of, migrate, mode_of, names_in, rows_of, stand_in_the_way, state_of
+from helpers.migrated_databases import file_of, make_migration_fail, migrate, mode_of, names_in, rows_of, state_of
 from sqlalchemy import URL
 
 from peon.persistence import Database, MigrationFailed
@@ -29,7 +29,7 @@ def test_a_populated_file_is_copied_before_it_is_migrated(populated_url: URL, mo
     assert state_of(URL.create("sqlite", database=str(copy))) == before
 
 
-def test_the_copy_holds_what_is_only_in_the_write_ahead_log(populated_url: URL) -> None:
+def test_the_copy_contains_rows_that_are_only_in_the_write_ahead_log(populated_url: URL) -> None:
     with closing(sqlite3.connect(file_of(populated_url))) as writer:
         writer.execute("PRAGMA wal_autocheckpoint = 0")
         writer.execute("INSERT INTO settings VALUES ('late', 'row')")
@@ -41,7 +41,7 @@ def test_the_copy_holds_what_is_only_in_the_write_ahead_log(populated_url: URL) 
     assert {"key": "late", "value": "row"} in rows_of(copy)["settings"]
 
 
-def test_the_copy_takes_the_place_of_the_database(populated_url: URL) -> None:
+def test_the_copy_can_replace_the_database(populated_url: URL) -> None:
     path = file_of(populated_url)
     with Database.open(url=populated_url, maintain_projections=False) as database:
         log = database.events.replay_all()
@@ -64,7 +64,7 @@ def test_there_is_no_copy_of_a_database_without_rows(sqlite_url: URL, revision: 
 
 def test_a_second_failing_attempt_replaces_the_copy(populated_url: URL) -> None:
     path = file_of(populated_url)
-    stand_in_the_way(path, "update")
+    make_migration_fail(path, "update")
     with pytest.raises(MigrationFailed):
         Database.open(url=populated_url, maintain_projections=False)
     with closing(sqlite3.connect(path)) as connection:
@@ -80,10 +80,10 @@ def test_a_second_failing_attempt_replaces_the_copy(populated_url: URL) -> None:
     assert names_in(path.parent) == [path.name, copy.name]
 
 
-def test_a_copy_is_sound_though_the_last_reader_of_the_one_it_replaces_was_killed(populated_url: URL) -> None:
+def test_a_copy_is_sound_after_the_last_reader_of_an_earlier_copy_was_killed(populated_url: URL) -> None:
     path = file_of(populated_url)
     copy = path.with_name("peon.db.001_initial.backup")
-    stand_in_the_way(path, "update")
+    make_migration_fail(path, "update")
     with pytest.raises(MigrationFailed):
         Database.open(url=populated_url, maintain_projections=False)
     assert processes.exit_codes(migration_processes.write_and_die, [(str(copy),)]) == [-signal.SIGKILL]

@@ -14,12 +14,12 @@ from helpers.migrated_databases import (
     cut_to,
     engine_of,
     file_of,
+    make_migration_fail,
     names_in,
     populate,
     revision_of,
     rows_of,
     schema_of,
-    stand_in_the_way,
     state_of,
     thaw,
 )
@@ -30,7 +30,7 @@ from peon.persistence.migrations import revisions
 
 
 def kill_after_statement(url: URL, number: int) -> bool:
-    """Returns whether there was a statement of that number to kill the migration after."""
+    """Kills the migration after a statement; returns `False` if there are fewer statements."""
     schema, rows = schema_of(url), rows_of(url)
     (code,) = processes.exit_codes(migration_processes.open_and_die_after_statement, [(address(url), number)])
     if code == 0:
@@ -64,7 +64,7 @@ def test_a_migration_killed_after_any_statement_leaves_the_old_schema_and_can_be
 
 
 @pytest.mark.slow
-def test_a_migration_of_a_server_database_killed_at_times_leaves_the_old_schema(postgresql_url: URL) -> None:
+def test_a_migration_of_a_server_database_killed_at_any_time_leaves_the_old_schema(postgresql_url: URL) -> None:
     for number in count(5, step=6):
         if not kill_after_statement(postgresql_url, number):
             assert number > 20, "hardly a migration"
@@ -86,7 +86,7 @@ def test_a_migration_killed_before_its_commit_leaves_the_old_schema(lasting_url:
     assert cut_to(before[1], rows_of(lasting_url)) == before[1]
 
 
-def test_a_copy_is_never_half_a_copy(populated_url: URL) -> None:
+def test_a_killed_copy_does_not_have_the_name_of_a_copy(populated_url: URL) -> None:
     before = state_of(populated_url)
     folder = file_of(populated_url).parent
 
@@ -102,9 +102,9 @@ def test_a_copy_is_never_half_a_copy(populated_url: URL) -> None:
 
 
 @pytest.mark.parametrize("operation", ["update", "delete"])  # the first statement of revision 002, and its second
-def test_a_failing_migration_leaves_the_file_as_it_was_and_names_the_copy(populated_url: URL, operation: str) -> None:
+def test_a_failing_migration_leaves_the_file_unchanged_and_names_the_copy(populated_url: URL, operation: str) -> None:
     path = file_of(populated_url)
-    stand_in_the_way(path, operation)
+    make_migration_fail(path, operation)
     before = state_of(populated_url)
 
     with pytest.raises(MigrationFailed) as caught:
@@ -120,9 +120,9 @@ def test_a_failing_migration_leaves_the_file_as_it_was_and_names_the_copy(popula
     assert names_in(path.parent) == [path.name, copy.name]
 
 
-def test_a_migration_succeeds_once_nothing_stands_in_its_way(populated_url: URL) -> None:
+def test_a_migration_succeeds_after_the_cause_of_its_failure_is_removed(populated_url: URL) -> None:
     path = file_of(populated_url)
-    stand_in_the_way(path, "delete")
+    make_migration_fail(path, "delete")
     with pytest.raises(MigrationFailed):
         Database.open(url=populated_url, maintain_projections=False)
     with closing(sqlite3.connect(path)) as connection:
@@ -133,7 +133,7 @@ def test_a_migration_succeeds_once_nothing_stands_in_its_way(populated_url: URL)
     assert revision_of(populated_url) == [revisions()[-1]]
 
 
-def test_a_failing_migration_leaves_a_server_database_as_it_was(postgresql_url: URL, tmp_path: Path) -> None:
+def test_a_failing_migration_leaves_a_server_database_unchanged(postgresql_url: URL, tmp_path: Path) -> None:
     populate(postgresql_url, "001_initial", tmp_path)
     with engine_of(postgresql_url) as engine, engine.begin() as connection:
         connection.exec_driver_sql("CREATE FUNCTION events_refuse_change() RETURNS int LANGUAGE sql AS 'SELECT 1'")

@@ -1,4 +1,4 @@
-"""Opening a database: without Alembic when it is up to date, and private when it is new."""
+"""An up-to-date database opens without Alembic; a new database is private to its owner."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def test_an_up_to_date_database_opens_without_alembic(lasting_url: URL) -> None:
     assert done.stdout == "[]\n"
 
 
-def test_an_up_to_date_database_is_not_written_when_it_is_opened(sqlite_url: URL) -> None:
+def test_opening_an_up_to_date_database_writes_nothing(sqlite_url: URL) -> None:
     path = thaw(revisions()[-1], file_of(sqlite_url))
     content, modified = path.read_bytes(), path.stat().st_mtime_ns
 
@@ -57,7 +57,7 @@ def test_a_new_database_is_private_to_its_owner(tmp_path: Path, an_event: Orches
     assert mode_of(folder) == 0o700
 
 
-def test_the_mode_of_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+def test_the_mode_of_an_existing_folder_does_not_change(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     folder.chmod(0o751)
@@ -67,7 +67,7 @@ def test_the_mode_of_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     assert mode_of(folder) == 0o751
 
 
-def test_the_mode_of_an_existing_file_is_left_alone(populated_url: URL) -> None:
+def test_the_mode_of_an_existing_file_does_not_change(populated_url: URL) -> None:
     file_of(populated_url).chmod(0o640)
 
     Database.open(url=populated_url, maintain_projections=False).close()

@@ -1,4 +1,4 @@
-"""Databases that are refused: out of date, too new, or another application's."""
+"""Databases are refused if they are out of date, too new, or belong to another application."""
 
 import os
 import sqlite3
@@ -21,7 +21,7 @@ FUTURE = "999_future"
 
 
 @pytest.mark.parametrize("revision", [None, "001_initial"])
-def test_a_database_out_of_date_is_refused_with_the_command_that_helps(
+def test_the_error_for_a_database_out_of_date_names_the_command_to_run(
     lasting_url: URL, tmp_path: Path, revision: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if revision:
@@ -86,7 +86,7 @@ def test_a_file_of_a_newer_version_is_refused_and_not_touched(sqlite_url: URL, m
 def test_a_file_of_another_application_is_refused_and_not_touched(sqlite_url: URL, migrate_it: bool) -> None:
     path = file_of(sqlite_url)
     path.parent.mkdir()
-    # As most applications leave it: with a rollback journal.
+    # Most applications use a rollback journal.
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL);"
@@ -101,7 +101,7 @@ def test_a_file_of_another_application_is_refused_and_not_touched(sqlite_url: UR
     assert names_in(path.parent) == ["peon.db"]
 
 
-def test_a_log_further_down_the_search_path_is_another(postgresql_url: URL, url_before_another: URL) -> None:
+def test_a_log_in_a_later_schema_of_the_search_path_is_ignored(postgresql_url: URL, url_before_another: URL) -> None:
     with Database.open(url=postgresql_url, maintain_projections=False) as behind:
         stored = behind.events.append_all([ProjectRenamed(project_id=uuid4(), name="tides")])
         with pytest.raises(SchemaOutOfDate):
@@ -114,7 +114,7 @@ def test_a_log_further_down_the_search_path_is_another(postgresql_url: URL, url_
     assert revision_of(url_before_another) == revision_of(postgresql_url) == [revisions()[-1]]
 
 
-def test_so_is_another_applications_table_of_revisions(postgresql_url: URL, url_before_another: URL) -> None:
+def test_a_table_of_revisions_in_a_later_schema_is_ignored(postgresql_url: URL, url_before_another: URL) -> None:
     with engine_of(postgresql_url) as engine, engine.begin() as connection:
         connection.execute(text("CREATE TABLE alembic_version AS SELECT 'theirs' AS version_num"))
 

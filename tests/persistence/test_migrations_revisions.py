@@ -1,4 +1,4 @@
-"""Databases of every revision come to the newest one with their rows, and go back."""
+"""Databases of every revision can be upgraded to the newest one and downgraded again, with their rows."""
 
 import ast
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_known_revisions_are_those_of_alembic_in_its_order() -> None:
     assert [Path(script.path).stem for script in in_order] == [script.revision for script in in_order]
 
 
-def test_a_revision_script_depends_on_nothing_that_may_change_in_peon() -> None:
+def test_revision_scripts_import_nothing_from_peon() -> None:
     for path in (alembic_folder() / "alembic" / "versions").glob("*.py"):
         imported = {
             name
@@ -72,7 +72,7 @@ def test_a_database_of_any_revision_becomes_like_a_new_one_with_its_rows(
 
 
 @pytest.mark.parametrize("revision", revisions())
-def test_a_database_of_any_revision_goes_on_counting(
+def test_sequences_continue_in_a_database_of_any_revision(
     sqlite_url: URL, revision: str, an_event: OrchestrationEvent
 ) -> None:
     thaw(revision, file_of(sqlite_url))
@@ -82,7 +82,7 @@ def test_a_database_of_any_revision_goes_on_counting(
         assert [stored.sequence for stored in database.events.append_all([an_event, an_event])] == [last + 1, last + 2]
 
 
-def test_an_upgrade_in_steps_ends_where_one_at_once_does(lasting_url: URL, tmp_path: Path) -> None:
+def test_an_upgrade_in_steps_equals_an_upgrade_at_once(lasting_url: URL, tmp_path: Path) -> None:
     rows = populate(lasting_url, revisions()[0], tmp_path)
     for revision in revisions()[1:]:
         migrate(lasting_url, command.upgrade, revision)
@@ -95,7 +95,7 @@ def test_an_upgrade_in_steps_ends_where_one_at_once_does(lasting_url: URL, tmp_p
     assert schema_of(lasting_url) == in_steps
 
 
-def test_each_revision_can_be_undone_and_done_again(lasting_url: URL, tmp_path: Path) -> None:
+def test_each_revision_can_be_downgraded_and_upgraded_again(lasting_url: URL, tmp_path: Path) -> None:
     rows = populate(lasting_url, revisions()[-1], tmp_path)
     for revision in reversed(revisions()):
         schema = schema_of(lasting_url)

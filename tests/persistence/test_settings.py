@@ -1,4 +1,4 @@
-"""Settings: any JSON value is read back, other values are refused, and no key is lost."""
+"""Any JSON value can be a setting, other values are refused, and no key is lost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def settings(database: Database) -> SettingsStore:
 
 @profile(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=texts.filter(lambda key: "\0" not in key), value=json_values)
-def test_any_json_value_comes_back(settings: SettingsStore, key: str, value: Any) -> None:
+def test_any_json_value_is_read_back(settings: SettingsStore, key: str, value: Any) -> None:
     settings.set(key, value)
 
     found = settings.get(key, "nothing")
@@ -61,14 +61,14 @@ def test_a_setting_is_replaced_and_removed(settings: SettingsStore) -> None:
     assert settings.get("theme") is None
 
 
-def test_all_are_in_the_order_of_their_keys(settings: SettingsStore) -> None:
+def test_all_settings_are_in_the_order_of_their_keys(settings: SettingsStore) -> None:
     for key in ("b", "a", "c"):
         settings.set(key, None)
 
     assert list(settings.all().items()) == [("a", None), ("b", None), ("c", None)]
 
 
-def test_a_default_is_for_what_is_not_there(settings: SettingsStore) -> None:
+def test_a_missing_key_returns_the_default(settings: SettingsStore) -> None:
     settings.set("null", None)
 
     assert settings.get("theme", "dark") == "dark"
@@ -91,7 +91,7 @@ def test_a_default_is_for_what_is_not_there(settings: SettingsStore) -> None:
         ("2026-01-02T03:04:05Z", datetime, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
     ],
 )
-def test_a_setting_is_validated_as_what_it_is_asked_for(
+def test_a_setting_is_validated_with_the_requested_type(
     settings: SettingsStore, value: Any, kind: Any, expected: object
 ) -> None:
     settings.set("key", value)
@@ -102,7 +102,9 @@ def test_a_setting_is_validated_as_what_it_is_asked_for(
 @pytest.mark.parametrize(
     ("value", "kind"), [(HIDDEN, int), ({"width": HIDDEN}, Window), ({"width": 1, "title": [HIDDEN]}, Window)]
 )
-def test_what_is_not_of_the_type_is_told_and_not_shown(settings: SettingsStore, value: Any, kind: Any) -> None:
+def test_the_error_for_a_value_of_another_type_does_not_show_the_value(
+    settings: SettingsStore, value: Any, kind: Any
+) -> None:
     settings.set("key", value)
 
     with pytest.raises(SettingError, match=r"'key'.*not of the type that was asked for") as caught:
@@ -131,7 +133,7 @@ def test_what_is_not_of_the_type_is_told_and_not_shown(settings: SettingsStore, 
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_json_is_refused_before_it_is_written(settings: SettingsStore, value: object) -> None:
+def test_a_value_that_is_not_json_is_refused_before_it_is_written(settings: SettingsStore, value: object) -> None:
     settings.set("key", "before")
 
     with pytest.raises(SettingError, match="'key'"):
@@ -159,12 +161,12 @@ def test_a_key_that_cannot_be_stored_is_refused(settings: SettingsStore, key: st
 
 
 @pytest.mark.parametrize("key", [None, 5, b"a"])
-def test_a_key_is_text(settings: SettingsStore, key: Any) -> None:
+def test_a_key_must_be_text(settings: SettingsStore, key: Any) -> None:
     with pytest.raises(TypeError, match="the key of a setting must be text"):
         settings.set(key, 1)
 
 
-def test_a_row_that_is_no_json_is_told(database: Database) -> None:
+def test_the_error_for_a_row_that_is_not_json(database: Database) -> None:
     with database.engine.begin() as connection:
         connection.execute(text("INSERT INTO settings VALUES ('broken', :value)"), {"value": HIDDEN})
     for use in (lambda: database.settings.get("broken"), database.settings.all):
@@ -190,7 +192,7 @@ class TestJoiningATransaction:
         assert database.settings.all() == {"new": 1}
         assert database.events.last_sequence() == 1
 
-    def test_or_not_at_all(self, database: Database) -> None:
+    def test_neither_settings_nor_events_are_stored_after_a_rollback(self, database: Database) -> None:
         with database.engine.connect() as connection:
             database.settings.set("new", 1, connection=connection)
             database.events.append_all([self.event()], connection=connection)
@@ -229,14 +231,14 @@ def test_processes_that_set_different_keys_lose_none(migrated_lasting_url: URL) 
     assert found == {f"{process}-{number}": number for process in range(4) for number in range(25)}
 
 
-def test_a_locked_database_is_told(sqlite_url: URL) -> None:
+def test_the_error_for_a_locked_database(sqlite_url: URL) -> None:
     with Database.open(AppConfig(database={"busy_timeout": 0.05}), url=sqlite_url) as database:
         with database.engine.begin(), pytest.raises(StoreUnavailable, match="locked"):
             database.settings.set("theme", HIDDEN)
         assert database.settings.all() == {}
 
 
-def test_missing_tables_are_told(tmp_path: Path) -> None:
+def test_the_error_for_missing_tables(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path}/empty.db")
     settings = SettingsStore(engine)
     for use in (lambda: settings.get("a"), lambda: settings.set("a", HIDDEN), settings.all):

@@ -1,4 +1,4 @@
-"""Makes the frozen database of the newest revision: `python tests/data/databases/freeze.py`."""
+"""Creates the frozen database of the newest revision: `python tests/data/databases/freeze.py`."""
 
 import sqlite3
 import sys

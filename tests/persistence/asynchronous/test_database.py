@@ -1,9 +1,10 @@
-"""The asynchronous face: the same as that of threads, on every backend, without blocking the event loop."""
+"""The asynchronous API equals that of threads on every backend, and does not block the event loop."""
 
 import asyncio
 import gc
 import inspect
 import random
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,7 +55,7 @@ from peon.persistence.schema import events as log
 PATIENCE = 60
 
 COUNT = 10_000
-"""Of events in a long log."""
+"""The number of events in a long log."""
 
 Story = Callable[[AsyncDatabase], Awaitable[None]]
 Work = Callable[[AsyncDatabase], Awaitable[Any]]
@@ -82,24 +83,38 @@ async def opened(
     ):
         yield database
         await database.events.close()
-        assert database.engine.pool.checkedout() == 0, "a connection was not given back"  # type: ignore[attr-defined]
+        assert database.engine.pool.checkedout() == 0, "a connection was not returned to the pool"  # type: ignore[attr-defined]
 
 
 def run(url: URL, story: Story, *, maintain_projections: bool = True, config: AppConfig | None = None) -> None:
-    async def told() -> None:
+    async def tell() -> None:
         async with opened(url, maintain_projections=maintain_projections, config=config) as database:
             await story(database)
 
-    asyncio.run(told())
+    asyncio.run(tell())
 
 
 def clocks() -> tuple[float, float]:
-    """Returns the processor time of this thread, and the time of day."""
+    """Returns the processor time of this thread, and the elapsed time."""
     return time.thread_time(), time.perf_counter()
 
 
 def names(stored: list[Any]) -> list[str]:
     return [s.event.name for s in stored]
+
+
+def parameters_of(function: Callable[..., Any]) -> list[tuple[Any, ...]]:
+    """Returns name, kind, default and type of each parameter; only the type of a connection may differ."""
+    return [
+        (
+            each.name,
+            each.kind,
+            each.default,
+            re.sub(r"[\w.]+\.(Async)?Connection\b", "Connection", str(each.annotation)),
+        )
+        for each in inspect.signature(function).parameters.values()
+        if each.name != "self"
+    ]
 
 
 class TestFace:
@@ -116,21 +131,20 @@ class TestFace:
         ],
         ids=lambda face: face if isinstance(face, str) else getattr(face, "__name__", "face"),
     )
-    def test_is_the_same(self, synchronous: Any, asynchronous: Any) -> None:
+    def test_has_the_members_and_parameters_of_the_synchronous_api(self, synchronous: Any, asynchronous: Any) -> None:
         async def member() -> Any:
             async with opened(URL.create("sqlite", database=":memory:")) as database:
                 return database if asynchronous == "database" else getattr(database, asynchronous)
 
         face = asyncio.run(member()) if isinstance(asynchronous, str) else asynchronous
-        apart = {"apply"}  # for the transactions of others, which an event loop has none of
+        apart = {"apply"}  # AsyncEventStore calls it on the synchronous object
         for name in {name for name in dir(synchronous) if not name.startswith("_")} - apart:
             mine, other = getattr(synchronous, name), getattr(face, name, None)
             if name == "position" and isinstance(mine, property):
                 continue  # there it is an attribute of the instance
             assert other is not None, name
             if inspect.isfunction(mine) or inspect.ismethod(mine):
-                expected = [p for p in inspect.signature(mine).parameters if p != "self"]
-                assert [p for p in inspect.signature(other).parameters if p != "self"] == expected, name
+                assert parameters_of(other) == parameters_of(mine), name
 
     def test_appends_and_reads(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
@@ -161,7 +175,7 @@ class TestFace:
 
         run(url, story)
 
-    def test_refuses_what_must_not_be_stored(self, url: URL, migrated: None) -> None:
+    def test_raises_the_same_errors_for_appends(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             event, command = created(), uuid4()
             stored = await database.events.append_all([event], command_id=command)
@@ -178,7 +192,7 @@ class TestFace:
 
         run(url, story)
 
-    def test_takes_part_in_a_transaction_of_the_callers_own(self, url: URL, migrated: None) -> None:
+    def test_takes_part_in_a_transaction_of_the_caller(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             async with database.engine.connect() as connection:
                 await database.events.append_all([created()], connection=connection)
@@ -195,7 +209,7 @@ class TestFace:
 
         run(url, story)
 
-    def test_a_database_of_threads_is_read_and_written(self, migrated_lasting_url: URL) -> None:
+    def test_reads_and_writes_a_database_that_threads_created(self, migrated_lasting_url: URL) -> None:
         with Database.open(url=migrated_lasting_url) as database:
             stored = database.events.append_all([created("a")])
 
@@ -208,7 +222,7 @@ class TestFace:
             assert database.events.replay_all() == stored
             assert database.projections.verify() == []
 
-    def test_an_event_that_cannot_be_decoded_comes_after_those_before_it(self, url: URL, migrated: None) -> None:
+    def test_a_stream_yields_the_events_before_an_undecodable_one(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             await database.events.append_all([renamed()] * 7)
             row = {"sequence": 8, "event_type": "Unheard", "payload": "{}", "stored_at": "2026-01-01T00:00:00.000000Z"}
@@ -224,7 +238,7 @@ class TestFace:
 
         run(url, story, maintain_projections=False)
 
-    def test_refuses_what_threads_are_refused(self, sqlite_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_raises_the_same_errors_when_it_opens(self, sqlite_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
         async def open_database(**arguments: Any) -> None:
             await AsyncDatabase.open(**arguments)
 
@@ -238,7 +252,7 @@ class TestFace:
         with pytest.raises(PersistenceError, match="extra 'async'"):
             asyncio.run(open_database(url=sqlite_url))
 
-    def test_databases_in_memory_are_apart(self) -> None:
+    def test_databases_in_memory_are_separate(self) -> None:
         async def story() -> None:
             url = URL.create("sqlite", database=":memory:")
             databases = await asyncio.gather(*(AsyncDatabase.open(url=url) for _ in range(3)))
@@ -251,7 +265,7 @@ class TestFace:
 
 
 class TestTasks:
-    def test_share_commits_and_keep_their_own_results(self, url: URL, migrated: None) -> None:
+    def test_share_commits_and_get_their_own_results(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             async def append(number: int) -> list[int]:
                 batch: list[OrchestrationEvent] = [created(f"{number}-{part}") for part in range(number % 3 + 1)]
@@ -270,7 +284,7 @@ class TestTasks:
 
         run(url, story)
 
-    def test_one_of_many_wins_each_round(self, url: URL, migrated: None) -> None:
+    def test_exactly_one_of_many_wins_each_round(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             for _ in range(10):
                 last = await database.events.last_sequence()
@@ -284,7 +298,7 @@ class TestTasks:
 
         run(url, story, maintain_projections=False)
 
-    def test_an_append_from_inside_an_append_is_refused(self, url: URL, migrated: None) -> None:
+    def test_an_append_within_an_append_is_refused(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             inner: EventStore[OrchestrationEvent] = database.events._store
             refused: list[PersistenceError] = []
@@ -316,7 +330,7 @@ class TestTasks:
         ],
         ids=["replay", "append", "snapshot", "list", "rebuild", "verify"],
     )
-    def test_go_on_during_long_work_of_another(self, migrated_lasting_url: URL, work: Work) -> None:
+    def test_run_during_long_work_of_another_task(self, migrated_lasting_url: URL, work: Work) -> None:
         with Database.open(url=migrated_lasting_url) as database:
             database.events.append_all([created("x" * 200) for _ in range(COUNT)])
 
@@ -332,7 +346,7 @@ class TestTasks:
                     last = now
 
             ticking = asyncio.create_task(tick())
-            gc.disable()  # collecting what other tests have left takes long
+            gc.disable()  # collecting the garbage of other tests takes long
             try:
                 start = clocks()
                 await work(database)
@@ -343,14 +357,14 @@ class TestTasks:
             assert len(gaps) >= COUNT / PAUSE_ITEMS, "other tasks did not get their turn between portions of the work"
             computed, passed = (max(gap) for gap in zip(*gaps, strict=True))
             assert computed < (end[0] - start[0]) / 5
-            assert passed < (end[1] - start[1]) / 2  # not less, as other processes take their time, too
+            assert passed < (end[1] - start[1]) / 2  # not a smaller part: other processes use the machine, too
 
         run(migrated_lasting_url, story)
 
 
 class TestCancellation:
     @pytest.mark.parametrize("seed", [1])
-    def test_at_random_points_leaves_the_log_whole(self, url: URL, migrated: None, seed: int) -> None:
+    def test_at_random_points_leaves_no_partial_batch(self, url: URL, migrated: None, seed: int) -> None:
         chance = random.Random(seed)
 
         async def story(database: AsyncDatabase) -> None:
@@ -386,7 +400,7 @@ class TestCancellation:
 
         run(url, story)
 
-    def test_in_a_transaction_of_the_callers_own_leaves_that_whole(self, url: URL, migrated: None) -> None:
+    def test_in_a_transaction_of_the_caller_leaves_no_partial_transaction(self, url: URL, migrated: None) -> None:
         chance = random.Random(1)
 
         async def story(database: AsyncDatabase) -> None:
@@ -404,18 +418,18 @@ class TestCancellation:
                 if database.engine.url.database == ":memory:" and any(
                     isinstance(outcome, StoreUnavailable | SQLAlchemyError) for outcome in outcomes
                 ):
-                    return  # SQLAlchemy has closed the connection in the middle of its own BEGIN, and says so
+                    return  # SQLAlchemy reports that it closed the connection during its own BEGIN
                 assert isinstance(outcomes[0], asyncio.CancelledError | None)
                 assert outcomes[1] is None
             stored = names(await database.events.replay_all())
             assert sorted(stored) == sorted(await database.settings.all())
             assert {f"{attempt}-1" for attempt in range(60)} <= set(stored)
 
-        # Where SQLAlchemy has closed the only connection of a database in memory, the other task waits in vain.
+        # If SQLAlchemy closes the only connection of a database in memory, the other task waits forever.
         in_vain = AppConfig(database=DatabaseConfig(busy_timeout=2)) if url.database == ":memory:" else None
         run(url, story, maintain_projections=False, config=in_vain)
 
-    def test_effects_of_a_consumer_take_place_once(self, migrated_lasting_url: URL) -> None:
+    def test_of_a_consumer_leaves_its_effects_exactly_once(self, migrated_lasting_url: URL) -> None:
         chance = random.Random(2)
 
         async def story(database: AsyncDatabase) -> None:
@@ -449,7 +463,7 @@ class TestCancellation:
         run(migrated_lasting_url, story, maintain_projections=False)
 
     @pytest.mark.parametrize("turns", [0, 3, 10, 25])
-    def test_of_all_tasks_spares_those_that_come_after(self, migrated_lasting_url: URL, turns: int) -> None:
+    def test_of_all_tasks_does_not_affect_later_appends(self, migrated_lasting_url: URL, turns: int) -> None:
         async def story(database: AsyncDatabase) -> None:
             me = asyncio.current_task()
             cancelled = [asyncio.create_task(database.events.append_all([created(str(n))])) for n in range(5)]
@@ -465,7 +479,7 @@ class TestCancellation:
 
         run(migrated_lasting_url, story, maintain_projections=False)
 
-    def test_while_it_opens_leaves_nothing(self, migrated_lasting_url: URL) -> None:
+    def test_of_an_open_leaks_nothing(self, migrated_lasting_url: URL) -> None:
         with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
             database.events.append_all([created(str(n)) for n in range(3_000)])
 
@@ -483,7 +497,7 @@ class TestCancellation:
         gc.collect()
         assert not [thread for thread in threading.enumerate() if "_connection_worker" in thread.name]
 
-    def test_while_another_connection_holds_the_lock(self, migrated_lasting_url: URL) -> None:
+    def test_of_an_append_that_waits_for_the_write_lock_still_stores_it(self, migrated_lasting_url: URL) -> None:
         async def story(database: AsyncDatabase) -> None:
             other = sqlalchemy.create_engine(migrated_lasting_url)
             with other.connect() as holder:
@@ -516,7 +530,7 @@ class TestCancellation:
 
 # A connection that is in use while the pool is closed is closed by the garbage collector, with a warning.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_close_does_not_wait_for_what_comes_later(migrated_lasting_url: URL) -> None:
+def test_close_does_not_wait_for_later_appends(migrated_lasting_url: URL) -> None:
     async def story() -> None:
         database = await AsyncDatabase.open(url=migrated_lasting_url, maintain_projections=False)
 
@@ -537,7 +551,7 @@ def test_close_does_not_wait_for_what_comes_later(migrated_lasting_url: URL) -> 
     gc.collect()
 
 
-def test_close_tears_no_append_that_comes_meanwhile(migrated_lasting_url: URL) -> None:
+def test_appends_during_close_are_stored_completely_or_fail(migrated_lasting_url: URL) -> None:
     async def story(database: AsyncDatabase) -> None:
         async def turns(count: int) -> None:
             for _ in range(count):
@@ -556,7 +570,7 @@ def test_close_tears_no_append_that_comes_meanwhile(migrated_lasting_url: URL) -
             writer: Any = database.events._store._writer
             await first
             await turns(1)
-            writer._serving.add_done_callback(settled.set_result)  # the moment in which the last one ends
+            writer._serving.add_done_callback(settled.set_result)  # runs at the moment when the last append ends
             await settled
             third = asyncio.create_task(append(f"{attempt} third"))
             assert await asyncio.gather(second, third, closing) == [10, 10, None]
@@ -566,7 +580,7 @@ def test_close_tears_no_append_that_comes_meanwhile(migrated_lasting_url: URL) -
     run(migrated_lasting_url, story, maintain_projections=False)
 
 
-def test_a_database_in_memory_that_is_gone_says_so() -> None:
+def test_the_error_for_a_lost_database_in_memory() -> None:
     async def story() -> None:
         database = await AsyncDatabase.open(url="sqlite://")
         await database.events.append_all([created()])
@@ -577,7 +591,7 @@ def test_a_database_in_memory_that_is_gone_says_so() -> None:
     asyncio.run(story())
 
 
-def test_each_store_takes_its_own_kind_of_engine() -> None:
+def test_each_store_accepts_only_its_own_kind_of_engine() -> None:
     with pytest.raises(TypeError, match="AsyncEventStore an AsyncEngine"):
         EventStore(create_async_engine("sqlite://"))  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="takes an AsyncEngine"):

@@ -1,4 +1,4 @@
-"""`AsyncDatabase.read_transaction` sees one state, and blocks no writer."""
+"""`AsyncDatabase.read_transaction` sees one committed state, and blocks no writer."""
 
 import asyncio
 from uuid import UUID
@@ -13,7 +13,7 @@ from peon.persistence.schema import events
 COUNT = select(func.count()).select_from(events)
 
 
-def test_a_read_transaction_sees_one_state_and_blocks_no_writer(migrated_lasting_url: URL) -> None:
+def test_a_read_transaction_sees_one_committed_state_and_blocks_no_writer(migrated_lasting_url: URL) -> None:
     async def story() -> None:
         async with await AsyncDatabase.open(url=migrated_lasting_url) as database:
             async with database.read_transaction() as connection:

@@ -1,4 +1,4 @@
-"""Subscriptions of tasks: as those of threads."""
+"""Subscriptions of tasks behave like those of threads."""
 
 import asyncio
 import gc
@@ -45,7 +45,7 @@ async def until_waiting(database: AsyncDatabase, count: int = 1) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_yields_what_is_stored_and_then_what_comes(url: URL, migrated: None) -> None:
+def test_yields_stored_events_and_then_new_ones(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with opened(url) as database:
             stored = await database.events.append_all([renamed("a"), renamed("b")])
@@ -60,7 +60,7 @@ def test_yields_what_is_stored_and_then_what_comes(url: URL, migrated: None) -> 
     asyncio.run(story())
 
 
-def test_is_woken_by_another_process(migrated_lasting_url: URL) -> None:
+def test_wakes_after_an_append_by_another_process(migrated_lasting_url: URL) -> None:
     async def story() -> None:
         async with opened(migrated_lasting_url) as database, database.events.subscribe() as subscription:
             coming = asyncio.create_task(take(subscription, 10))
@@ -72,7 +72,7 @@ def test_is_woken_by_another_process(migrated_lasting_url: URL) -> None:
     asyncio.run(story())
 
 
-def test_yields_only_what_is_asked_for(url: URL, migrated: None) -> None:
+def test_yields_only_matching_events(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with opened(url) as database:
             query = EventQuery(thread_id=UUID(int=7))
@@ -85,7 +85,7 @@ def test_yields_only_what_is_asked_for(url: URL, migrated: None) -> None:
 
 
 @pytest.mark.parametrize("end", [asyncio.Event, threading.Event])
-def test_ends_by_its_event(url: URL, migrated: None, end: type[Any]) -> None:
+def test_ends_when_its_stop_event_is_set(url: URL, migrated: None, end: type[Any]) -> None:
     async def story() -> None:
         async with opened(url) as database:
             ending = end()
@@ -110,12 +110,12 @@ def test_ends_when_it_is_closed(url: URL, migrated: None) -> None:
             await until_waiting(database, 2)
             await first.close()
             assert await consuming[0] == [1]
-        assert await consuming[1] == [1]  # with the database
+        assert await consuming[1] == [1]  # it ends with the database
 
     asyncio.run(story())
 
 
-def test_one_that_is_no_longer_used_ends(migrated_lasting_url: URL) -> None:
+def test_ends_when_it_is_garbage_collected(migrated_lasting_url: URL) -> None:
     async def story() -> None:
         async with opened(migrated_lasting_url) as database:
 
@@ -134,7 +134,7 @@ def test_one_that_is_no_longer_used_ends(migrated_lasting_url: URL) -> None:
 
 
 @pytest.mark.parametrize("cancellations", [1, 2, 3])
-def test_ends_however_often_its_task_is_cancelled(migrated_lasting_url: URL, cancellations: int) -> None:
+def test_ends_after_any_number_of_cancellations(migrated_lasting_url: URL, cancellations: int) -> None:
     async def story() -> None:
         async with opened(migrated_lasting_url) as database:
             subscription = database.events.subscribe()
@@ -181,7 +181,7 @@ def test_a_cancelled_wait_loses_nothing(url: URL, migrated: None) -> None:
     asyncio.run(story())
 
 
-def test_a_wait_that_was_cancelled_while_it_read_hides_no_news(url: URL, migrated: None) -> None:
+def test_a_wait_that_is_cancelled_during_a_read_misses_no_event(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with opened(url) as database, database.events.subscribe() as subscription:
             for turns in range(1, 40):
@@ -197,7 +197,7 @@ def test_a_wait_that_was_cancelled_while_it_read_hides_no_news(url: URL, migrate
     asyncio.run(story())
 
 
-def test_all_tasks_are_cancelled_while_it_reads(migrated_lasting_url: URL) -> None:
+def test_survives_the_cancellation_of_all_tasks_during_a_read(migrated_lasting_url: URL) -> None:
     async def story() -> None:
         async with opened(migrated_lasting_url) as database, database.events.subscribe() as subscription:
             stored = await database.events.append_all([renamed(str(number)) for number in range(300)])
@@ -217,7 +217,7 @@ def test_all_tasks_are_cancelled_while_it_reads(migrated_lasting_url: URL) -> No
     asyncio.run(story())
 
 
-def test_a_named_one_goes_on_where_the_last_one_was(url: URL, migrated: None) -> None:
+def test_a_durable_subscription_resumes_at_the_saved_position(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with opened(url) as database:
             await database.events.append_all([renamed()] * 5)
@@ -244,7 +244,7 @@ def test_a_named_one_goes_on_where_the_last_one_was(url: URL, migrated: None) ->
     asyncio.run(story())
 
 
-def test_an_event_that_cannot_be_decoded_comes_in_its_place(sqlite_url: URL) -> None:
+def test_an_undecodable_event_keeps_its_place(sqlite_url: URL) -> None:
     async def story() -> None:
         async with opened(sqlite_url) as database:
             await database.events.append_all([renamed()] * 2)
@@ -262,7 +262,7 @@ def test_an_event_that_cannot_be_decoded_comes_in_its_place(sqlite_url: URL) -> 
     asyncio.run(story())
 
 
-def test_two_tasks_do_not_share_one(url: URL, migrated: None) -> None:
+def test_two_tasks_cannot_share_a_subscription(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with opened(url) as database, database.events.subscribe() as subscription:
             waiting = asyncio.create_task(take(subscription, 1))

@@ -1,4 +1,4 @@
-"""Folders whose rights the tests of the backends take away."""
+"""Folders whose permissions the tests of the backends remove."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that the user nobody can enter, unlike those of pytest."""
+    """Returns a folder that the user nobody can enter, unlike pytest's temporary folders."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Addresses that are none are refused, without the password."""
+"""Invalid addresses are refused, without showing the password."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from peon.persistence import (
     create_engine,
 )
 
-NO_ADDRESSES = {
+INVALID_ADDRESSES = {
     "nothing": "",
     "a word": "peon",
     "a path": f"/home/ada/{SECRET}/peon.db",
@@ -30,8 +30,8 @@ NO_ADDRESSES = {
 }
 
 
-@pytest.mark.parametrize("address", NO_ADDRESSES.values(), ids=NO_ADDRESSES)
-def test_what_is_no_address_is_refused_without_the_password(
+@pytest.mark.parametrize("address", INVALID_ADDRESSES.values(), ids=INVALID_ADDRESSES)
+def test_the_error_for_an_invalid_address_hides_the_password(
     address: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def test_what_is_no_address_is_refused_without_the_password(
         ("postgresql+nonsense://127.0.0.1/peon", "asks for nonsense; give postgresql+psycopg"),
     ],
 )
-def test_what_is_no_address_is_refused_with_the_remedy(address: str, saying: str) -> None:
+def test_the_error_for_an_invalid_address_names_the_remedy(address: str, saying: str) -> None:
     with pytest.raises(PersistenceError) as caught:
         Database.open(url=address, maintain_projections=False)
 

@@ -1,4 +1,4 @@
-"""Core statements as the driver runs them."""
+"""Statements of SQLAlchemy Core that are compiled once and run by the driver."""
 
 import pytest
 from sqlalchemy import bindparam, select, update
@@ -36,7 +36,7 @@ def test_rows_are_found_by_any_number_of_keys(database: Database, count: int) ->
     assert sorted(found) == sorted((str(number), str(-number)) for number in range(count))
 
 
-def test_parameters_in_another_order_than_the_text_has_them_are_refused(database: Database) -> None:
+def test_parameters_in_a_different_order_than_in_the_text_are_refused(database: Database) -> None:
     wrong = CompiledStatement(
         update(projection_projects)
         .where(projection_projects.c.id == bindparam("of_id"))

@@ -1,4 +1,4 @@
-"""Databases that cannot be used: the store says so, and harms nothing."""
+"""Databases that cannot be used raise a clear error and are not changed."""
 
 import random
 import sqlite3
@@ -35,7 +35,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert files(tmp_path) == {"data": None}
 
 
-NO_DATABASES = {
+NOT_DATABASES = {
     "text": b"Dear diary,\n" * 1_000,
     "two bytes": b"x\n",
     "99 bytes": b"SQLite format 3" + bytes(84),
@@ -46,8 +46,8 @@ NO_DATABASES = {
 }
 
 
-@pytest.mark.parametrize("content", NO_DATABASES.values(), ids=NO_DATABASES)
-def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", NOT_DATABASES.values(), ids=NOT_DATABASES)
+def test_a_file_that_is_not_a_database_is_refused_and_unchanged(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "diary.txt"
     path.write_bytes(content)
 
@@ -82,7 +82,7 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
     assert files(tmp_path) == {}
 
 
-def test_a_symbolic_link_into_the_void_is_not_mistaken_for_a_database(tmp_path: Path) -> None:
+def test_a_broken_symbolic_link_is_not_mistaken_for_a_database(tmp_path: Path) -> None:
     (tmp_path / "peon.db").symlink_to(tmp_path / "missing" / "peon.db")
 
     with unavailable(sqlite(tmp_path / "peon.db")):
@@ -116,11 +116,11 @@ def test_a_failed_open_keeps_no_file_open(tmp_path: Path) -> None:
     assert [path for path in opened if path.is_relative_to(tmp_path)] == []
 
 
-def test_text_that_cannot_be_sent_is_not_shown(database: Database) -> None:
+def test_text_that_cannot_be_encoded_is_not_shown(database: Database) -> None:
     with unavailable(database.engine.url, "text with a lone surrogate cannot be encoded as UTF-8") as caught:
         list(database.events.stream(event_types=[f"{SECRET}\ud800"]))
     assert isinstance(caught.value.__cause__, UnicodeEncodeError)
-    shown = caught.value.__cause__.object != ""  # which the report of a failure could not encode either
+    shown = caught.value.__cause__.object != ""  # a failure report could not encode the text either
     assert not shown
     assert_works(database, [])
 
@@ -136,7 +136,7 @@ def test_a_store_on_an_empty_database_names_the_command_to_run(url: URL) -> None
     engine.dispose()
 
 
-def test_a_database_that_was_emptied_is_told(database: Database) -> None:
+def test_a_database_that_lost_its_tables_is_unavailable(database: Database) -> None:
     before = database.events.append_all([renamed()])
     with database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE events RENAME TO away"))
@@ -151,7 +151,7 @@ def test_a_database_that_was_emptied_is_told(database: Database) -> None:
     assert_works(database, before)
 
 
-def test_a_server_that_does_not_answer_is_told_without_the_password() -> None:
+def test_the_error_for_an_unreachable_server_hides_the_password() -> None:
     url = URL.create("postgresql+psycopg", "ada", SECRET, "127.0.0.1", 1, "peon")
 
     for address in (url, url.render_as_string(hide_password=False)):
@@ -159,7 +159,7 @@ def test_a_server_that_does_not_answer_is_told_without_the_password() -> None:
             Database.open(url=address, maintain_projections=False)
 
 
-def test_a_password_in_the_query_of_a_url_is_not_told_either() -> None:
+def test_the_error_hides_a_password_in_the_query_of_a_url() -> None:
     url = URL.create("postgresql+psycopg", "ada", None, "127.0.0.1", 1, "peon", {"password": SECRET})
 
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1") as caught:
@@ -168,7 +168,7 @@ def test_a_password_in_the_query_of_a_url_is_not_told_either() -> None:
     assert_secret_is_kept(caught.value)
 
 
-def test_a_database_that_a_server_does_not_have_is_told_without_the_password(postgresql_server: URL) -> None:
+def test_the_error_for_a_missing_database_of_a_server_hides_the_password(postgresql_server: URL) -> None:
     url = postgresql_server.set(database="no_such_database", password=SECRET)
 
     with unavailable(url, "no_such_database"):

@@ -48,7 +48,7 @@ def test_each_connection_to_a_file_is_set_up(sqlite_url: URL, synchronous: str) 
     engine.dispose()
 
 
-def test_a_writer_takes_the_lock_at_once_and_a_reader_none(sqlite_url: URL) -> None:
+def test_a_writer_acquires_the_lock_at_begin_and_a_reader_acquires_none(sqlite_url: URL) -> None:
     engine = create_engine(sqlite_url, busy_timeout=0)
     with engine.begin(), engine.connect().execution_options(**{READ_ONLY: True}) as reader:
         assert reader.scalar(text("SELECT 1")) == 1
@@ -155,7 +155,7 @@ def test_a_failed_statement_does_not_show_its_parameters(sqlite_url: URL) -> Non
 
 
 def test_the_configured_database_is_a_file_in_the_data_folder(tmp_path: Path) -> None:
-    # With characters that mean something in a URL.
+    # These characters have a meaning in a URL.
     folder = tmp_path / "50% of #1?"
     url = database_url(AppConfig(general={"data_dir": folder}))
     engine = create_engine(url)
@@ -167,7 +167,7 @@ def test_the_configured_database_is_a_file_in_the_data_folder(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("url", ["", "no url with hunter2", "mysql://ada:hunter2@host/db", "sqlite+nope://hunter2"])
-def test_a_url_of_no_use_is_refused_without_repeating_it(url: str) -> None:
+def test_an_invalid_url_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(PersistenceError) as raised:
         create_engine(url)
     assert "hunter2" not in str(raised.value)

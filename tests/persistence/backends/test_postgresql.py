@@ -1,4 +1,4 @@
-"""What a server adds: commits that could overtake each other, connections that it ends, transactions that it undoes."""
+"""What only a server does: commits in another order, closed connections, transactions that it rolls back."""
 
 import asyncio
 import threading
@@ -45,7 +45,7 @@ def names(stored: list[Any]) -> list[str]:
 
 @contextmanager
 def asked(url: URL) -> Iterator[Connection]:
-    """A connection to look at the server, and to act on it, from outside."""
+    """A separate connection, to look at the server and to act on it."""
     engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         yield connection
@@ -53,7 +53,7 @@ def asked(url: URL) -> Iterator[Connection]:
 
 
 def end_connections_of(url: URL, state: str = "%") -> int:
-    """Ends all connections that have the name in the address; returns how many there were."""
+    """Ends all connections with the `application_name` of the address; returns their number."""
     with asked(url) as connection:
         rows = connection.execute(
             text(
@@ -67,7 +67,7 @@ def end_connections_of(url: URL, state: str = "%") -> int:
 
 @pytest.fixture
 def named_url(migrated_postgresql_url: URL, database: Database) -> URL:
-    """The database's address, with a name that distinguishes its connections from those of other tests."""
+    """Returns the database's address with an `application_name` that no other test uses."""
     name = str(migrated_postgresql_url.query["options"])[-40:]
     return migrated_postgresql_url.update_query_dict({"application_name": name})
 
@@ -85,7 +85,7 @@ def waiting_for_a_lock(connection: Connection, name: str) -> int:
 
 
 class TestOrder:
-    """A reader that has seen sequence n never finds a new event below it."""
+    """After a reader has seen sequence n, no new event appears below n."""
 
     def test_appends_wait_for_a_transaction_that_has_appended(self, database: Database, named_url: URL) -> None:
         seen: list[int] = []
@@ -123,7 +123,7 @@ class TestOrder:
 
         assert database.events.append_all([renamed()])[0].sequence == 1
 
-    def test_a_transaction_with_an_old_snapshot_is_told_what_to_do(self, database: Database) -> None:
+    def test_the_error_for_a_transaction_with_an_old_snapshot_names_the_remedy(self, database: Database) -> None:
         with database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
             connection.execute(text("SELECT count(*) FROM events"))
             before = database.events.append_all([renamed("first")])
@@ -133,10 +133,12 @@ class TestOrder:
         assert database.events.replay_all() == before
 
     @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-    def test_whatever_the_default_of_the_server_is(self, database: Database, named_url: URL, isolation: str) -> None:
+    def test_the_order_holds_for_every_default_isolation_level(
+        self, database: Database, named_url: URL, isolation: str
+    ) -> None:
         options = rf"{named_url.query['options']} -cdefault_transaction_isolation={isolation}".replace(" r", r"\ r")
         url = named_url.update_query_dict({"options": options})
-        # An engine of the application's own, without the isolation level that create_engine sets.
+        # The application's own engine lacks the isolation level that create_engine sets.
         engines = [sqlalchemy.create_engine(url) for _ in range(4)]
         stores = [EventStore(engine) for engine in engines]
 
@@ -195,7 +197,7 @@ class TestLostConnections:
         with Database.open(url=named_url) as store:
             yield store
 
-    def test_an_idle_one_is_replaced_unnoticed(self, store: Database, named_url: URL) -> None:
+    def test_a_lost_idle_connection_is_replaced_silently(self, store: Database, named_url: URL) -> None:
         acknowledged = store.events.append_all([created("a")])
         uses: list[Callable[[], object]] = [
             store.events.replay_all,
@@ -212,7 +214,7 @@ class TestLostConnections:
         assert store.events.replay_all() == acknowledged
         assert store.projections.verify() == []
 
-    def test_one_that_ends_in_the_middle_of_an_append_is_replaced(self, store: Database, named_url: URL) -> None:
+    def test_a_connection_lost_during_an_append_is_replaced(self, store: Database, named_url: URL) -> None:
         store.events.append_all([created("a")])
         ended: list[int] = []
 
@@ -229,7 +231,9 @@ class TestLostConnections:
         assert b.sequence == 2
         assert names(store.events.replay_all()) == ["a", "b"]
 
-    def test_one_that_ends_in_the_callers_transaction_is_told(self, store: Database, named_url: URL) -> None:
+    def test_a_connection_lost_in_the_transaction_of_the_caller_is_reported(
+        self, store: Database, named_url: URL
+    ) -> None:
         with store.engine.connect() as connection:
             store.events.append_all([created("a")], connection=connection)
             end_connections_of(named_url, "idle in transaction")
@@ -260,12 +264,12 @@ class TestLostConnections:
         assert [s.sequence for s in store.events.stream()] == [1, 2]
 
     @pytest.mark.parametrize("took_place", [True, False])
-    def test_a_subscription_goes_on_after_a_commit_without_an_answer(
+    def test_a_subscription_continues_after_a_commit_without_an_answer(
         self, store: Database, named_url: URL, *, took_place: bool
     ) -> None:
         store.events.append_all([created(name) for name in "abcd"])
         with store.events.durable_subscription("mailer") as mailer:
-            for _ in range(2):  # then more than one position is possible
+            for _ in range(2):  # then there is more than one possible position
                 next(mailer)
                 with losing_the_answer(store.engine, named_url, took_place=took_place):
                     mailer.save_position()
@@ -279,12 +283,12 @@ class TestLostConnections:
             mailer.save_position()
             assert saved_sequence(store) == 4
 
-            with store.engine.begin() as connection:  # as another consumer does
+            with store.engine.begin() as connection:  # like another consumer
                 connection.execute(text("UPDATE subscription_positions SET saved_at = ''"))
             with pytest.raises(SubscriptionConflict):
                 mailer.save_position()
 
-    def test_threads_lose_and_double_nothing_while_connections_end(self, store: Database, named_url: URL) -> None:
+    def test_threads_lose_and_repeat_nothing_while_connections_are_lost(self, store: Database, named_url: URL) -> None:
         stop = threading.Event()
 
         def disturb() -> int:
@@ -319,7 +323,7 @@ class TestLostConnections:
 
 @contextmanager
 def losing_the_answer(engine: Engine, url: URL, *, took_place: bool) -> Iterator[None]:
-    """Ends the connection at its commit, which then has taken place or not."""
+    """Ends the connection at its COMMIT, before or after the server has committed."""
 
     def lose(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
@@ -342,7 +346,7 @@ def created(name: str) -> ProjectCreated:
     return ProjectCreated(project_id=uuid4(), name=name, path="/")
 
 
-class TestUndoneTransactions:
+class TestTransactionsThatTheServerRollsBack:
     @pytest.fixture
     def engine(self, database: Database) -> Iterator[Engine]:
         engine = create_engine(database.engine.url)
@@ -350,7 +354,7 @@ class TestUndoneTransactions:
         engine.dispose()
 
     @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
-    def test_a_transaction_that_the_server_undid_is_repeated(self, engine: Engine, sqlstate: str) -> None:
+    def test_a_transaction_that_the_server_rolled_back_is_repeated(self, engine: Engine, sqlstate: str) -> None:
         calls = 0
 
         def fail_twice(connection: Connection, stored: object) -> None:
@@ -367,7 +371,7 @@ class TestUndoneTransactions:
         assert store.replay_all() == stored
         store.close()
 
-    def test_it_is_repeated_a_bounded_number_of_times(self, engine: Engine) -> None:
+    def test_a_transaction_is_repeated_a_limited_number_of_times(self, engine: Engine) -> None:
         calls = 0
 
         def fail(connection: Connection, stored: object) -> None:
@@ -383,8 +387,8 @@ class TestUndoneTransactions:
         assert store.replay_all() == []
         store.close()
 
-    def test_a_real_deadlock_is_survived(self, engine: Engine) -> None:
-        """One transaction holds a setting and wants the log, the other holds the log and wants the setting."""
+    def test_an_append_succeeds_after_a_real_deadlock(self, engine: Engine) -> None:
+        """One transaction holds a setting and waits for the log; the other holds the log and waits for the setting."""
         asks = threading.Event()
 
         def touch_setting(connection: Connection, stored: object) -> None:
@@ -396,7 +400,7 @@ class TestUndoneTransactions:
             connection.execute(text("INSERT INTO settings VALUES ('k', '0')"))
         outcomes: list[str] = []
         with ThreadPoolExecutor(1) as pool, engine.connect() as connection:
-            connection.execute(text("SET deadlock_timeout = '10s'"))  # so that the append is the one undone
+            connection.execute(text("SET deadlock_timeout = '10s'"))  # so that the server rolls back the append
             connection.execute(text("UPDATE settings SET value = '1' WHERE key = 'k'"))
             appended = pool.submit(store.append_all, [renamed("appended")])
             assert asks.wait(PATIENCE)
@@ -408,7 +412,7 @@ class TestUndoneTransactions:
         assert names(store.replay_all()) == ["mine", "appended"]
         store.close()
 
-    def test_an_error_that_a_hook_swallows_loses_nothing_silently(self, engine: Engine) -> None:
+    def test_a_hook_that_suppresses_an_error_cannot_lose_an_append_silently(self, engine: Engine) -> None:
         def swallow(connection: Connection, stored: object) -> None:
             with suppress(sqlalchemy.exc.ProgrammingError):
                 connection.execute(text("SELECT * FROM no_such_table"))
@@ -439,28 +443,30 @@ OWN_TRANSACTIONS: dict[str, Callable[[Database], object]] = {
 
 @pytest.mark.parametrize("use", OWN_TRANSACTIONS.values(), ids=OWN_TRANSACTIONS)
 class TestOwnTransactions:
-    """What the package stores beside the log."""
+    """The package's own transactions outside the log."""
 
     @pytest.fixture
     def store(self, named_url: URL, database: Database) -> Iterator[Database]:
         with Database.open(url=named_url) as store:
             store.events.durable_subscription("mailer").close()
-            database.events.append_all([created(name) for name in "abc"])  # without projections
+            database.events.append_all([created(name) for name in "abc"])  # stores events only, without projections
             yield store
 
     @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
-    def test_one_that_the_server_undid_is_repeated(
+    def test_a_transaction_that_the_server_rolled_back_is_repeated(
         self, store: Database, use: Callable[[Database], object], sqlstate: str
     ) -> None:
-        with undone_commits(store.engine, sqlstate, times=2) as undone:
+        with commits_rolled_back(store.engine, sqlstate, times=2) as undone:
             use(store)
 
         assert len(undone) == 2
         store.projections.catch_up()
         assert store.projections.verify() == []
 
-    def test_it_is_repeated_a_bounded_number_of_times(self, store: Database, use: Callable[[Database], object]) -> None:
-        with undone_commits(store.engine, "40001") as undone, pytest.raises(StoreUnavailable, match="undone"):
+    def test_a_transaction_is_repeated_a_limited_number_of_times(
+        self, store: Database, use: Callable[[Database], object]
+    ) -> None:
+        with commits_rolled_back(store.engine, "40001") as undone, pytest.raises(StoreUnavailable, match="undone"):
             use(store)
 
         assert len(undone) == ATTEMPTS
@@ -479,8 +485,8 @@ class TestOwnTransactions:
 
 
 @contextmanager
-def undone_commits(engine: Engine, sqlstate: str, times: int | None = None) -> Iterator[list[Connection]]:
-    """Has the server undo so many transactions at their commit, or all."""
+def commits_rolled_back(engine: Engine, sqlstate: str, times: int | None = None) -> Iterator[list[Connection]]:
+    """Makes the server roll back this many transactions at their COMMIT, or all."""
     undone: list[Connection] = []
 
     def undo(connection: Connection) -> None:
@@ -493,7 +499,7 @@ def undone_commits(engine: Engine, sqlstate: str, times: int | None = None) -> I
     event.remove(engine, "commit", undo)
 
 
-def test_threads_set_settings_whatever_the_default_of_the_engine_is(migrated_postgresql_url: URL) -> None:
+def test_threads_set_settings_with_every_default_isolation_level_of_the_engine(migrated_postgresql_url: URL) -> None:
     engine = sqlalchemy.create_engine(migrated_postgresql_url, isolation_level="SERIALIZABLE")
     database = Database(engine)
 
@@ -512,7 +518,7 @@ def test_threads_set_settings_whatever_the_default_of_the_engine_is(migrated_pos
     engine.dispose()
 
 
-def test_an_event_loop_goes_on_while_a_transaction_waits_to_be_repeated(
+def test_an_event_loop_runs_while_a_transaction_waits_to_be_repeated(
     migrated_postgresql_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def block(seconds: float) -> None:
@@ -521,7 +527,7 @@ def test_an_event_loop_goes_on_while_a_transaction_waits_to_be_repeated(
     async def set_one() -> None:
         async with await AsyncDatabase.open(url=migrated_postgresql_url) as database:
             monkeypatch.setattr(time, "sleep", block)
-            with undone_commits(database.engine.sync_engine, "40001", times=2) as undone:
+            with commits_rolled_back(database.engine.sync_engine, "40001", times=2) as undone:
                 await database.settings.set("theme", "dark")
             assert len(undone) == 2
             assert await database.settings.get("theme") == "dark"

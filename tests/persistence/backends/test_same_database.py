@@ -1,4 +1,4 @@
-"""A connection of the caller is accepted if it is to the store's database, whatever address it used."""
+"""A connection of the caller is accepted if it leads to the store's database, by any address."""
 
 import asyncio
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def database(migrated_lasting_url: URL) -> Iterator[Database]:
 
 @pytest.fixture
 def same_url(database: Database, tmp_path: Path) -> URL:
-    """Another address of the same database."""
+    """Returns another address of the same database."""
     url = database.engine.url
     if database.engine.dialect.name == "postgresql":
         return url.set(host="localhost")
@@ -39,7 +39,7 @@ def same_url(database: Database, tmp_path: Path) -> URL:
 def other_url(
     database: Database, postgresql_server: URL, migrated_schemas: MigratedSchemas, statements_for_postgresql: str
 ) -> Iterator[URL]:
-    """Another log, whose address differs as little as it can."""
+    """Returns the most similar address that leads to another log."""
     url = database.engine.url
     if database.engine.dialect.name == "postgresql":
         schema = migrated_schemas.take(statements_for_postgresql)
@@ -58,7 +58,7 @@ def engine_of(url: URL) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_another_log_is_refused_for_whatever_is_stored(database: Database, other_url: URL) -> None:
+def test_a_connection_to_another_log_is_refused_by_every_write(database: Database, other_url: URL) -> None:
     subscription = database.events.durable_subscription("mailer")
     with Database.open(url=other_url, maintain_projections=False) as other, other.engine.connect() as connection:
         for _ in range(2):
@@ -74,7 +74,7 @@ def test_another_log_is_refused_for_whatever_is_stored(database: Database, other
     subscription.close()
 
 
-def test_the_same_database_by_another_address_is_accepted(database: Database, same_url: URL) -> None:
+def test_a_connection_to_the_same_database_by_another_address_is_accepted(database: Database, same_url: URL) -> None:
     with engine_of(same_url) as engine, engine.begin() as connection:
         stored = database.events.append_all([RENAMED], connection=connection)
         database.settings.set("a", 1, connection=connection)
@@ -83,7 +83,7 @@ def test_the_same_database_by_another_address_is_accepted(database: Database, sa
     assert database.settings.all() == {"a": 1}
 
 
-def test_a_pool_is_asked_once_and_the_stores_own_never(database: Database, same_url: URL) -> None:
+def test_each_foreign_pool_is_queried_once_and_the_stores_own_pool_never(database: Database, same_url: URL) -> None:
     asked: list[str] = []
 
     def note(_: Connection, __: object, statement: str, *___: object) -> None:
@@ -104,8 +104,8 @@ def test_a_pool_is_asked_once_and_the_stores_own_never(database: Database, same_
     assert database.events.last_sequence() == 4
 
 
-def test_a_connection_that_is_refused_can_be_used_on(database: Database, postgresql_url: URL) -> None:
-    """Its database has no log: the question must not fail, which would undo the transaction."""
+def test_a_refused_connection_remains_usable(database: Database, postgresql_url: URL) -> None:
+    """Its database has no log. A failed query would abort the transaction, so the query must not fail."""
     with engine_of(postgresql_url) as engine:
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE mine (n INTEGER)"))
@@ -116,7 +116,7 @@ def test_a_connection_that_is_refused_can_be_used_on(database: Database, postgre
             assert connection.scalar(text("SELECT n FROM mine")) == 1
 
 
-def test_one_that_cannot_be_asked_is_unavailable(migrated_postgresql_url: URL) -> None:
+def test_a_connection_that_cannot_be_queried_is_unavailable(migrated_postgresql_url: URL) -> None:
     with (
         Database.open(url=migrated_postgresql_url, maintain_projections=False) as database,
         engine_of(migrated_postgresql_url) as engine,

@@ -1,4 +1,4 @@
-"""A PostgreSQL server that is restarted under threads and tasks: each call works, or says that it did not."""
+"""A PostgreSQL server restarts under threads and tasks: each call works, or reports that it failed."""
 
 import asyncio
 import tempfile
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 PATIENCE = 60
 APPENDERS = 4
 EACH = 20
-"""Appends of each appender between two restarts."""
+"""How many appends each appender makes between two restarts."""
 
 MODES: tuple[Literal["fast", "immediate"], ...] = ("fast", "immediate", "immediate")
 
@@ -35,7 +35,7 @@ def server() -> Iterator[PrivateServer]:
     found = binaries()
     if found is None:
         pytest.skip("no PostgreSQL server is installed here")
-    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to other users
+    with tempfile.TemporaryDirectory() as name:  # other users cannot enter tmp_path
         server = PrivateServer(found, Path(name))
         yield server
         server.stop()
@@ -45,8 +45,8 @@ def created(name: str) -> ProjectCreated:
     return ProjectCreated(project_id=uuid4(), name=name, path="/")
 
 
-class Told:
-    """The outcomes that the appenders got, by the names that they appended."""
+class Outcomes:
+    """The outcome of each append, by the name that it stored."""
 
     def __init__(self) -> None:
         self.stored: list[dict[str, int]] = [{} for _ in range(APPENDERS)]
@@ -57,12 +57,12 @@ class Told:
             self.refused.add(name)
 
     def goal(self) -> Callable[[], bool]:
-        """Returns whether each appender has stored as many more as it is to store before the next restart."""
+        """Returns a condition: each appender has made its appends before the next restart."""
         goals = [len(stored) + EACH for stored in self.stored]
         return lambda: all(len(stored) >= goal for stored, goal in zip(self.stored, goals, strict=True))
 
     def assert_true(self, url: URL) -> int:
-        """Checks it against the log, and returns how long that is."""
+        """Compares the outcomes with the log, and returns the length of the log."""
         with Database.open(url=url) as database:
             log = database.events.replay_all()
             assert database.projections.verify() == []
@@ -75,8 +75,8 @@ class Told:
         return len(log)
 
 
-class Seen:
-    """What a reader has seen of the log: all up to the last."""
+class ReadEvents:
+    """The events that a reader has read: all up to the last one."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -94,12 +94,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_threads_survive_restarts(server: PrivateServer) -> None:
-    told = Told()
+    outcomes = Outcomes()
     stop, end = threading.Event(), threading.Event()
-    streamed, followed = Seen(), Seen()
+    streamed, followed = ReadEvents(), ReadEvents()
 
     def append(number: int) -> None:
-        """Every other one repeats its command until it is done."""
+        """Every second append has a command, which is repeated until it succeeds."""
         for turn in count():
             event, command_id = created(f"{number}-{turn}"), uuid4() if number % 2 else None
             while not stop.is_set():
@@ -107,10 +107,10 @@ def test_threads_survive_restarts(server: PrivateServer) -> None:
                     (stored,) = database.events.append_all([event], command_id=command_id)
                 except StoreUnavailable as error:
                     if command_id is None:
-                        told.refuse(event.name, error)
+                        outcomes.refuse(event.name, error)
                         break
                 else:
-                    told.stored[number][event.name] = stored.sequence
+                    outcomes.stored[number][event.name] = stored.sequence
                     break
             if stop.is_set():
                 return
@@ -137,10 +137,10 @@ def test_threads_survive_restarts(server: PrivateServer) -> None:
         work = [*(pool.submit(append, number) for number in range(APPENDERS)), pool.submit(stream), pool.submit(follow)]
         try:
             for mode in MODES:
-                wait_until(told.goal())
+                wait_until(outcomes.goal())
                 server.restart(mode)
                 use_all(idle)
-            wait_until(told.goal())
+            wait_until(outcomes.goal())
             stop.set()
             for appending in work[:APPENDERS]:
                 appending.result(PATIENCE)
@@ -151,11 +151,11 @@ def test_threads_survive_restarts(server: PrivateServer) -> None:
             end.set()
         for ended in work:
             ended.result(PATIENCE)
-    assert told.assert_true(server.url) == streamed.last == followed.last
+    assert outcomes.assert_true(server.url) == streamed.last == followed.last
 
 
 def use_all(database: Database) -> None:
-    """The first calls after a restart, by connections that it has ended."""
+    """Makes the first calls after a restart, on connections that the restart has ended."""
     before = database.events.last_sequence()
     database.settings.set("at", before)
     (stored,) = database.events.append_all([created(f"idle {uuid4()}")])
@@ -163,7 +163,7 @@ def use_all(database: Database) -> None:
     assert database.settings.get("at") == before
     assert next(iter(database.events.stream(after=stored.sequence - 1))) == stored
     assert database.read_model.projects(limit=1)
-    # By a pool that the store does not know yet: since the restart, the server has another identity.
+    # The store does not know this pool yet, and the server has another identity since the restart.
     engine = sqlalchemy.create_engine(database.engine.url)
     with engine.begin() as connection:
         database.events.append_all([created(f"foreign {uuid4()}")], connection=connection)
@@ -171,8 +171,8 @@ def use_all(database: Database) -> None:
 
 
 def test_tasks_survive_restarts(server: PrivateServer) -> None:
-    told = Told()
-    streamed, followed = Seen(), Seen()
+    outcomes = Outcomes()
+    streamed, followed = ReadEvents(), ReadEvents()
 
     async def scenario() -> None:
         stop, end = asyncio.Event(), asyncio.Event()
@@ -185,10 +185,10 @@ def test_tasks_survive_restarts(server: PrivateServer) -> None:
                         (stored,) = await database.events.append_all([event], command_id=command_id)
                     except StoreUnavailable as error:
                         if command_id is None:
-                            told.refuse(event.name, error)
+                            outcomes.refuse(event.name, error)
                             break
                     else:
-                        told.stored[number][event.name] = stored.sequence
+                        outcomes.stored[number][event.name] = stored.sequence
                         break
                 if stop.is_set():
                     return
@@ -218,9 +218,9 @@ def test_tasks_survive_restarts(server: PrivateServer) -> None:
             group.create_task(stream())
             group.create_task(follow())
             for mode in MODES:
-                await until(told.goal())
+                await until(outcomes.goal())
                 await asyncio.to_thread(server.restart, mode)
-            await until(told.goal())
+            await until(outcomes.goal())
             stop.set()
             await asyncio.gather(*appending)
             last = await database.events.last_sequence()
@@ -228,4 +228,4 @@ def test_tasks_survive_restarts(server: PrivateServer) -> None:
             end.set()
 
     asyncio.run(scenario())
-    assert told.assert_true(server.url) == streamed.last == followed.last
+    assert outcomes.assert_true(server.url) == streamed.last == followed.last

@@ -1,4 +1,4 @@
-"""What an operator may have set on a PostgreSQL server: it works with that, or says what it needs."""
+"""Settings of a PostgreSQL server: the store works with them, or says what it needs."""
 
 import asyncio
 import traceback
@@ -48,7 +48,7 @@ async def append_and_replay(url: URL) -> list[Any]:
 class TestEncodings:
     @pytest.fixture(params=["LATIN1", "SQL_ASCII", "UTF8"])
     def encoded_url(self, request: pytest.FixtureRequest, postgresql_server: URL) -> Iterator[URL]:
-        """A database that keeps its text so."""
+        """Returns the address of a database with this encoding."""
         name = f"test_{uuid4().hex}"
         execute(
             postgresql_server,
@@ -58,7 +58,7 @@ class TestEncodings:
         execute(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
 
     @pytest.mark.parametrize("encoded_url", ["LATIN1", "SQL_ASCII"], indirect=True)
-    def test_a_database_in_another_is_refused(self, encoded_url: URL, request: pytest.FixtureRequest) -> None:
+    def test_a_database_in_another_encoding_is_refused(self, encoded_url: URL, request: pytest.FixtureRequest) -> None:
         encoding = request.node.callspec.params["encoded_url"]
         with pytest.raises(PersistenceError, match=f"{encoded_url.database}' stores text as {encoding}, .* 'UTF8'"):
             Database.open(url=encoded_url)
@@ -71,7 +71,7 @@ class TestEncodings:
 
     @pytest.mark.parametrize("encoded_url", ["UTF8"], indirect=True)
     @pytest.mark.parametrize("place", ["environment", "database", "address"])
-    def test_what_a_connection_would_speak_does_not_matter(
+    def test_the_client_encoding_of_a_connection_does_not_matter(
         self, encoded_url: URL, place: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if place == "environment":
@@ -88,7 +88,7 @@ class TestEncodings:
             assert database.settings.all() == {POLISH: POLISH}
             assert asyncio.run(append_and_replay(encoded_url)) == database.events.replay_all()
 
-    def test_an_engine_made_elsewhere_fails_without_showing_the_text(self, migrated_postgresql_url: URL) -> None:
+    def test_an_engine_of_the_application_fails_without_showing_the_text(self, migrated_postgresql_url: URL) -> None:
         engine = sqlalchemy.create_engine(migrated_postgresql_url, connect_args={"client_encoding": "latin1"})
         store = EventStore(engine)
         with pytest.raises(StoreUnavailable, match="sent as latin-1, which lacks some characters") as raised:
@@ -109,28 +109,28 @@ def with_option(url: URL, option: str) -> URL:
     return url.update_query_dict({"options": f"{url.query['options']} -c{option}"})
 
 
-class TestRights:
+class TestPrivileges:
     @pytest.fixture
     def schema(self, migrated_postgresql_url: URL) -> str:
         return str(migrated_postgresql_url.query["options"]).partition("=")[2]
 
     @pytest.fixture
     def guest_url(self, migrated_postgresql_url: URL, schema: str) -> Iterator[URL]:
-        """The address for a role that may look at the names of tables, and no more."""
+        """Returns the address for a role that may see the names of tables, and nothing else."""
         role = f"guest_of_{schema}"
         execute(migrated_postgresql_url, f"CREATE ROLE {role}", f"GRANT USAGE ON SCHEMA {schema} TO {role}")
         yield with_option(migrated_postgresql_url, f"role={role}")
         execute(migrated_postgresql_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
-    def test_a_role_without_any_is_told(self, guest_url: URL) -> None:
+    def test_the_error_for_a_role_without_privileges(self, guest_url: URL) -> None:
         with pytest.raises(StoreUnavailable, match=r"permission denied for table alembic_version$"):
             Database.open(url=guest_url)
 
-    def test_one_that_may_only_read_is_told_when_it_writes(
+    def test_the_error_for_a_write_by_a_role_that_may_only_read(
         self, migrated_postgresql_url: URL, guest_url: URL, schema: str
     ) -> None:
         role = f"guest_of_{schema}"
-        Database.open(url=migrated_postgresql_url).close()  # which has projections from then on
+        Database.open(url=migrated_postgresql_url).close()  # creates the rows of the projections
         execute(guest_url.set(query={}), f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}")
         with Database.open(url=guest_url) as database:
             writes: list[Callable[[], object]] = [
@@ -166,7 +166,7 @@ def test_a_statement_timeout_ends_the_wait_for_other_appenders(migrated_postgres
         assert database.events.replay_all() == first + second
 
 
-def test_where_transactions_are_read_only_all_but_verify_reads(migrated_postgresql_url: URL) -> None:
+def test_all_reads_except_verify_work_in_read_only_transactions(migrated_postgresql_url: URL) -> None:
     created = ProjectCreated(project_id=UUID(int=1), name=POLISH, path="/")
     with Database.open(url=migrated_postgresql_url) as database:
         stored = database.events.append_all([created])
@@ -191,7 +191,7 @@ def test_where_transactions_are_read_only_all_but_verify_reads(migrated_postgres
         assert database.events.replay_all() == stored
 
 
-def test_a_libpq_without_pipelines_appends_all_the_same(
+def test_appends_work_with_a_libpq_without_pipelines(
     migrated_postgresql_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
@@ -206,8 +206,8 @@ def test_a_libpq_without_pipelines_appends_all_the_same(
         assert [s.sequence for s in stored] == [*range(1, 24)]
 
 
-def test_a_name_that_no_index_holds_is_told(migrated_postgresql_url: URL) -> None:
-    name = "".join(Random(1).choices(ascii_letters, k=4_000))  # which the server cannot compress
+def test_a_name_that_is_too_long_for_an_index_is_reported(migrated_postgresql_url: URL) -> None:
+    name = "".join(Random(1).choices(ascii_letters, k=4_000))  # the server cannot compress it
     with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
         with pytest.raises(StoreUnavailable, match=r"index row size .* exceeds"):
             database.settings.set(name, 1)

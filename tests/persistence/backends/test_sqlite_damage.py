@@ -1,4 +1,4 @@
-"""Damaged files: errors of this package that name the remedy."""
+"""Damaged files raise errors of this package that name the remedy."""
 
 import os
 import random
@@ -37,7 +37,7 @@ DAMAGES: dict[str, Callable[[Path, int], object]] = {
     "all but the header cut off": lambda path, _: os.truncate(path, 4_096),
     "all but part of the header cut off": lambda path, _: os.truncate(path, 1_000),
     "the tables' definitions": lambda path, _: overwrite(path, 100, random.Random(4).randbytes(3_900)),
-    # SQLite quotes it in its message, which the driver then fails to decode.
+    # SQLite quotes this text in its message, which the driver then cannot decode.
     "a table's definition": lambda path, _: path.write_bytes(
         path.read_bytes().replace(b"CREATE TABLE events", b"CREATE \xff\xff\xff\xff\xff events")
     ),
@@ -46,20 +46,18 @@ DAMAGES: dict[str, Callable[[Path, int], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_file_is_told_by_errors_of_this_package(
-    tmp_path: Path, damage: Callable[[Path, int], object]
-) -> None:
+def test_a_damaged_file_raises_errors_of_this_package(tmp_path: Path, damage: Callable[[Path, int], object]) -> None:
     path = tmp_path / "peon.db"
     with Database.open(url=sqlite(path), maintain_projections=False) as database:
         before = database.events.append_all([renamed(f"{n} " + "x" * (n % 7) * 1_000) for n in range(1_000)])
     damage(path, path.stat().st_size)
-    told: list[PersistenceError] = []
+    errors: list[PersistenceError] = []
 
     def attempt(read: Callable[[], Any]) -> Any:
         try:
             return read()
         except PersistenceError as error:  # anything else fails the test
-            told.append(error)
+            errors.append(error)
             return None
 
     if opened := attempt(lambda: Database.open(url=sqlite(path), maintain_projections=False)):
@@ -71,16 +69,16 @@ def test_a_damaged_file_is_told_by_errors_of_this_package(
             attempt(database.events.last_sequence)
             attempt(lambda: database.events.append_all([renamed()]))
             attempt(lambda: database.events.append_all([renamed("x" * 10_000)] * 100))
-            # What comes before the damage can still be read, or nothing can.
+            # Either the rows before the damage can still be read, or no row can.
             assert attempt(lambda: list(database.events.stream(limit=1))) in (before[:1], None)
-    assert told
-    for error in told:
+    assert errors
+    for error in errors:
         assert error.__cause__ is not None or not isinstance(error, StoreUnavailable)
         if isinstance(error, StoreUnavailable):
             assert str(error).startswith(f"{sqlite(path)}: ")
 
 
-def test_a_damaged_file_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_file_names_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     fill(sqlite(path), 3_000)
     overwrite(path, path.stat().st_size // 8_192 * 4_096, bytes(8_192))  # two whole pages
@@ -92,7 +90,7 @@ def test_a_damaged_file_is_told_with_the_remedy(tmp_path: Path) -> None:
         database.events.replay_all()
 
 
-def test_rows_that_damage_turned_into_nulls_are_told(tmp_path: Path) -> None:
+def test_rows_that_damage_turned_into_nulls_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     before = fill(sqlite(path), 1_000)
     # Not the beginning of the page, so that SQLite still finds rows in it: all their columns are NULL.

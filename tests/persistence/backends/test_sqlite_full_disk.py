@@ -1,4 +1,4 @@
-"""A full disk: nothing that was acknowledged is lost, and the store works again once there is room."""
+"""A full disk loses no acknowledged event, and the store works again once there is space."""
 
 import random
 import resource
@@ -28,7 +28,7 @@ from peon.persistence import (
 
 
 def append_until_full(database: Database) -> Stored:
-    """Returns what was acknowledged before the first append that failed."""
+    """Returns the events that were acknowledged before the first append failed."""
     sizes = random.Random(0)
     acknowledged: Stored = []
     for _ in range(100_000):
@@ -63,22 +63,22 @@ def survive_a_full_disk(path: Path, fill_disk: Callable[[], object], free_disk: 
 
 
 def limit_files(size: int) -> None:
-    """Python ignores the signal, so that the system's answer to a write beyond is an error."""
+    """Limits the size of files; Python ignores the signal, so a larger write fails with an error."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 @pytest.mark.parametrize("size", [150_000, 700_000])
-def test_a_limit_of_file_sizes_loses_nothing_that_was_acknowledged(tmp_path: Path, size: int) -> None:
+def test_a_limit_of_file_sizes_loses_no_acknowledged_event(tmp_path: Path, size: int) -> None:
     path = tmp_path / "peon.db"
 
     in_child(lambda: survive_a_full_disk(path, lambda: limit_files(size), lambda: limit_files(resource.RLIM_INFINITY)))
 
 
-def test_a_limit_of_file_sizes_stops_no_reader(tmp_path: Path) -> None:
+def test_a_limit_of_file_sizes_does_not_stop_readers(tmp_path: Path) -> None:
     before = fill(sqlite(tmp_path / "peon.db"))
 
     def attempt() -> None:
-        limit_files(65_536)  # what SQLite shares between processes needs half of that
+        limit_files(65_536)  # SQLite's shared memory needs half of that
         with Database.open(url=sqlite(tmp_path / "peon.db"), maintain_projections=False) as database:
             assert database.events.replay_all() == before
 
@@ -86,7 +86,7 @@ def test_a_limit_of_file_sizes_stops_no_reader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4_096, 50_000])
-def test_a_database_that_does_not_fit_is_not_left_half_made(tmp_path: Path, size: int) -> None:
+def test_a_failed_creation_on_a_full_disk_leaves_no_partial_database(tmp_path: Path, size: int) -> None:
     path = tmp_path / "peon.db"
 
     def attempt() -> None:
@@ -117,13 +117,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk: Path) -> None:
+def test_a_full_disk_loses_no_acknowledged_event(small_disk: Path) -> None:
     filler = small_disk / "filler"
 
     survive_a_full_disk(small_disk / "peon.db", lambda: filler.write_bytes(bytes(1_000_000)), filler.unlink)
 
 
-def test_a_disk_that_is_full_already_is_told(small_disk: Path) -> None:
+def test_opening_on_a_full_disk_is_reported(small_disk: Path) -> None:
     filler = small_disk / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -137,7 +137,7 @@ def test_a_disk_that_is_full_already_is_told(small_disk: Path) -> None:
         assert_works(database, [])
 
 
-def test_a_disk_that_became_read_only_is_told(small_disk: Path) -> None:
+def test_a_disk_that_became_read_only_is_reported(small_disk: Path) -> None:
     before = fill(sqlite(small_disk / "peon.db"))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
 

@@ -1,4 +1,4 @@
-"""Files and folders that may not be read or written."""
+"""Files and folders that the process has no permission to read or write."""
 
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +22,7 @@ from peon.persistence import (
 
 
 @pytest.mark.parametrize("below", ["peon.db", "data/peon.db"])
-def test_a_folder_that_may_not_be_written_is_refused(folder: Path, below: str) -> None:
+def test_a_read_only_folder_is_refused(folder: Path, below: str) -> None:
     folder.chmod(0o555)
 
     def attempt() -> None:
@@ -33,7 +33,7 @@ def test_a_folder_that_may_not_be_written_is_refused(folder: Path, below: str) -
     assert files(folder) == {}
 
 
-def test_an_empty_file_in_a_folder_that_may_not_be_written_is_refused(folder: Path) -> None:
+def test_an_empty_file_in_a_read_only_folder_is_refused(folder: Path) -> None:
     path = folder / "peon.db"
     path.touch()
     path.chmod(0o666)
@@ -50,7 +50,7 @@ def test_an_empty_file_in_a_folder_that_may_not_be_written_is_refused(folder: Pa
 @pytest.mark.parametrize(
     ("of_file", "of_folder"), [(0o444, 0o777), (0o444, 0o555), (0o666, 0o555)], ids=["file", "both", "folder"]
 )
-def test_a_database_that_may_not_be_written_is_not_appended_to(folder: Path, of_file: int, of_folder: int) -> None:
+def test_appends_to_a_read_only_database_fail(folder: Path, of_file: int, of_folder: int) -> None:
     path = folder / "data" / "peon.db"
     before = fill(sqlite(path))
     path.chmod(of_file)
@@ -72,13 +72,13 @@ def test_a_database_that_may_not_be_written_is_not_appended_to(folder: Path, of_
     assert_sound(path)
 
 
-def test_a_store_works_again_when_its_database_may_be_written_again(folder: Path) -> None:
+def test_a_store_works_again_when_its_database_is_writable_again(folder: Path) -> None:
     path = folder / "peon.db"
     before = fill(sqlite(path))
 
     def attempt() -> None:
         with Database.open(url=sqlite(path), maintain_projections=False) as database:
-            # As if the file system had been remounted read-only, for which a test lacks the privileges.
+            # Stands for a file system that is remounted read-only, which needs privileges that tests lack.
             with closing(database.engine.raw_connection()) as connection:  # the pool's only one
                 connection.cursor().execute("PRAGMA query_only = ON")
             with unavailable(sqlite(path), "it is read-only"):
@@ -90,7 +90,7 @@ def test_a_store_works_again_when_its_database_may_be_written_again(folder: Path
     in_child(attempt)
 
 
-def test_a_database_that_may_not_be_read_is_refused(folder: Path) -> None:
+def test_an_unreadable_database_is_refused(folder: Path) -> None:
     path = folder / "data" / "peon.db"
     before = fill(sqlite(path))
     path.parent.chmod(0o777)

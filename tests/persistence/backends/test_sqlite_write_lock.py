@@ -1,4 +1,4 @@
-"""Writers of one SQLite file take turns, and do not wait for a writer that gave up or was killed."""
+"""Writers of an SQLite file take turns, and do not wait for a writer that gave up or was killed."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from helpers.processes import PATIENCE, context, exit_codes, run
-from helpers.write_lock_processes import fork_while_another_thread_waits, somebody_waits, take_turns, wait_for_turn
+from helpers.write_lock_processes import fork_while_another_thread_waits, take_turns, wait_for_turn, writer_waits
 from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -46,9 +46,9 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def until(path: Path, *, somebody_is_waiting: bool) -> None:
+def until(path: Path, *, waiting: bool) -> None:
     deadline = time.monotonic() + PATIENCE
-    while somebody_waits(path) is not somebody_is_waiting:
+    while writer_waits(path) is not waiting:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -57,7 +57,7 @@ def last_turn(writer: int, order: list[int]) -> int:
     return len(order) - order[::-1].index(writer)
 
 
-def test_who_begins_anew_at_once_does_not_keep_the_lock_for_itself(path: Path, url: str) -> None:
+def test_a_writer_that_begins_again_at_once_does_not_keep_the_lock(path: Path, url: str) -> None:
     writers, turns = 4, 25
     barrier = context.Barrier(writers)
 
@@ -68,42 +68,42 @@ def test_who_begins_anew_at_once_does_not_keep_the_lock_for_itself(path: Path, u
     assert sorted(order) == sorted([*range(writers)] * turns)
     while_all_wanted_it = order[: min(last_turn(writer, order) for writer in range(writers))]
     assert max(len([*in_a_row]) for _, in_a_row in groupby(while_all_wanted_it)) < turns / 2
-    assert not somebody_waits(path)
+    assert not writer_waits(path)
 
 
-def test_who_waits_is_known_until_it_has_its_turn(path: Path, url: str) -> None:
+def test_a_waiting_writer_is_registered_until_its_turn(path: Path, url: str) -> None:
     engine = create_engine(url)
     with locked(path):
         waiter = threading.Thread(target=lambda: engine.begin().__enter__())
         waiter.start()
-        until(path, somebody_is_waiting=True)
+        until(path, waiting=True)
     waiter.join(PATIENCE)
-    assert not somebody_waits(path)
+    assert not writer_waits(path)
     engine.dispose()
 
 
-def test_who_gives_up_is_not_waited_for(path: Path, url: str) -> None:
+def test_writers_do_not_wait_for_a_writer_that_gave_up(path: Path, url: str) -> None:
     engine = create_engine(url, busy_timeout=0.02)
     with locked(path), pytest.raises(OperationalError, match="locked"), engine.begin():
         pass
-    assert not somebody_waits(path)
+    assert not writer_waits(path)
     with engine.begin():
         pass
     engine.dispose()
 
 
-def test_who_dies_is_not_waited_for(path: Path, url: str) -> None:
+def test_writers_do_not_wait_for_a_writer_that_was_killed(path: Path, url: str) -> None:
     with locked(path):
         waiter = context.Process(target=wait_for_turn, args=(url,))
         waiter.start()
-        until(path, somebody_is_waiting=True)
+        until(path, waiting=True)
         waiter.kill()
         waiter.join()
-        assert not somebody_waits(path)
+        assert not writer_waits(path)
 
 
-def test_a_child_does_not_wait_for_what_its_parent_waited_for(path: Path, url: str) -> None:
-    assert run(fork_while_another_thread_waits, url, str(path)) == "nobody waits"
+def test_a_forked_child_does_not_inherit_the_registration_of_its_parent(path: Path, url: str) -> None:
+    assert run(fork_while_another_thread_waits, url, str(path)) == "no writer waits"
 
 
 async def begin(engine: AsyncEngine) -> None:
@@ -111,26 +111,24 @@ async def begin(engine: AsyncEngine) -> None:
         pass
 
 
-def test_a_task_that_is_cancelled_is_not_waited_for(path: Path, url: str) -> None:
+def test_writers_do_not_wait_for_a_cancelled_task(path: Path, url: str) -> None:
     async def story() -> None:
         engine = create_async_engine(url)
         with locked(path):
             waiter = asyncio.create_task(begin(engine))
-            while not somebody_waits(path):
+            while not writer_waits(path):
                 await asyncio.sleep(0.001)
             waiter.cancel()
             with suppress(asyncio.CancelledError):
                 await waiter
-            assert not somebody_waits(path)
+            assert not writer_waits(path)
         await begin(engine)
         await engine.dispose()
 
     asyncio.run(asyncio.wait_for(story(), PATIENCE))
 
 
-def test_an_event_loop_goes_on_while_one_of_its_tasks_waits(
-    path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_event_loop_runs_while_one_of_its_tasks_waits(path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sleep = asyncio.sleep
     pauses = []
 
@@ -153,7 +151,7 @@ def test_an_event_loop_goes_on_while_one_of_its_tasks_waits(
 
 
 @pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH])
-def test_another_application_that_locks_the_folder_blocks_no_writer(path: Path, url: str, kind: int) -> None:
+def test_a_lock_of_another_application_on_the_folder_blocks_no_writer(path: Path, url: str, kind: int) -> None:
     engine = create_engine(url)
     descriptor = os.open(path.parent, os.O_RDONLY)
     fcntl.flock(descriptor, kind)
@@ -166,7 +164,7 @@ def test_another_application_that_locks_the_folder_blocks_no_writer(path: Path, 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EBADF, errno.EACCES])
 @pytest.mark.parametrize("failing", ["os.open", "fcntl.flock"])
-def test_without_locks_of_folders_the_turns_are_only_less_fair(
+def test_writers_work_without_fair_turns_if_folders_cannot_be_locked(
     path: Path, url: str, monkeypatch: pytest.MonkeyPatch, failing: str, code: int
 ) -> None:
     def fail(*_: Any) -> int:
@@ -187,7 +185,7 @@ def busy_timeout(connection: Any) -> int:
     return milliseconds
 
 
-def test_a_connection_of_the_pool_waits_as_the_engine_says(url: str) -> None:
+def test_a_connection_of_the_pool_has_the_busy_timeout_of_the_engine(url: str) -> None:
     engine = create_engine(url, busy_timeout=2.5)
     with closing(engine.raw_connection()) as connection:
         assert busy_timeout(connection) == 2500
@@ -203,7 +201,7 @@ def test_a_connection_of_the_pool_waits_as_the_engine_says(url: str) -> None:
     engine.dispose()
 
 
-def test_a_detached_connection_is_closed_like_any_other(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_detached_connection_can_be_closed(url: str, caplog: pytest.LogCaptureFixture) -> None:
     engine = create_engine(url)
     with engine.connect() as connection:
         connection.detach()

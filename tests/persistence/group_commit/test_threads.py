@@ -1,4 +1,4 @@
-"""One store, many threads; and a store after errors of every kind."""
+"""Many threads share one store, also after errors of every kind."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
 from peon.persistence.group_commit import threads
 
 CONNECTION_POOL = (str(Path(sqlalchemy.pool.__file__).parent), str(sqlalchemy.util.queue.__file__))
-"""Where the modules of SQLAlchemy's connection pool are."""
+"""The folder of SQLAlchemy's connection pool."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def renamed(name: str) -> ProjectRenamed:
     return ProjectRenamed(project_id=UUID(int=1), name=name)
 
 
-def test_threads_that_append_at_once_lose_and_double_nothing(database: Database) -> None:
+def test_threads_that_append_at_once_lose_and_repeat_nothing(database: Database) -> None:
     threads, batches = 8, 25
     together = threading.Barrier(threads)
 
@@ -73,7 +73,7 @@ def refuse_encoding(database: Database) -> None:
 
 
 def fail_in_the_transaction(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the rows are written and before they are committed."""
+    """Fails after the rows are written and before they are committed."""
     head = PostgreSQLLogHead if database.engine.dialect.name == "postgresql" else SQLiteLogHead
     written = head.add
 
@@ -113,7 +113,7 @@ def test_after_any_error_the_next_append_works(database: Database, monkeypatch: 
     assert [sequence for sequence, _ in acknowledged] == list(range(1, 13))
 
 
-def test_a_failure_of_one_thread_does_not_hold_up_the_others(database: Database) -> None:
+def test_a_failure_of_one_thread_does_not_delay_the_others(database: Database) -> None:
     def work(number: int) -> int:
         if number % 3 == 0:
             refuse_encoding(database)
@@ -125,9 +125,7 @@ def test_a_failure_of_one_thread_does_not_hold_up_the_others(database: Database)
     assert database.events.last_sequence() == 40
 
 
-def test_a_logging_handler_that_appends_does_not_wait_for_itself(
-    database: Database, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_logging_handler_that_appends_does_not_deadlock(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     refused: list[PersistenceError] = []
 
     class Storing(logging.Handler):
@@ -142,7 +140,7 @@ def test_a_logging_handler_that_appends_does_not_wait_for_itself(
     engine_logger.addHandler(handler)
     try:
         with caplog.at_level(logging.INFO, engine_logger.name):
-            database.events.close()  # the next connection sees the level
+            database.events.close()  # the next connection uses the new log level
             database.events.append_all([renamed("a")])
     finally:
         engine_logger.removeHandler(handler)
@@ -153,7 +151,7 @@ def test_a_logging_handler_that_appends_does_not_wait_for_itself(
 
 
 class HeldCommit:
-    """Holds the first commit of a store until as many other appends wait for it as are expected."""
+    """Holds the first commit of a store until the expected number of other appends wait for it."""
 
     def __init__(self, database: Database, others: int) -> None:
         self.commits = 0
@@ -173,7 +171,7 @@ class HeldCommit:
 
 
 def append_in_threads(database: Database, batches: list[list[ProjectRenamed]]) -> tuple[list[Any], int]:
-    """The first batch is being committed when the others come; returns what came of each, and the commits."""
+    """Starts the others during the commit of the first batch; returns the outcome of each, and the commits."""
     held = HeldCommit(database, len(batches) - 1)
     with ThreadPoolExecutor(len(batches)) as pool:
         first = pool.submit(database.events.append_all, batches[0])
@@ -184,7 +182,7 @@ def append_in_threads(database: Database, batches: list[list[ProjectRenamed]]) -
     return outcomes, held.commits
 
 
-def test_appends_that_wait_share_a_commit(database: Database) -> None:
+def test_waiting_appends_share_a_commit(database: Database) -> None:
     batches = [[renamed(f"{thread}-{part}") for part in range(thread % 3 + 1)] for thread in range(12)]
 
     outcomes, commits = append_in_threads(database, batches)
@@ -196,10 +194,12 @@ def test_appends_that_wait_share_a_commit(database: Database) -> None:
     assert sorted(s for stored in outcomes for s in stored) == database.events.replay_all()
 
 
-def test_who_shared_a_commit_is_waited_for(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the first thread that is back has a commit for itself, and the others share the next one."""
+def test_the_leader_waits_for_threads_that_shared_the_last_commit(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, the first thread that returns would commit alone, and the others would share the next commit."""
     append_in_threads(database, [[renamed(str(number))] for number in range(6)])
-    monkeypatch.setattr(threads, "GATHERING_SECONDS", 20)  # whatever else the machine does
+    monkeypatch.setattr(threads, "GATHERING_SECONDS", 20)  # on a busy machine, too
     commits: list[object] = []
     event.listen(database.engine, "commit", lambda connection: commits.append(connection))
 
@@ -210,7 +210,9 @@ def test_who_shared_a_commit_is_waited_for(database: Database, monkeypatch: pyte
     assert len(commits) == 1
 
 
-def test_the_leader_does_not_wait_in_vain_twice(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_leader_does_not_wait_again_after_it_waited_in_vain(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     append_in_threads(database, [[renamed(str(number))] for number in range(6)])
     monkeypatch.setattr(threads, "GATHERING_SECONDS", 0.3)
 
@@ -224,7 +226,7 @@ def test_the_leader_does_not_wait_in_vain_twice(database: Database, monkeypatch:
     assert max(durations[1:]) < 0.3
 
 
-def test_a_batch_that_fails_does_not_fail_those_that_share_its_commit(database: Database) -> None:
+def test_a_failed_batch_does_not_fail_the_batches_that_share_its_commit(database: Database) -> None:
     def refuse(_: object, stored: list[StoredEvent[OrchestrationEvent]]) -> None:
         for index, (_, renaming, _) in enumerate(stored):
             if isinstance(renaming, ProjectRenamed) and renaming.name.startswith("bad"):
@@ -243,7 +245,7 @@ def test_a_batch_that_fails_does_not_fail_those_that_share_its_commit(database: 
     assert database.events.last_sequence() == 3
 
 
-def test_an_unavailable_database_is_told_to_all_that_share_a_commit(sqlite_url: URL) -> None:
+def test_all_appends_that_share_a_commit_learn_that_the_database_is_unavailable(sqlite_url: URL) -> None:
     with Database.open(
         AppConfig(database={"busy_timeout": 0.05}), url=sqlite_url, maintain_projections=False
     ) as database:
@@ -256,7 +258,7 @@ def test_an_unavailable_database_is_told_to_all_that_share_a_commit(sqlite_url: 
         assert database.events.last_sequence() == 1
 
 
-def test_an_interrupted_leader_leaves_the_others_their_appends(database: Database) -> None:
+def test_an_interrupted_leader_does_not_fail_the_other_appends(database: Database) -> None:
     interrupted = threading.Event()
 
     def interrupt(connection: object, stored: list[StoredEvent[OrchestrationEvent]]) -> None:
@@ -276,7 +278,7 @@ def test_an_interrupted_leader_leaves_the_others_their_appends(database: Databas
 
 def test_a_thread_that_is_interrupted_while_it_waits_stores_nothing(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
-        held = HeldCommit(database, others=2)  # which never come: this thread is one
+        held = HeldCommit(database, others=2)  # more than there are: this thread is one of them
         leader = threading.Thread(target=database.events.append_all, args=([renamed("leader")],))
         leader.start()
         assert held.held.wait(20)
@@ -297,8 +299,8 @@ def test_a_thread_that_is_interrupted_while_it_waits_stores_nothing(migrated_las
         assert [s.event.name for s in database.events.replay_all()] == ["leader", "after"]  # type: ignore[union-attr]
 
 
-def test_a_thread_that_is_interrupted_in_a_shared_commit_leaves_no_thread_asleep(migrated_lasting_url: URL) -> None:
-    """Each thread wakes the next: one that waits no more is passed over."""
+def test_after_an_interrupt_in_a_shared_commit_every_thread_wakes(migrated_lasting_url: URL) -> None:
+    """Each thread wakes the next one, and skips threads that no longer wait."""
     main = threading.get_ident()
     left = threading.Event()
     outcomes: list[str] = []
@@ -341,9 +343,9 @@ def test_a_thread_that_is_interrupted_in_a_shared_commit_leaves_no_thread_asleep
         assert [s.event.name for s in database.events.replay_all()] == ["first", "0", "1", "interrupted", "3", "4"]  # type: ignore[union-attr]
 
 
-# An interrupt in a finalizer, or where a driver clears up, is only told.
+# Python only reports an interrupt in a finalizer or in the clean-up of a driver.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_interrupts_at_any_moment_neither_hang_nor_tear_anything(
+def test_interrupts_at_any_moment_cause_no_hang_and_no_partial_batch(
     migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads, "LEADER_CHECK_SECONDS", 0.05)
@@ -365,7 +367,7 @@ def test_interrupts_at_any_moment_neither_hang_nor_tear_anything(
 
     def go_on(database: Database) -> None:
         while not over.is_set():
-            with suppress(StoreUnavailable):  # it shared the commit of the one that is interrupted
+            with suppress(StoreUnavailable):  # this append shared the commit of the interrupted one
                 append(database, "other")
 
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
@@ -374,13 +376,13 @@ def test_interrupts_at_any_moment_neither_hang_nor_tear_anything(
             thread.start()
         before = signal.signal(signal.SIGALRM, interrupt)
         for _ in range(300):
-            with suppress(Interrupt):  # it may come after an error that another interrupt has caused
+            with suppress(Interrupt):  # the interrupt may follow an error that an earlier interrupt caused
                 try:
                     signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 5e-3))
                     for _ in range(20):
                         append(database, "interrupted")
                 except (Interrupt, PersistenceError, AssertionError):
-                    pass  # pydantic and SQLAlchemy take it for an error of theirs, at times
+                    pass  # pydantic and SQLAlchemy sometimes convert it to one of their errors
                 signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         over.set()
@@ -398,11 +400,11 @@ def test_interrupts_at_any_moment_neither_hang_nor_tear_anything(
 
 
 def in_connection_pool(frame: FrameType | None) -> bool:
-    """Whether the code at a frame was called by SQLAlchemy's connection pool.
+    """Returns whether SQLAlchemy's connection pool called the code of this frame.
 
     The queue of the pool locks with a `threading.Condition`, which is written in Python. An exception that a signal
-    handler raises between its statements can leave that lock held, and each later checkout then waits for ever. No
-    code of ours can prevent that, and the test proves ours alone.
+    handler raises between its statements can leave that lock held, and each later checkout then waits forever. No
+    code of ours can prevent that, so the test leaves these frames out.
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith(CONNECTION_POOL):
@@ -417,7 +419,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         os.sched_yield()
 
 
-def test_closing_gives_the_connection_back_and_leaves_the_store_usable(migrated_lasting_url: URL) -> None:
+def test_closing_returns_the_connection_and_leaves_the_store_usable(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([renamed("a")])
         database.events.close()
@@ -427,7 +429,7 @@ def test_closing_gives_the_connection_back_and_leaves_the_store_usable(migrated_
         assert database.events.append_all([renamed("b")])[0].sequence == 2
 
 
-def test_a_store_that_is_no_longer_used_returns_its_connection_at_once(migrated_lasting_url: URL) -> None:
+def test_a_garbage_collected_store_returns_its_connection_at_once(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         store = EventStore(database.engine)
         store.append_all([renamed("a")])
@@ -442,7 +444,7 @@ def exit_code_of_child(work: Callable[[], object]) -> int:
     if child == 0:
         code = 1
         try:
-            signal.alarm(20)  # the child's own way out of a deadlock
+            signal.alarm(20)  # ends the child if it deadlocks
             work()
             code = 0
         finally:
@@ -450,8 +452,8 @@ def exit_code_of_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_child_forked_in_the_middle_of_an_append_of_another_thread_does_not_hang(migrated_lasting_url: URL) -> None:
-    # In SQLite the child waits in vain; on a server it has its turn.
+def test_a_child_forked_during_an_append_of_another_thread_does_not_hang(migrated_lasting_url: URL) -> None:
+    # On SQLite, the child waits in vain; on a server, it gets its turn.
     busy_timeout = 0.2 if migrated_lasting_url.get_backend_name() == "sqlite" else 20
     config = AppConfig(database={"busy_timeout": busy_timeout})
     with Database.open(config, url=migrated_lasting_url, maintain_projections=False) as database:
@@ -464,14 +466,14 @@ def test_a_child_forked_in_the_middle_of_an_append_of_another_thread_does_not_ha
 
         def append_in_child() -> None:
             event.remove(database.engine, "commit", wait)
-            with suppress(StoreUnavailable):  # to SQLite in the child the parent's lock seems its own
+            with suppress(StoreUnavailable):  # SQLite in the child takes the parent's lock for its own
                 database.events.append_all([renamed("child")])
 
         event.listen(database.engine, "commit", wait)
         appending = threading.Thread(target=database.events.append_all, args=([renamed("parent")],))
         appending.start()
         assert in_the_middle.wait(20)
-        threading.Timer(1, forked.set).start()  # lets a child on PostgreSQL have its turn
+        threading.Timer(1, forked.set).start()  # then a child on PostgreSQL gets its turn
         assert exit_code_of_child(append_in_child) == 0
         appending.join()
         event.remove(database.engine, "commit", wait)

@@ -1,4 +1,4 @@
-"""The log without projections, which would refuse many of the events that the tests of the log append."""
+"""Fixtures of the log without projections, because projections would refuse many events of these tests."""
 
 from collections.abc import Iterator
 
@@ -15,13 +15,13 @@ def database(log_alone: Database) -> Database:
 
 @pytest.fixture
 def memory(migrated_memory: None) -> Iterator[Database]:
-    """For tests of what is decided before a database is asked."""
+    """Returns a database in memory, for tests whose result does not depend on the database."""
     with Database.open(url="sqlite://", maintain_projections=False) as database:
         yield database
 
 
 @pytest.fixture(params=["from the log", "by the index"])
 def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two ways in which a query finds its events."""
+    """Runs the test for each way in which a query finds its events."""
     if request.param == "by the index":
         monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)

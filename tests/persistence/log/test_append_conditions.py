@@ -1,4 +1,4 @@
-"""Append conditions: what conflicts, and which of several writers wins."""
+"""Append conditions: which events conflict, and which of several writers wins."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +52,7 @@ MATCHES: list[tuple[EventQuery, OrchestrationEvent, bool]] = [
 
 
 @pytest.mark.parametrize(("query", "stored", "matches"), MATCHES)
-def test_a_condition_conflicts_with_what_matches(
+def test_a_condition_conflicts_with_matching_events(
     database: Database, read: None, query: EventQuery, stored: OrchestrationEvent, matches: bool
 ) -> None:
     before = database.events.append_all([stored])
@@ -71,14 +71,14 @@ def test_a_condition_conflicts_with_what_matches(
     assert database.events.append_all([stored], condition=informed)[0].sequence == 2
 
 
-def test_the_first_event_above_the_position_is_told(database: Database, read: None) -> None:
+def test_the_error_names_the_first_matching_event_after_the_position(database: Database, read: None) -> None:
     database.events.append_all([ThreadDeleted(thread_id=thread) for thread in (THREAD, OTHER, THREAD, THREAD)])
 
     conditions = [AppendCondition(EventQuery(thread_id=THREAD), after) for after in (0, 1, 2, 3, 4, 2**63, 2**70)]
     assert [conflict(database.events, c) for c in conditions] == [1, 3, 3, 4, None, None, None]
 
 
-def test_a_condition_holds_in_a_transaction_of_the_callers_own(database: Database, read: None) -> None:
+def test_a_condition_holds_in_a_transaction_of_the_caller(database: Database, read: None) -> None:
     query = EventQuery(thread_id=THREAD)
     with database.engine.begin() as connection:
         database.events.append_all(padding(5), connection=connection)
@@ -110,7 +110,7 @@ def compete(barrier: Any, url: str, rounds: int, wins: Any) -> None:
                 wins[turn] += 1
 
 
-def test_of_many_processes_exactly_one_wins_each_round(migrated_lasting_url: URL) -> None:
+def test_exactly_one_of_many_processes_wins_each_round(migrated_lasting_url: URL) -> None:
     processes, rounds = 5, 25
     barrier, wins = context.Barrier(processes), context.Array("i", rounds)
     url = migrated_lasting_url.render_as_string(hide_password=False)
@@ -126,7 +126,7 @@ def test_of_many_processes_exactly_one_wins_each_round(migrated_lasting_url: URL
         assert [s.event.thread_id.int for s in database.events.stream()] == list(range(rounds))  # type: ignore[union-attr]
 
 
-def test_threads_that_share_commits_see_what_their_neighbours_stored(database: Database) -> None:
+def test_threads_that_share_a_commit_see_the_events_of_each_other(database: Database) -> None:
     threads, rounds = 8, 20
     together = threading.Barrier(threads)
 
@@ -139,7 +139,9 @@ def test_threads_that_share_commits_see_what_their_neighbours_stored(database: D
                 database.events.append_all([ThreadDeleted(thread_id=UUID(int=turn))], condition=condition)
                 wins += 1
             except ConcurrencyError:
-                database.events.append_all([ThreadSelected(thread_id=uuid4())])  # a neighbour without a condition
+                database.events.append_all(
+                    [ThreadSelected(thread_id=uuid4())]
+                )  # an append without a condition in the same commit
         return wins
 
     with ThreadPoolExecutor(threads) as pool:
@@ -147,7 +149,7 @@ def test_threads_that_share_commits_see_what_their_neighbours_stored(database: D
     assert database.events.last_sequence() == threads * rounds
 
 
-def test_projections_refuse_a_conditional_append_and_leave_nothing(url: URL, migrated: None) -> None:
+def test_a_conditional_append_that_projections_refuse_stores_nothing(url: URL, migrated: None) -> None:
     with Database.open(url=url) as database:
         condition = AppendCondition(EventQuery(project_id=PROJECT), after=0)
         with pytest.raises(ProjectionError):
@@ -157,7 +159,7 @@ def test_projections_refuse_a_conditional_append_and_leave_nothing(url: URL, mig
         assert database.projections.verify() == []
 
 
-def test_a_condition_is_decided_although_others_always_append_more(
+def test_a_condition_is_decided_while_other_writers_keep_appending(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tag_index, "TAIL_EVENTS", 3)
@@ -171,7 +173,9 @@ def test_a_condition_is_decided_although_others_always_append_more(
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_condition_alone_is_refused_where_it_cannot_be_seen(migrated_postgresql_url: URL, level: Any) -> None:
+def test_a_condition_without_events_is_refused_in_a_transaction_with_an_old_snapshot(
+    migrated_postgresql_url: URL, level: Any
+) -> None:
     with (
         Database.open(url=migrated_postgresql_url, maintain_projections=False) as database,
         database.engine.connect().execution_options(isolation_level=level) as connection,
@@ -182,7 +186,7 @@ def test_a_condition_alone_is_refused_where_it_cannot_be_seen(migrated_postgresq
             database.events.append_all([], condition=AppendCondition(EventQuery(), after=0), connection=connection)
 
 
-def test_a_connection_of_elsewhere_is_refused(database: Database) -> None:
+def test_a_connection_of_another_database_is_refused(database: Database) -> None:
     with Database.open(url="sqlite://", maintain_projections=False) as other:
         with other.engine.connect() as connection:
             with pytest.raises(ValueError, match="of another database"):

@@ -30,13 +30,13 @@ def execute(database: Database, statement: str) -> None:
         connection.execute(text(statement))
 
 
-@pytest.mark.parametrize("url", ["file", "memory"], indirect=True)  # a full disk of a server would be everybody's
-def test_an_append_that_the_disk_is_too_full_for_does_not_quote_the_events(database: Database) -> None:
+@pytest.mark.parametrize("url", ["file", "memory"], indirect=True)  # a full disk of a server would fail other tests
+def test_an_append_to_a_full_disk_does_not_quote_the_events(database: Database) -> None:
     before = database.events.append_all([renamed()])
     database.events.close()
     with database.engine.connect() as connection:
         (pages,) = connection.exec_driver_sql("PRAGMA page_count").one()
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # of this connection, the pool's only one
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # affects this connection, the pool's only one
 
     for batch in ([renamed(SECRET * 1_000)], [renamed(SECRET)] * 2_000):
         with pytest.raises(StoreUnavailable, match="the disk is full: free some space") as caught:
@@ -48,7 +48,7 @@ def test_an_append_that_the_disk_is_too_full_for_does_not_quote_the_events(datab
     assert_unharmed(database, before)
 
 
-def test_an_append_that_a_rule_of_the_database_refuses_does_not_quote_the_events(database: Database) -> None:
+def test_an_append_that_a_constraint_refuses_does_not_quote_the_events(database: Database) -> None:
     if database.engine.dialect.name == "sqlite":
         rule = (
             "CREATE TRIGGER too_long BEFORE INSERT ON events WHEN length(NEW.payload) > 1000 "
@@ -67,7 +67,7 @@ def test_an_append_that_a_rule_of_the_database_refuses_does_not_quote_the_events
     assert_unharmed(database, before)
 
 
-def test_an_append_to_a_table_that_is_gone_does_not_quote_the_events(database: Database) -> None:
+def test_an_append_to_a_dropped_table_does_not_quote_the_events(database: Database) -> None:
     before = database.events.append_all([renamed()])
     execute(database, "ALTER TABLE events RENAME TO away")
 

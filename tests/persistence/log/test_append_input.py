@@ -1,4 +1,4 @@
-"""What is no event is refused with its whole batch; events may come from any iterable."""
+"""A batch with anything but events is refused as a whole; events may come from any iterable."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,7 +39,7 @@ NOT_EVENTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("thing", "reason"), NOT_EVENTS.values(), ids=NOT_EVENTS)
 @pytest.mark.parametrize("index", [0, 2])
-def test_what_is_not_an_event_is_refused_with_its_whole_batch(
+def test_a_batch_with_anything_but_events_is_refused_as_a_whole(
     memory: Database, thing: Any, reason: str, index: int
 ) -> None:
     memory.events.append_all([renamed()])
@@ -49,11 +49,11 @@ def test_what_is_not_an_event_is_refused_with_its_whole_batch(
     assert_refused(memory, *batch, index=index, reason=reason)
 
 
-def test_the_first_of_two_wrong_events_is_named(memory: Database) -> None:
+def test_the_error_names_the_first_of_two_wrong_events(memory: Database) -> None:
     assert_refused(memory, renamed(), None, SECRET, index=1)
 
 
-def test_a_single_event_in_place_of_a_list_is_refused(database: Database) -> None:
+def test_a_single_event_instead_of_a_list_is_refused(database: Database) -> None:
     with pytest.raises(TypeError, match=r"append_all takes a list of events: \[ProjectRenamed\(…\)\]") as caught:
         database.events.append_all(renamed(SECRET))  # type: ignore[arg-type]
 
@@ -62,7 +62,7 @@ def test_a_single_event_in_place_of_a_list_is_refused(database: Database) -> Non
 
 
 @pytest.mark.parametrize("batch", [None, 5, ProjectRenamed])
-def test_what_is_not_a_list_at_all_is_refused(memory: Database, batch: Any) -> None:
+def test_a_value_that_is_not_iterable_is_refused(memory: Database, batch: Any) -> None:
     with pytest.raises(TypeError):
         memory.events.append_all(batch)
 
@@ -89,7 +89,7 @@ def test_events_may_come_from_any_iterable(database: Database, kind: Callable[[l
     assert database.events.replay_all() == stored
 
 
-def test_nothing_is_stored_of_a_generator_that_fails_half_way(database: Database) -> None:
+def test_a_generator_that_fails_half_way_stores_nothing(database: Database) -> None:
     def generate() -> Iterator[OrchestrationEvent]:
         yield renamed()
         raise LookupError("half-way")
@@ -100,7 +100,7 @@ def test_nothing_is_stored_of_a_generator_that_fails_half_way(database: Database
     assert_unharmed(database, [])
 
 
-def test_a_generator_may_read_and_append_itself(database: Database) -> None:
+def test_a_generator_may_read_and_append_to_the_log(database: Database) -> None:
     def generate() -> Iterator[OrchestrationEvent]:
         for name in ("a", "b"):
             database.events.append_all([renamed(name)])
@@ -113,7 +113,7 @@ def test_a_generator_may_read_and_append_itself(database: Database) -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_of_100_000_is_stored_as_one(database: Database) -> None:
+def test_a_batch_of_100_000_events_is_stored_in_one_transaction(database: Database) -> None:
     count = 100_000
     before = database.events.append_all([renamed()])
 
@@ -123,7 +123,7 @@ def test_a_batch_of_100_000_is_stored_as_one(database: Database) -> None:
     assert database.events.replay_all() == before + stored
 
 
-def test_nothing_is_stored_of_a_batch_of_100_000_whose_last_event_is_wrong(memory: Database) -> None:
+def test_a_batch_of_100_000_events_whose_last_one_is_wrong_stores_nothing(memory: Database) -> None:
     batch: list[Any] = [renamed()] * 100_000
 
     assert_refused(memory, *batch, None, index=100_000)

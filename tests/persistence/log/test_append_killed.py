@@ -1,4 +1,4 @@
-"""Real processes, killed with SIGKILL at any moment while they append."""
+"""Real processes that are killed with SIGKILL at random moments while they append."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ def append_until_killed(url: str, first: int, seed: int, report: Connection) -> 
 
 
 def kill_once(url: str, first: int, seed: int) -> list[tuple[int, int]]:
-    """Returns what the child had reported when it was killed, after a random number of its reports."""
+    """Kills a child at a random moment, after a random number of reports; returns all its reports."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=append_until_killed, args=(url, first, seed, sender))
@@ -46,7 +46,7 @@ def kill_once(url: str, first: int, seed: int) -> list[tuple[int, int]]:
         while True:
             acknowledged.append(receiver.recv())
             if len(acknowledged) == wanted:
-                # A little later, so that it is anywhere in the next appends.
+                # Waits a little, so that the child is somewhere within its next appends.
                 for _ in range(chance.randrange(200)):
                     os.sched_yield()
                 os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def kill_once(url: str, first: int, seed: int) -> list[tuple[int, int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["file", "postgresql"])
-def test_what_was_acknowledged_survives_kill_9(backend: str, request: pytest.FixtureRequest) -> None:
+def test_acknowledged_events_survive_sigkill(backend: str, request: pytest.FixtureRequest) -> None:
     url: URL = request.getfixturevalue("sqlite_url" if backend == "file" else "postgresql_url")
     address = url.render_as_string(hide_password=False)
     Database.open(url=address, maintain_projections=False).close()
@@ -67,7 +67,7 @@ def test_what_was_acknowledged_survives_kill_9(backend: str, request: pytest.Fix
     first = 1
     for seed in range(KILLS):
         acknowledged += kill_once(address, first, seed)
-        first = acknowledged[-1][0] + 2  # the batch after the last one may have been stored, unacknowledged
+        first = acknowledged[-1][0] + 2  # the batch after the last acknowledged one may have been stored
 
     with Database.open(url=address, maintain_projections=False) as database:
         log = database.events.replay_all()

@@ -1,4 +1,4 @@
-"""Many processes share a database: nothing fails, is lost, doubled, or out of order."""
+"""Many processes share a database without failures, lost or repeated events, or wrong order."""
 
 import pytest
 from helpers.log_processes import append_one_by_one, read_until

@@ -137,7 +137,7 @@ def is_secret_quoted(error: EventEncodeError) -> bool:
 
 
 def accepted(database: Database, events: list[Any]) -> list[str]:
-    """Returns those that were not refused, and those whose refusal gives away what they hold."""
+    """Returns the events that were not refused, and those whose error quotes their content."""
     wrong = []
     for event in events:
         try:
@@ -151,7 +151,7 @@ def accepted(database: Database, events: list[Any]) -> list[str]:
 
 
 def assert_all_refused(database: Database, wrong: list[Any]) -> None:
-    """They are refused also when the same classes, with the same fields, were found right before."""
+    """Checks that the events are refused, also right after valid events of the same classes were stored."""
     assert accepted(database, wrong) == []
     before = database.events.append_all(VALID)
     assert accepted(database, wrong) == []
@@ -178,7 +178,7 @@ def test_a_field_of_a_wrong_type_in_the_content_is_refused(memory: Database, tam
         for content in contents()
         for field in type(content).model_fields
         for value in wrong_values(content, field)
-        if not (field == "type" and value == SECRET)  # has a test of its own
+        if not (field == "type" and value == SECRET)  # another test covers this
     ]
     assert len(wrong) > 200
 
@@ -195,7 +195,7 @@ def without(model: Any, field: str) -> Any:
     return copy
 
 
-def test_an_event_without_a_field_that_it_must_have_is_refused(memory: Database) -> None:
+def test_an_event_without_a_required_field_is_refused(memory: Database) -> None:
     assert_all_refused(
         memory,
         [
@@ -259,7 +259,7 @@ def with_item(value: Any) -> ApprovalRequested:
 
 
 @pytest.mark.parametrize("put", [with_argument, with_item], ids=["arguments", "detail"])
-def test_a_value_that_json_cannot_carry_and_was_put_in_later_is_refused(
+def test_a_value_without_a_json_form_that_was_added_later_is_refused(
     memory: Database, put: Callable[[Any], Any]
 ) -> None:
     assert_all_refused(memory, [put(wrong) for value in NOT_JSON.values() for wrong in (value, [value], {"x": value})])
@@ -273,7 +273,7 @@ def broken_rule(**fields: Any) -> ThreadStatusChanged:
 
 
 class Chatter(TextContent):
-    """Would be read back as a TextContent."""
+    """Would be read back as `TextContent`."""
 
 
 def with_extra(event: BaseModel) -> BaseModel:
@@ -290,7 +290,7 @@ def moved(moment: datetime) -> Any:
     return by_setattr(renamed(SECRET), "occurred_at", moment)
 
 
-# Most of these have fields of the very types that they should have.
+# Most of these events have fields of the right types.
 TAMPERED: dict[str, Callable[[], Any]] = {
     "error without a reason": lambda: broken_rule(status=ThreadStatus.ERROR),
     "reason without an error": lambda: broken_rule(error=SECRET),
@@ -343,7 +343,7 @@ def test_an_event_that_was_changed_later_is_refused(memory: Database, tampered: 
     assert_refused(memory, renamed(), said(), tampered(), renamed(), index=2)
 
 
-def test_wrong_batches_leave_no_trace_in_any_database(database: Database) -> None:
+def test_refused_batches_leave_no_trace_in_any_database(database: Database) -> None:
     assert_refused(database, None)
     assert_refused(database, *samples(), SECRET, *samples(), index=len(PAYLOADS))
     assert_refused(database, *samples(), with_item(object()), *samples(), index=len(PAYLOADS))
@@ -353,7 +353,7 @@ def test_wrong_batches_leave_no_trace_in_any_database(database: Database) -> Non
     assert_refused(database, renamed(), by_setattr(renamed(), "name", 5), index=1)
 
 
-def test_a_change_of_what_an_event_was_built_from_does_not_reach_it(memory: Database) -> None:
+def test_changing_the_arguments_of_an_event_does_not_change_the_event(memory: Database) -> None:
     arguments: dict[str, Any] = {"list": [1, {"deep": "yes"}]}
     event, expected = tool_call(arguments), tool_call({"list": [1, {"deep": "yes"}]})
 
@@ -365,7 +365,7 @@ def test_a_change_of_what_an_event_was_built_from_does_not_reach_it(memory: Data
     assert memory.events.replay_all()[0].event.content == expected.content  # type: ignore[union-attr]
 
 
-def test_a_change_after_the_append_does_not_reach_the_log(database: Database) -> None:
+def test_changing_an_event_after_the_append_does_not_change_the_log(database: Database) -> None:
     event = tool_call({"list": [1]})
     database.events.append_all([event])
 

@@ -1,4 +1,4 @@
-"""Errors of payloads that cannot be decoded: they name the event and the reason, and show no payload."""
+"""Errors for payloads that cannot be decoded name the event and the reason, and show no payload."""
 
 import pytest
 from helpers.secret import SECRET
@@ -74,14 +74,14 @@ UNDECODABLE = {
 
 
 @pytest.mark.parametrize(("event_type", "payload", "reason"), UNDECODABLE.values(), ids=UNDECODABLE)
-def test_what_cannot_be_decoded_is_told_without_the_payload(event_type: str, payload: str, reason: str) -> None:
+def test_a_decode_error_does_not_show_the_payload(event_type: str, payload: str, reason: str) -> None:
     error = decode_error(orchestration_codec, event_type, payload)
 
     assert reason in error.reason
     assert len(str(error)) < 500
 
 
-def test_an_unknown_kind_of_content_is_told_without_the_payload() -> None:
+def test_the_error_for_an_unknown_content_type_does_not_show_the_payload() -> None:
     payload = MESSAGE.replace("CONTENT", f'{{"type":"{SECRET}","text":"x"}}')
 
     assert decode_error(orchestration_codec, "MessageAppended", payload).reason.startswith("content: ")

@@ -1,4 +1,4 @@
-"""The format of the payloads, which must never change: recorded ones are read, and written again to the letter."""
+"""The format of the payloads must never change: recorded payloads are read, and written again byte for byte."""
 
 import pytest
 from helpers.event_strategies import CONTENT_CLASSES, EVENT_CLASSES, orchestration_events
@@ -37,13 +37,13 @@ def test_a_payload_is_recorded_for_every_event_and_every_kind_of_content() -> No
 
 
 @every_recorded_payload
-def test_a_recorded_payload_is_read_and_written_again_to_the_letter(payload: str) -> None:
+def test_a_recorded_payload_is_read_and_written_again_exactly(payload: str) -> None:
     event = orchestration_codec.decode(1, type_of(payload), payload)
 
     assert orchestration_codec.encode([event]) == ([type_of(payload)], [payload])
 
 
-def test_recorded_payloads_in_a_database_are_read_and_stored_again_to_the_letter(database: Database) -> None:
+def test_recorded_payloads_in_a_database_are_read_and_stored_again_exactly(database: Database) -> None:
     rows = [{"event_type": type_of(payload), "payload": payload, "stored_at": STORED_AT} for payload in PAYLOADS]
     with database.engine.begin() as connection:
         connection.execute(insert(log), [{"sequence": number, **row} for number, row in enumerate(rows, 1)])
@@ -68,7 +68,7 @@ def test_the_event_type_column_and_the_type_in_the_payload_name_the_class(payloa
 
 
 @every_recorded_payload
-def test_the_payload_alone_tells_the_whole_event(payload: str) -> None:
+def test_the_payload_contains_the_whole_event(payload: str) -> None:
     event = orchestration_codec.decode(1, type_of(payload), payload)
 
     (written,) = orchestration_codec.encode([event])[1]
@@ -87,7 +87,7 @@ def test_columns_are_in_the_order_of_the_events() -> None:
 
 @given(event=orchestration_events)
 @settings(deadline=None, max_examples=50)
-def test_what_is_decoded_is_what_was_encoded(event: OrchestrationEvent) -> None:
+def test_a_decoded_event_equals_the_encoded_event(event: OrchestrationEvent) -> None:
     (column,), (payload,) = orchestration_codec.encode([event])
 
     decoded = orchestration_codec.decode(1, column, payload)
@@ -97,8 +97,8 @@ def test_what_is_decoded_is_what_was_encoded(event: OrchestrationEvent) -> None:
     assert orchestration_codec.encode([decoded]) == ([column], [payload])
 
 
-def test_the_check_by_default_takes_every_event_of_the_domain() -> None:
-    """The domain's codec has a cheaper check of its own."""
+def test_the_default_check_accepts_every_event_of_the_domain() -> None:
+    """The domain's codec replaces the default check by a cheaper one."""
     codec: EventCodec[OrchestrationEvent] = EventCodec(OrchestrationEvent)
     events = [EVENT.validate_json(payload) for payload in PAYLOADS]
 

@@ -34,7 +34,7 @@ class Measured(BaseModel):
 
 
 class Renaming(BaseModel):
-    """Written by its fields' names, and read by their aliases."""
+    """Is written with the names of its fields, and read with their aliases."""
 
     type: Literal["Renaming"] = "Renaming"
     old: str = Field(default="", validation_alias="old_name")
@@ -67,7 +67,7 @@ LOSSES: dict[str, BaseModel] = {
 
 @pytest.mark.parametrize("event", LOSSES.values(), ids=LOSSES)
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-def test_what_would_not_come_back_equal_is_refused_by_default(event: BaseModel, sqlite_url: URL) -> None:
+def test_an_event_that_would_not_be_read_back_equal_is_refused_by_default(event: BaseModel, sqlite_url: URL) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         store: EventStore[Any] = EventStore(database.engine, EventCodec(Measured | Renaming))
         (before,) = store.append_all([Measured(metres=1.5, raw="ł".encode(), extra={"a": [1, 2.5, None, True]})])
@@ -83,7 +83,7 @@ def test_what_would_not_come_back_equal_is_refused_by_default(event: BaseModel, 
         store.close()
 
 
-def test_an_own_check_decides_alone() -> None:
+def test_a_custom_check_replaces_the_default_check() -> None:
     seen: list[BaseModel] = []
 
     def check(event: Measured) -> None:

@@ -37,7 +37,7 @@ class Share(Enum):
         TypeAliasType("Alias", str | int),
     ],
 )
-def test_a_tag_is_a_field_of_text_or_integers_or_identifiers(annotation: Any) -> None:
+def test_fields_of_text_integers_or_identifiers_can_be_tags(annotation: Any) -> None:
     assert EventCodec(create_model("Tagged", type=(Literal["T"], "T"), tag=annotation), tags=["tag"]).tags == {"tag"}
 
 
@@ -60,7 +60,7 @@ def test_a_tag_is_a_field_of_text_or_integers_or_identifiers(annotation: Any) ->
     ],
 )
 def test_a_field_of_other_values_is_refused_as_a_tag(annotation: Any) -> None:
-    """Nothing would ever match, and so no condition conflict."""
+    """Such a tag would match nothing, so a condition on it would never conflict."""
     with pytest.raises(ValueError, match="tag 'tag' is a field of neither text nor integers nor UUIDs alone in Tagged"):
         EventCodec(create_model("Tagged", type=(Literal["T"], "T"), tag=annotation), tags=["tag"])
 

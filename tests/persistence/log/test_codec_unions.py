@@ -1,4 +1,4 @@
-"""Codecs for an application's own events: every way to write a union, and what is refused as one."""
+"""Codecs for an application's own events: every way to write a union, and what is refused."""
 
 import sys
 import typing
@@ -45,9 +45,9 @@ def test_every_way_to_write_a_union_is_understood(union: Any) -> None:
     assert [codec.decode(1, *row) for row in zip(columns, payloads, strict=True)] == TIDES
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="the statement came with Python 3.12")
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the `type` statement needs Python 3.12")
 def test_the_type_statement_is_understood() -> None:
-    # Made as the statement makes it, which older Pythons could not parse.
+    # Calls the class directly, because older Pythons cannot parse the statement.
     alias = typing.TypeAliasType("Tides", TideForecast | TideMeasured | StationClosed)  # type: ignore[attr-defined]
 
     codec: EventCodec[Any] = EventCodec(alias)

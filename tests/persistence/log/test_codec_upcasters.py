@@ -1,4 +1,4 @@
-"""Upcasters lift payloads of earlier versions, step by step, to the current one."""
+"""Upcasters convert payloads of earlier versions, step by step, to the current version."""
 
 import re
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class StationRenamed(BaseModel):
     names: dict[str, str]
 
 
-# As the versions 1, 2 and 3 of the event were written; version 1 once had another name.
+# The payloads of versions 1, 2 and 3; the event of version 1 has also had another name.
 TITLED_1 = '{"type":"StationTitled","station":"hel","title":"Hel"}'
 RENAMED_1 = '{"type":"StationRenamed","station":"hel","name":"Hel"}'
 RENAMED_2 = '{"type":"StationRenamed","schema_version":2,"station_id":"hel","name":"Hel"}'
@@ -82,7 +82,7 @@ def test_payloads_of_all_versions_become_the_current_event(event_type: str, payl
     assert with_upcasters(*reversed(STEPS)).decode(1, event_type, payload) == HEL
 
 
-def test_a_payload_is_lifted_step_by_step() -> None:
+def test_a_payload_is_converted_step_by_step() -> None:
     steps: list[tuple[object, object]] = []
 
     def noted(upcaster: Upcaster) -> Upcaster:
@@ -127,7 +127,7 @@ def test_events_of_all_versions_are_replayed_from_one_log(database: Database) ->
     store.close()
 
 
-def test_current_payloads_are_not_touched() -> None:
+def test_current_payloads_are_not_changed() -> None:
     def refuse(payload: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError(payload)
 
@@ -138,7 +138,7 @@ def test_current_payloads_are_not_touched() -> None:
     assert codec.decode(1, "StationClosed", '{"type":"StationClosed","station":"hel"}') == StationClosed(station="hel")
 
 
-def test_a_missing_step_is_told() -> None:
+def test_a_missing_upcaster_is_an_error() -> None:
     codec = with_upcasters(STEPS[0], STEPS[2])
 
     for event_type, payload in [("StationTitled", TITLED_1), ("StationRenamed", RENAMED_1)]:
@@ -146,7 +146,7 @@ def test_a_missing_step_is_told() -> None:
     assert codec.decode(1, "StationRenamed", RENAMED_2) == HEL
 
 
-def test_an_old_payload_is_not_taken_for_a_current_one_because_its_fields_fit() -> None:
+def test_an_old_payload_whose_fields_fit_the_current_class_is_not_read_as_current() -> None:
     class Paid(BaseModel):
         type: Literal["Paid"] = "Paid"
         schema_version: Literal[3] = 3
@@ -157,7 +157,7 @@ def test_an_old_payload_is_not_taken_for_a_current_one_because_its_fields_fit() 
     decode_error(codec, "Paid", '{"type":"Paid","amount":5}')
 
 
-def test_a_payload_of_a_newer_version_is_told() -> None:
+def test_a_payload_of_a_newer_version_is_an_error() -> None:
     payload = RENAMED_3.replace("3", "4", 1)
 
     assert "is of version 4, and no upcaster" in decode_error(with_upcasters(*STEPS), "StationRenamed", payload).reason
@@ -173,7 +173,7 @@ def failing(error: Exception) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     "error", [KeyError(SECRET), ValueError(SECRET), TypeError(SECRET), EventDecodeError(1, "x", SECRET)]
 )
-def test_a_failing_upcaster_is_named_without_the_payload(error: Exception) -> None:
+def test_the_error_of_a_failing_upcaster_does_not_show_the_payload(error: Exception) -> None:
     codec = with_upcasters(STEPS[1], Upcaster("StationRenamed", 2, failing(error)))
 
     told = decode_error(codec, "StationRenamed", RENAMED_1.replace("Hel", SECRET))
@@ -199,7 +199,7 @@ WRONG_RESULTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("result", WRONG_RESULTS.values(), ids=WRONG_RESULTS)
-def test_an_upcaster_that_returns_no_event_is_told(result: Any) -> None:
+def test_an_upcaster_that_does_not_return_an_event_is_an_error(result: Any) -> None:
     codec = with_upcasters(Upcaster("StationRenamed", 2, lambda _: result))
 
     decode_error(codec, "StationRenamed", RENAMED_2.replace("Hel", SECRET))
@@ -220,11 +220,11 @@ def test_an_upcaster_that_returns_no_event_is_told(result: Any) -> None:
     ],
     ids=["no JSON", "nothing", "cut off", "too deep", "list", "null", "no field", "list as type", "object as version"],
 )
-def test_what_no_upcaster_can_lift_is_told(payload: str, reason: str) -> None:
+def test_a_payload_that_upcasters_cannot_convert_is_an_error(payload: str, reason: str) -> None:
     assert reason in decode_error(with_upcasters(*STEPS), "StationRenamed", payload).reason
 
 
-def test_a_payload_of_another_type_than_the_column_is_told_where_there_are_upcasters_too() -> None:
+def test_a_payload_of_another_type_than_its_column_is_an_error_with_upcasters_too() -> None:
     codec = with_upcasters(*STEPS)
 
     for event_type in ("StationRenamed", "StationTitled"):
@@ -232,7 +232,7 @@ def test_a_payload_of_another_type_than_the_column_is_told_where_there_are_upcas
     decode_error(codec, "StationClosed", RENAMED_1)
 
 
-def test_upcasters_that_go_in_a_circle_are_told() -> None:
+def test_upcasters_in_a_cycle_are_an_error() -> None:
     codec = with_upcasters(
         Upcaster("StationRenamed", 1, lambda payload: payload | {"schema_version": 2}),
         Upcaster("StationRenamed", 2, lambda payload: payload | {"schema_version": 1}),
@@ -243,13 +243,13 @@ def test_upcasters_that_go_in_a_circle_are_told() -> None:
     assert reason == "the upcasters go in a circle at StationRenamed version 1: each sets the next schema_version"
 
 
-def test_an_upcaster_that_forgets_the_version_is_told() -> None:
+def test_an_upcaster_that_keeps_the_old_version_is_an_error() -> None:
     codec = with_upcasters(Upcaster("StationRenamed", 2, dict))
 
     assert "in a circle at StationRenamed version 2" in decode_error(codec, "StationRenamed", RENAMED_2).reason
 
 
-def test_two_upcasters_for_one_step_are_refused() -> None:
+def test_two_upcasters_for_the_same_version_are_refused() -> None:
     with pytest.raises(ValueError, match="two upcasters lift StationRenamed from version 1"):
         with_upcasters(STEPS[1], STEPS[1])
 
@@ -262,7 +262,7 @@ def test_an_upcaster_from_the_current_version_is_refused_with_the_remedy(event_t
     assert f"schema_version: Literal[{version + 1}] = {version + 1}" in str(caught.value)
 
 
-def test_keys_of_a_payload_are_not_told() -> None:
+def test_errors_do_not_show_keys_of_a_payload() -> None:
     payload = RENAMED_3.replace('{"pl":"Hel"}', f'{{"{SECRET}":1}}')
 
     assert "names" in decode_error(with_upcasters(), "StationRenamed", payload).reason

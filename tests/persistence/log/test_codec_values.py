@@ -54,7 +54,7 @@ def assert_round_trip(database: Database, events: list[Any]) -> None:
     replayed = database.events.replay_from(last + 1)
     assert [s.event for s in replayed] == events
     assert replayed == stored
-    # repr distinguishes what == does not: 1, 1.0 and True; 0.0 and -0.0.
+    # repr distinguishes values that == does not: 1, 1.0 and True; 0.0 and -0.0.
     assert [repr(s) for s in replayed] == [repr(s) for s in stored]
 
 
@@ -82,7 +82,7 @@ TEXTS = {
 
 
 def text_fields() -> Iterator[tuple[Any, str]]:
-    """Every field of every event and content that is a text, and nothing more special, with an owner of it."""
+    """Yields every plain text field of every event and content, together with its owner."""
     for event in samples():
         owners = [event, event.content] if isinstance(event, MessageAppended) else [event]
         for owner in owners:
@@ -92,12 +92,12 @@ def text_fields() -> Iterator[tuple[Any, str]]:
 
 
 def with_text(owner: Any, field: str, value: str) -> Any:
-    """Returns an event that has it, built and validated in the usual way."""
+    """Returns an event with the text in that field, built and validated in the usual way."""
     changed = type(owner)(**{**dict(owner), field: value})
     return changed if isinstance(changed, EVENT_CLASSES) else message(changed)
 
 
-def test_any_text_comes_back_as_it_was_from_every_field(database: Database) -> None:
+def test_every_field_returns_any_text_unchanged(database: Database) -> None:
     events = [with_text(owner, field, value) for owner, field in text_fields() for value in TEXTS.values()]
     for value in TEXTS.values():
         events += [
@@ -126,7 +126,7 @@ def test_a_lone_surrogate_is_refused_in_every_field(memory: Database, value: str
 
 
 @pytest.mark.slow
-def test_a_text_of_50_megabytes_comes_back_as_it_was(database: Database) -> None:
+def test_a_text_of_50_megabytes_is_read_back_unchanged(database: Database) -> None:
     value = 'łódź 🌊 "\\\n' * 3_200_000
     assert len(value.encode()) > 50_000_000
     before = database.events.append_all([renamed()])
@@ -139,11 +139,11 @@ def test_a_text_of_50_megabytes_comes_back_as_it_was(database: Database) -> None
     assert replayed == before + stored
 
 
-def test_an_event_of_50_megabytes_that_is_wrong_is_not_in_the_message(memory: Database) -> None:
+def test_the_error_does_not_quote_a_wrong_event_of_50_megabytes(memory: Database) -> None:
     assert_refused(memory, renamed(SECRET * 3_400_000 + "\ud800"))
 
 
-def test_json_comes_back_as_it_was_with_its_types(database: Database) -> None:
+def test_json_values_are_read_back_with_their_types(database: Database) -> None:
     numbers = [0, -1, 1, 1.0, True, False, None, 0.0, -0.0, 1e16, 1e22, 1.5e300, 5e-324, 0.1 + 0.2, 1 / 3]
     values: list[Any] = [
         *numbers,
@@ -156,7 +156,7 @@ def test_json_comes_back_as_it_was_with_its_types(database: Database) -> None:
     assert_round_trip(database, in_every_json_field(values))
 
 
-def test_integers_of_any_length_below_the_limit_come_back(database: Database) -> None:
+def test_integers_of_any_length_below_the_limit_are_read_back(database: Database) -> None:
     limit = 2**MAXIMUM_INTEGER_BITS - 1
     values = [2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 2**128, 10**100, 10**4_200, limit, -limit]
 
@@ -165,14 +165,16 @@ def test_integers_of_any_length_below_the_limit_come_back(database: Database) ->
 
 @pytest.mark.parametrize("holding", [in_arguments, tool_result, approval])
 @pytest.mark.parametrize("value", NOT_JSON.values(), ids=NOT_JSON)
-def test_what_json_cannot_carry_is_refused_when_the_event_is_built(holding: Callable[[Any], Any], value: Any) -> None:
+def test_a_value_without_a_json_form_is_refused_when_the_event_is_built(
+    holding: Callable[[Any], Any], value: Any
+) -> None:
     for wrong in (value, [value], {"x": [SECRET, value]}):
         with pytest.raises(ValidationError) as caught:
             holding(wrong)
         assert_secret_is_kept(caught.value)
 
 
-def test_arguments_of_128_levels_come_back(database: Database) -> None:
+def test_arguments_of_128_levels_are_read_back(database: Database) -> None:
     arguments = deep(MAXIMUM_JSON_DEPTH)
     assert isinstance(arguments, dict)
 
@@ -192,7 +194,7 @@ def test_deeper_arguments_are_refused(memory: Database, levels: int) -> None:
     assert_refused(memory, event, reason="nested deeper than 128 levels")
 
 
-def test_arguments_that_hold_themselves_are_refused() -> None:
+def test_arguments_that_contain_themselves_are_refused() -> None:
     arguments: dict[str, Any] = {"secret": SECRET}
     arguments["again"] = arguments
 
@@ -206,7 +208,7 @@ def test_a_naive_time_is_refused_when_the_event_is_built() -> None:
         ProjectRenamed(project_id=ONE, name=SECRET, occurred_at=NOON.replace(tzinfo=None))
 
 
-def test_times_come_back_to_the_microsecond(database: Database) -> None:
+def test_times_are_read_back_to_the_microsecond(database: Database) -> None:
     moments = [
         NOON,
         NOON.replace(microsecond=1),

@@ -1,4 +1,4 @@
-"""Repeated commands: stored once, answered with what was stored, and never taken for another command."""
+"""A repeated command is stored once, returns its stored events, and is never confused with another command."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ def renamed(name: str = "x", **fields: object) -> ProjectRenamed:
     return ProjectRenamed(project_id=PROJECT, name=name, **fields)
 
 
-def test_a_repeat_returns_what_was_stored(database: Database) -> None:
+def test_a_repeat_returns_the_stored_events(database: Database) -> None:
     command, batch = uuid4(), [renamed("a"), renamed("b")]
     stored = database.events.append_all(batch, command_id=command)
     database.events.append_all([renamed("between")])
@@ -46,8 +46,8 @@ def test_a_repeat_returns_what_was_stored(database: Database) -> None:
     assert database.events.last_sequence() == 3
 
 
-def test_a_repeat_that_was_made_anew_is_the_same_command(database: Database) -> None:
-    """Its events have another occurred_at, which is a default."""
+def test_a_repeat_with_newly_created_events_is_the_same_command(database: Database) -> None:
+    """The events of the repeat have another default `occurred_at`."""
     command = uuid4()
     stored = database.events.append_all([renamed()], command_id=command)
 
@@ -67,7 +67,9 @@ MOMENT = datetime(2026, 1, 31, tzinfo=UTC)
         ([ThreadDeleted(thread_id=PROJECT)], "was ProjectRenamed, and is ThreadDeleted"),
     ],
 )
-def test_other_events_are_a_conflict(database: Database, repeated: list[OrchestrationEvent], reason: str) -> None:
+def test_the_same_identifier_with_other_events_is_a_conflict(
+    database: Database, repeated: list[OrchestrationEvent], reason: str
+) -> None:
     command = uuid4()
     database.events.append_all([renamed("a", occurred_at=MOMENT)], command_id=command)
 
@@ -79,7 +81,7 @@ def test_other_events_are_a_conflict(database: Database, repeated: list[Orchestr
     assert database.events.last_sequence() == 1
 
 
-def test_a_command_that_stored_nothing_is_known_too(database: Database) -> None:
+def test_a_command_without_events_has_a_receipt_too(database: Database) -> None:
     command = uuid4()
 
     assert database.events.append_all([], command_id=command) == []
@@ -89,7 +91,7 @@ def test_a_command_that_stored_nothing_is_known_too(database: Database) -> None:
     assert database.events.last_sequence() == 0
 
 
-def test_a_command_that_was_refused_leaves_no_receipt(database: Database) -> None:
+def test_a_refused_command_leaves_no_receipt(database: Database) -> None:
     command = uuid4()
     database.events.append_all([renamed()])
     with pytest.raises(ConcurrencyError):
@@ -103,7 +105,7 @@ def test_a_command_that_was_refused_leaves_no_receipt(database: Database) -> Non
     assert database.events.append_all([renamed("b")], command_id=command)[0].sequence == 2
 
 
-def test_a_repeat_does_not_ask_for_its_condition_again(database: Database) -> None:
+def test_a_repeat_does_not_check_its_condition_again(database: Database) -> None:
     command, condition = uuid4(), AppendCondition(EventQuery(project_id=PROJECT), after=0)
     stored = database.events.append_all([renamed()], command_id=command, condition=condition)
 
@@ -119,7 +121,7 @@ def test_a_repeat_within_a_transaction(database: Database) -> None:
     assert database.events.append_all([renamed()], command_id=command) == stored
 
 
-def test_a_large_batch_comes_back_whole(database: Database) -> None:
+def test_a_repeat_returns_a_large_batch_completely(database: Database) -> None:
     command, batch = uuid4(), [renamed(str(n)) for n in range(2_500)]
     database.events.append_all([renamed()])
     stored = database.events.append_all(batch, command_id=command)
@@ -128,7 +130,7 @@ def test_a_large_batch_comes_back_whole(database: Database) -> None:
     assert database.events.append_all(batch, command_id=command) == stored
 
 
-def test_threads_that_repeat_one_command_at_once_store_it_once(database: Database) -> None:
+def test_threads_that_send_one_command_at_once_store_it_once(database: Database) -> None:
     threads, rounds = 8, 20
     together = threading.Barrier(threads)
 
@@ -146,12 +148,12 @@ def test_threads_that_repeat_one_command_at_once_store_it_once(database: Databas
 
 
 @pytest.mark.parametrize("wrong", ["a command", 7])
-def test_an_identifier_that_is_none_is_told(database: Database, wrong: object) -> None:
+def test_an_invalid_command_id_is_refused(database: Database, wrong: object) -> None:
     with pytest.raises((ValueError, TypeError), match="command_id is a UUID"):
         database.events.append_all([renamed()], command_id=wrong)  # type: ignore[arg-type]
 
 
-def test_projections_see_a_command_once(url: URL, migrated: None) -> None:
+def test_projections_apply_a_command_once(url: URL, migrated: None) -> None:
     with Database.open(url=url) as database:
         command = uuid4()
         created = ProjectCreated(project_id=PROJECT, name="x", path="/")
@@ -174,7 +176,7 @@ def append_and_die_before_the_answer(url: str, command: UUID) -> None:
         append_all([ProjectCreated(project_id=PROJECT, name="x", path="/")], command_id=command)
 
 
-def test_killed_between_commit_and_answer_a_retry_does_not_double(migrated_lasting_url: URL) -> None:
+def test_a_retry_after_a_kill_between_commit_and_answer_stores_nothing_twice(migrated_lasting_url: URL) -> None:
     Database.open(url=migrated_lasting_url).close()
     command = uuid4()
     url = migrated_lasting_url.render_as_string(hide_password=False)
@@ -199,8 +201,8 @@ def repeat_together(barrier: Any, url: str, rounds: int, answers: Any, number: i
             answers[number * rounds + turn] = stored.sequence
 
 
-def test_processes_that_repeat_one_command_at_once_store_it_once(migrated_lasting_url: URL) -> None:
-    """To store it again would contradict what the projections hold."""
+def test_processes_that_send_one_command_at_once_store_it_once(migrated_lasting_url: URL) -> None:
+    """Storing the command again would contradict the projections."""
     Database.open(url=migrated_lasting_url).close()
     count, rounds = 4, 20
     barrier, answers = context.Barrier(count), context.Array("i", count * rounds)
@@ -219,8 +221,8 @@ def test_processes_that_repeat_one_command_at_once_store_it_once(migrated_lastin
         assert database.events.last_sequence() == rounds
 
 
-def test_a_repeat_whose_event_cannot_be_read_leaves_its_neighbours_alone(database: Database) -> None:
-    """They share its transaction, which still commits."""
+def test_a_repeat_whose_event_cannot_be_read_does_not_fail_other_appends(database: Database) -> None:
+    """The other appends share its transaction, which still commits."""
     command = uuid4()
     with database.engine.begin() as connection:
         connection.execute(
@@ -262,7 +264,7 @@ class Chosen(BaseModel):
         (Chosen(numbers=frozenset([1])), Chosen(numbers=frozenset([True]))),
     ],
 )
-def test_what_python_takes_for_equal_is_another_command(
+def test_values_of_other_types_that_compare_equal_are_another_command(
     database: Database, first: Noted | Chosen, second: Noted | Chosen
 ) -> None:
     store = EventStore(database.engine, EventCodec(Noted | Chosen))
@@ -274,7 +276,7 @@ def test_what_python_takes_for_equal_is_another_command(
     store.close()
 
 
-def test_the_order_of_a_set_makes_no_other_command(database: Database) -> None:
+def test_another_order_of_a_set_is_the_same_command(database: Database) -> None:
     store = EventStore(database.engine, EventCodec(Chosen))
     command, orders = uuid4(), ([0, 8], [8, 0])
     first, second = (Chosen(numbers=order, groups={PROJECT: [order]}, raw=b"\xff") for order in orders)
@@ -288,7 +290,7 @@ def test_the_order_of_a_set_makes_no_other_command(database: Database) -> None:
     store.close()
 
 
-def test_the_order_of_keys_makes_no_other_command(database: Database) -> None:
+def test_another_order_of_keys_is_the_same_command(database: Database) -> None:
     store = EventStore(database.engine, EventCodec(Noted))
     command = uuid4()
     stored = store.append_all([Noted(data={"a": 1, "b": 2})], command_id=command)

@@ -1,4 +1,4 @@
-"""Queries: what they match, and what cannot be asked."""
+"""Queries: which events they match, and which queries are refused."""
 
 from collections.abc import Callable
 from enum import Enum
@@ -43,7 +43,7 @@ AccountEvent = Annotated[Deposited | Opened, Field(discriminator="type")]
 ACCOUNTS: EventCodec[Any] = EventCodec(AccountEvent, tags=["account", "branch"])
 
 
-def test_a_custom_union_names_its_tags(database: Database, read: None) -> None:
+def test_fields_of_a_custom_union_can_be_queried_as_tags(database: Database, read: None) -> None:
     store = EventStore(database.engine, ACCOUNTS)
     names = ["7", "é\0", "x" * 3_000, "x" * 3_001, 'q"uote', ""]
     stored = [store.append_all([Deposited(account=name, branch=7)])[0] for name in names]
@@ -64,7 +64,7 @@ class Posted(BaseModel):
     thread_id: str
 
 
-def test_an_identifier_in_a_field_of_text_is_the_same_in_any_form(database: Database, read: None) -> None:
+def test_an_identifier_in_a_text_field_matches_in_any_form(database: Database, read: None) -> None:
     store = EventStore(database.engine, EventCodec(Posted, tags=["thread_id"]))
     thread = uuid4()
     forms = [thread.hex, str(thread), str(thread).upper()]
@@ -79,7 +79,7 @@ def test_an_identifier_in_a_field_of_text_is_the_same_in_any_form(database: Data
     store.close()
 
 
-def test_rows_that_are_no_events_have_their_type_alone(database: Database, read: None) -> None:
+def test_undecodable_rows_match_by_type_only(database: Database, read: None) -> None:
     payloads = ["{", "[]", '{"thread_id": null}', f'{{"thread_id": {{"id": "{THREAD}"}}}}', '{"thread_id": true}']
     with database.engine.begin() as connection:
         connection.execute(
@@ -120,14 +120,14 @@ def test_rows_that_are_no_events_have_their_type_alone(database: Database, read:
         (lambda _: EventCodec(AccountEvent, tags=["rate"]), ValueError, "'rate' is a field of neither text"),
     ],
 )
-def test_a_wrong_query_is_told(
+def test_a_wrong_query_is_refused(
     database: Database, wrong: Callable[[Database], object], error: type[Exception], told: str
 ) -> None:
     with pytest.raises(error, match=told):
         wrong(database)
 
 
-def test_large_events_are_all_found(database: Database, read: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_finds_all_large_events(database: Database, read: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE_CHARACTERS", 10_000)
     for number in range(30):
         database.events.append_all([ProjectRenamed(project_id=PROJECT, name=f"{number} " + "x" * 1_000), *padding(2)])
@@ -137,7 +137,7 @@ def test_large_events_are_all_found(database: Database, read: None, monkeypatch:
         assert [next(subscription).sequence for _ in range(30)] == [*range(1, 91, 3)]
 
 
-class Colour(str, Enum):  # noqa: UP042 - its str() is not its value
+class Colour(str, Enum):  # noqa: UP042 - unlike StrEnum, its str() is not its value
     RED = "red"
 
 
@@ -146,7 +146,7 @@ class Painted(BaseModel):
     colour: Colour
 
 
-def test_a_query_is_what_it_was_made_of(database: Database, read: None) -> None:
+def test_a_query_keeps_a_copy_of_its_arguments(database: Database, read: None) -> None:
     wanted = ["ThreadDeleted"]
     generated = EventQuery(event_types=(name for name in wanted))
     listed = EventQuery(event_types=wanted)
@@ -163,7 +163,7 @@ def test_a_query_is_what_it_was_made_of(database: Database, read: None) -> None:
     assert len(list(database.events.stream(event_types=iter(["ThreadDeleted"])))) == 1
 
 
-def test_a_member_of_an_enumeration_stands_for_its_value(database: Database, read: None) -> None:
+def test_a_member_of_an_enumeration_means_its_value(database: Database, read: None) -> None:
     codec: EventCodec[Painted] = EventCodec(Painted, tags=["colour"])
     store = EventStore(database.engine, codec)
     store.append_all([Painted(colour=Colour.RED)])

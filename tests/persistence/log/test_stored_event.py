@@ -1,4 +1,4 @@
-"""Stored events that cannot be decoded are kept in their place if the reader asks for that."""
+"""With `undecodable=`, stored events that cannot be decoded keep their place among the others."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ def some_renamings(count: int) -> list[OrchestrationEvent]:
 
 
 def insert_between_events(database: Database, row: str) -> list[Any]:
-    """Puts a row where the store never would, between two events that it stored before and two stored after."""
+    """Inserts a row that the store would never write, between two events before and two after it."""
     before = database.events.append_all(some_renamings(2))
     with database.engine.begin() as connection:
         connection.exec_driver_sql(f"INSERT INTO events (sequence, event_type, payload, stored_at) VALUES (3, {row})")
@@ -84,14 +84,14 @@ def assert_kept(database: Database, row: str, event_type: str, payload: str) -> 
     ],
     ids=["unknown type", "no type", "nothing", "no JSON", "fields missing", "another type"],
 )
-def test_what_cannot_be_decoded_is_kept_in_its_place(database: Database, event_type: str, payload: str) -> None:
+def test_an_undecodable_event_keeps_its_place(database: Database, event_type: str, payload: str) -> None:
     row = f"'{event_type}', '{payload}', '{STORED_AT}'"
 
     assert_kept(database, row, event_type, payload)
 
 
 @pytest.mark.parametrize("stored_at", ["", "yesterday", "2025-03-14T09:26:53", "2025-03-14T09:26:53+01:00"])
-def test_an_event_without_a_moment_in_utc_is_kept_in_its_place(database: Database, stored_at: str) -> None:
+def test_an_event_without_a_time_in_utc_keeps_its_place(database: Database, stored_at: str) -> None:
     row = f"'ProjectRenamed', '{FINE}', '{stored_at}'"
 
     event = assert_kept(database, row, "ProjectRenamed", FINE)
@@ -120,12 +120,12 @@ DAMAGED_IN_SQLITE = {
 
 
 @pytest.mark.parametrize(("row", "event_type", "payload"), DAMAGED_IN_SQLITE.values(), ids=DAMAGED_IN_SQLITE)
-def test_a_row_that_is_damaged_is_kept_in_its_place(sqlite_url: URL, row: str, event_type: str, payload: str) -> None:
+def test_a_damaged_row_keeps_its_place(sqlite_url: URL, row: str, event_type: str, payload: str) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         assert_kept(database, row, event_type, payload)
 
 
-def test_an_event_type_that_is_not_text_is_kept_in_its_place(sqlite_url: URL) -> None:
+def test_an_event_type_that_is_not_text_keeps_its_place(sqlite_url: URL) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         row = f"x'41ff', '{FINE}', '{STORED_AT}'"
         neighbours = insert_between_events(database, row)
@@ -139,7 +139,7 @@ def test_an_event_type_that_is_not_text_is_kept_in_its_place(sqlite_url: URL) ->
 
 
 @pytest.mark.parametrize("position", ["first", "later"])
-def test_an_event_that_is_kept_has_its_own_moment(database: Database, position: str) -> None:
+def test_an_undecodable_event_has_its_own_time(database: Database, position: str) -> None:
     if position == "later":
         database.events.append_all(some_renamings(1))
     with database.engine.begin() as connection:
@@ -152,8 +152,8 @@ def test_an_event_that_is_kept_has_its_own_moment(database: Database, position: 
     assert kept.stored_at == datetime(2025, 3, 14, 9, 26, 53, 589793, tzinfo=UTC)
 
 
-def test_many_damaged_rows_spoil_no_other(sqlite_url: URL) -> None:
-    count = 2_500  # more than are fetched at once
+def test_many_damaged_rows_do_not_affect_other_rows(sqlite_url: URL) -> None:
+    count = 2_500  # more rows than one fetch returns
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         with database.engine.begin() as connection:
             connection.execute(
@@ -172,11 +172,11 @@ def test_many_damaged_rows_spoil_no_other(sqlite_url: URL) -> None:
         assert all(
             isinstance(event, UndecodableEvent) if sequence % 3 == 0 else event == fine for sequence, event, _ in kept
         )
-        # The connection reads text as before.
+        # The connection still reads text in the usual way.
         assert database.events.append_all([fine])[0] == database.events.replay_from(count + 1)[0]
 
 
-def test_a_log_of_events_that_a_codec_does_not_know_can_be_read_by_it(database: Database) -> None:
+def test_a_codec_can_read_a_log_of_events_that_it_does_not_know(database: Database) -> None:
     call = ToolCallContent(tool_call_id="1", name="run", arguments={"a": 1.0})
     database.events.append_all(
         [

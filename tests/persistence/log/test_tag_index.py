@@ -1,4 +1,4 @@
-"""The index of tags: when it is written, what it is asked, and that it agrees with the log."""
+"""The index of tags: when it is written, how it is queried, and that it matches the log."""
 
 import re
 import threading
@@ -38,12 +38,12 @@ from peon.persistence.log import pages, tag_index
 DOCUMENTATION = Path(__file__).parents[3] / "docs"
 
 
-def test_much_that_is_not_indexed_yet_is_indexed_first(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_first_indexes_many_unindexed_events(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_index, "TAIL_EVENTS", 10)
     monkeypatch.setattr(tag_index, "PAGES_A_COMMIT", 1)
     database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(2_500)])
     by_turn, by_thread = EventQuery(turn_id=TURN), EventQuery(turn_id=TURN, thread_id=THREAD)
-    for query in (by_turn, by_thread):  # the second finds one tag indexed, and one not
+    for query in (by_turn, by_thread):  # for the second query, one tag is indexed and one is not
         with pytest.raises(ConcurrencyError) as caught:
             database.events.append_all(padding(1), condition=AppendCondition(query, 0))
         assert caught.value.sequence == 1
@@ -56,7 +56,7 @@ def test_much_that_is_not_indexed_yet_is_indexed_first(database: Database, monke
     assert indexed == [("thread_id", 2_501), ("turn_id", 2_501)]
 
 
-def test_few_events_that_are_large_are_indexed_too(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_large_events_are_indexed_too(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_index, "TAIL_CHARACTERS", 10_000)
     monkeypatch.setattr(pages, "PAGE_CHARACTERS", 1_000)
     store, condition = database.events, AppendCondition(EventQuery(thread_id=THREAD), after=0)
@@ -89,7 +89,7 @@ def by_hand(database: Database, statement: str) -> None:
         connection.exec_driver_sql(statement)
 
 
-def test_rows_that_were_removed_by_hand_are_passed_over(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_were_removed_by_hand_are_skipped(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)
     monkeypatch.setattr(tag_index, "PAGE_MATCHES", 2)
     stored = database.events.append_all([ThreadDeleted(thread_id=THREAD) for _ in range(8)])
@@ -101,7 +101,7 @@ def test_rows_that_were_removed_by_hand_are_passed_over(database: Database, monk
     assert [conflict(database.events, AppendCondition(query, after)) for after in (0, 4, 5, 7)] == [4, 5, 7, None]
 
 
-def test_tags_that_are_not_equally_far_are_indexed_though_the_last_row_was_removed(database: Database) -> None:
+def test_tags_at_different_positions_are_indexed_after_the_last_row_was_removed(database: Database) -> None:
     database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(2)])
     index = database.events._reader._index
     with database.engine.begin() as connection:
@@ -114,7 +114,7 @@ def test_tags_that_are_not_equally_far_are_indexed_though_the_last_row_was_remov
     assert indexed == [("thread_id", 3), ("turn_id", 3)]
 
 
-def test_an_index_that_was_emptied_as_documented_is_filled_anew(
+def test_an_index_that_was_emptied_as_documented_is_filled_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)
@@ -197,7 +197,7 @@ def shared() -> Iterator[EventStore[OrchestrationEvent]]:
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.lists(EVENTS, max_size=12), query=QUERIES, back=st.integers(0, 40), tail=st.sampled_from([0, 5, 1_000]))
-def test_index_and_log_agree_with_the_definition(
+def test_queries_by_index_and_by_log_match_the_definition(
     shared: EventStore[OrchestrationEvent],
     monkeypatch: pytest.MonkeyPatch,
     batch: list[OrchestrationEvent],
@@ -234,8 +234,8 @@ def statements_of_the_index(database: Database) -> Iterator[list[tuple[str, Any]
 
 @pytest.mark.parametrize("analyzed", [False, True])
 @pytest.mark.parametrize("backend", ["sqlite_url", "postgresql_url"])
-def test_queries_are_ranges_of_the_index(request: pytest.FixtureRequest, backend: str, analyzed: bool) -> None:
-    """What a planner thinks of the tags, or does not know, makes none of them a sort of all that is left of one."""
+def test_queries_read_ranges_of_the_index(request: pytest.FixtureRequest, backend: str, analyzed: bool) -> None:
+    """With or without statistics, no planner chooses to sort the remaining rows of a tag."""
     url: URL = request.getfixturevalue(backend)
     with Database.open(url=url, maintain_projections=False) as database:
         database.events.append_all([*padding(4_000), *(TurnStarted(turn_id=TURN, thread_id=uuid4()) for _ in range(5))])
@@ -279,10 +279,10 @@ def test_a_tag_of_few_events_is_found_among_many_of_another(
     assert 0 < len(statements) < 30
 
 
-def test_much_of_the_index_is_not_read_under_the_lock(
+def test_long_reads_of_the_index_do_not_hold_the_write_lock(
     migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worst case is two tags whose events alternate, and of which no event has both."""
+    """The worst case is two tags whose events alternate, while no event has both."""
     for name, value in {"TAIL_EVENTS": 10, "RANGE_ENTRIES": 5, "LOCKED_ROUNDS": 3}.items():
         monkeypatch.setattr(tag_index, name, value)
     under_lock: list[str] = []
@@ -308,12 +308,12 @@ def test_much_of_the_index_is_not_read_under_the_lock(
             database.events.append_all([], condition=AppendCondition(query, after=0))
         assert (caught.value.sequence, caught.value.after) == (found.sequence, 0)
         assert len(under_lock) < 20
-        with database.engine.begin() as connection:  # whose owner waits for it
+        with database.engine.begin() as connection:  # the caller's own transaction, which waits for the answer
             database.events.append_all([], condition=AppendCondition(query, found.sequence), connection=connection)
         assert len(under_lock) > 40
 
 
-def test_a_file_that_may_only_be_read_is_read_without_an_index(sqlite_url: URL, tmp_path: Any) -> None:
+def test_a_read_only_file_is_read_without_an_index(sqlite_url: URL, tmp_path: Any) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all([TurnStarted(turn_id=TURN, thread_id=THREAD), *padding(3_000)])
     engine = create_engine(f"sqlite:///file:{sqlite_url.database}?mode=ro&uri=true")
@@ -331,6 +331,6 @@ def test_a_read_does_not_wait_for_the_lock_that_its_index_needs(
         database.events.append_all([*padding(10), ThreadDeleted(thread_id=THREAD)])
         with database.engine.begin() as connection:
             database.events.append_all([], condition=AppendCondition(query, after=11), connection=connection)
-            database.settings.set("held", True, connection=connection)  # the lock of SQLite, and the index
+            database.settings.set("held", True, connection=connection)  # holds the write lock that the index needs
             database.events._reader._index.extend(connection, ["thread_id"])
             assert [stored.sequence for stored in database.events.stream(query=query)] == [11]

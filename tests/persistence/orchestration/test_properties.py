@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from helpers.random_events import APPROVALS, batches, invented
 from helpers.reference_model import ReferenceModel, State, state_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peon.orchestration import OrchestrationEvent
@@ -20,11 +20,12 @@ seeds = st.integers(0, 2**32)
 counts = st.integers(1, 90)
 """How many events to generate; Hypothesis shrinks a counter-example to the fewest events of its seed."""
 
-of_databases = settings(
-    max_examples=8,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+few_or_many_examples = pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.slow)])
+
+
+def check_any_events(check: Callable[[int, int], None], examples: int) -> None:
+    """Calls the check with seeds and numbers of events."""
+    settings(max_examples=examples, deadline=None)(given(seed=seeds, count=counts)(check))()
 
 
 def told(database: Database) -> ReferenceModel:
@@ -56,99 +57,103 @@ def differences(database: Database) -> list[str]:
     return numbers
 
 
-@of_databases
-@given(seed=seeds, count=counts)
-def test_appended_rebuilt_and_caught_up_tables_match_the_reference_model(
-    open_empty: Opener, seed: int, count: int
-) -> None:
-    chance = Random(seed)
-    live, caught_up = open_empty("live"), open_empty("caught_up", maintain_projections=False)
-    model = told(live)
-    events = list(invented(chance, model, count))
-    assert model.follow_all(events) == {}
+@few_or_many_examples
+def test_appended_rebuilt_and_caught_up_tables_match_the_reference_model(open_empty: Opener, examples: int) -> None:
+    def check(seed: int, count: int) -> None:
+        chance = Random(seed)
+        live, caught_up = open_empty("live"), open_empty("caught_up", maintain_projections=False)
+        model = told(live)
+        events = list(invented(chance, model, count))
+        assert model.follow_all(events) == {}
 
-    append(live, chance, events)
-    append(caught_up, chance, events)
-    assert found(live) == model.state()
+        append(live, chance, events)
+        append(caught_up, chance, events)
+        assert found(live) == model.state()
 
-    caught_up.projections.catch_up()
-    assert found(caught_up) == model.state()
-    live.projections.rebuild()
-    assert found(live) == model.state()
+        caught_up.projections.catch_up()
+        assert found(caught_up) == model.state()
+        live.projections.rebuild()
+        assert found(live) == model.state()
+
+    check_any_events(check, examples)
 
 
-@of_databases
-@given(seed=seeds, count=counts)
+@few_or_many_examples
 def test_a_batch_is_refused_as_a_whole_if_and_only_if_one_of_its_events_contradicts(
-    open_empty: Opener, seed: int, count: int
+    open_empty: Opener, examples: int
 ) -> None:
-    chance = Random(seed)
-    database = open_empty("live")
-    model = told(database)
-    while model.sequence < count:
-        size = chance.choice([1, 2, 5, 10])
-        batch = list(invented(chance, model, size, contradictions=0.1))
-        index = model.index_of_contradiction(batch)
-        if index is None:
-            model.follow_all(batch)
-            database.events.append_all(batch)
-        else:
-            with pytest.raises(ProjectionError) as caught:
+    def check(seed: int, count: int) -> None:
+        chance = Random(seed)
+        database = open_empty("live")
+        model = told(database)
+        while model.sequence < count:
+            size = chance.choice([1, 2, 5, 10])
+            batch = list(invented(chance, model, size, contradictions=0.1))
+            index = model.index_of_contradiction(batch)
+            if index is None:
+                model.follow_all(batch)
                 database.events.append_all(batch)
-            assert (caught.value.index, caught.value.event_type) == (index, batch[index].type)
-            model.follow_all(batch[:index])
-            database.events.append_all(batch[:index])
-        assert database.events.last_sequence() == model.sequence == database.projections.position()
+            else:
+                with pytest.raises(ProjectionError) as caught:
+                    database.events.append_all(batch)
+                assert (caught.value.index, caught.value.event_type) == (index, batch[index].type)
+                model.follow_all(batch[:index])
+                database.events.append_all(batch[:index])
+            assert database.events.last_sequence() == model.sequence == database.projections.position()
 
-    assert found(database) == model.state()
-    assert database.projections.verify() == []
+        assert found(database) == model.state()
+        assert database.projections.verify() == []
 
-
-@of_databases
-@given(seed=seeds, count=counts)
-def test_catching_up_skips_only_the_contradictory_events(open_empty: Opener, seed: int, count: int) -> None:
-    chance = Random(seed)
-    database = open_empty("stored", maintain_projections=False)
-    model = told(database)
-    append(database, chance, list(invented(chance, model, count, contradictions=0.25)))
-    events = [stored.event for stored in database.events.stream()]
-    contradictory = list(model.follow_all(events))
-
-    database.projections.catch_up()
-
-    assert problems(database) == contradictory
-    assert found(database) == model.state()
-    assert differences(database) == [str(sequence) for sequence in contradictory]
+    check_any_events(check, examples)
 
 
-@of_databases
-@given(seed=seeds, count=counts)
-def test_an_append_first_applies_events_that_were_stored_without_projections(
-    open_empty: Opener, seed: int, count: int
-) -> None:
-    chance = Random(seed)
-    database = open_empty("both")
-    alone = Database(database.engine, maintain_projections=False)
-    model = told(database)
-    contradictory: list[int] = []
-    while model.sequence < count:
-        batch = list(invented(chance, model, chance.choice([1, 3, 12]), contradictions=0.1))
-        if chance.randrange(2):
-            alone.events.append_all(batch)
-            contradictory += model.follow_all(batch)
-            continue
-        index = model.index_of_contradiction(batch)
-        if index is None:
-            database.events.append_all(batch)
-            model.follow_all(batch)
-            assert found(database) == model.state()
-        else:
-            with pytest.raises(ProjectionError) as caught:
+@few_or_many_examples
+def test_catching_up_skips_only_the_contradictory_events(open_empty: Opener, examples: int) -> None:
+    def check(seed: int, count: int) -> None:
+        chance = Random(seed)
+        database = open_empty("stored", maintain_projections=False)
+        model = told(database)
+        append(database, chance, list(invented(chance, model, count, contradictions=0.25)))
+        events = [stored.event for stored in database.events.stream()]
+        contradictory = list(model.follow_all(events))
+
+        database.projections.catch_up()
+
+        assert problems(database) == contradictory
+        assert found(database) == model.state()
+        assert differences(database) == [str(sequence) for sequence in contradictory]
+
+    check_any_events(check, examples)
+
+
+@few_or_many_examples
+def test_an_append_first_applies_events_that_were_stored_without_projections(open_empty: Opener, examples: int) -> None:
+    def check(seed: int, count: int) -> None:
+        chance = Random(seed)
+        database = open_empty("both")
+        alone = Database(database.engine, maintain_projections=False)
+        model = told(database)
+        contradictory: list[int] = []
+        while model.sequence < count:
+            batch = list(invented(chance, model, chance.choice([1, 3, 12]), contradictions=0.1))
+            if chance.randrange(2):
+                alone.events.append_all(batch)
+                contradictory += model.follow_all(batch)
+                continue
+            index = model.index_of_contradiction(batch)
+            if index is None:
                 database.events.append_all(batch)
-            assert caught.value.index == index
-    alone.events.close()
-    database.projections.catch_up()
+                model.follow_all(batch)
+                assert found(database) == model.state()
+            else:
+                with pytest.raises(ProjectionError) as caught:
+                    database.events.append_all(batch)
+                assert caught.value.index == index
+        alone.events.close()
+        database.projections.catch_up()
 
-    assert found(database) == model.state()
-    assert problems(database) == contradictory
-    assert differences(database) == [str(sequence) for sequence in contradictory]
+        assert found(database) == model.state()
+        assert problems(database) == contradictory
+        assert differences(database) == [str(sequence) for sequence in contradictory]
+
+    check_any_events(check, examples)

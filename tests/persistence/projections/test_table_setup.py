@@ -1,4 +1,4 @@
-"""What is checked of a projection and its tables before it is kept."""
+"""Projections and their tables are checked when a database is opened."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,7 +68,7 @@ UNFIT: dict[str, list[Projection]] = {
 
 
 @pytest.mark.parametrize("message", list(UNFIT))
-def test_what_could_not_be_kept_is_refused(open_empty_memory: Opener, message: str) -> None:
+def test_tables_that_cannot_be_maintained_are_refused(open_empty_memory: Opener, message: str) -> None:
     engine = open_empty_memory(maintain_projections=False).engine
 
     with pytest.raises(ValueError, match=message):
@@ -76,7 +76,7 @@ def test_what_could_not_be_kept_is_refused(open_empty_memory: Opener, message: s
 
 
 @pytest.mark.parametrize("unfit", [WordCount, [WordCount], ["word_count"], "word_count", None])
-def test_what_is_no_projection_is_refused(open_empty_memory: Opener, unfit: Any) -> None:
+def test_anything_but_projections_is_refused(open_empty_memory: Opener, unfit: Any) -> None:
     engine = open_empty_memory(maintain_projections=False).engine
 
     with pytest.raises(TypeError, match="projection"):
@@ -91,7 +91,7 @@ def test_what_is_no_projection_is_refused(open_empty_memory: Opener, unfit: Any)
         table("a", Column("id", Text, primary_key=True), Column("parent", ForeignKey("a.id"))),
     ],
 )
-def test_what_can_be_kept_is_not(open_empty_memory: Opener, fit: Table) -> None:
+def test_tables_that_can_be_maintained_are_accepted(open_empty_memory: Opener, fit: Table) -> None:
     engine = open_empty_memory(maintain_projections=False).engine
 
     assert "a" in repr(Database(engine, projections=[projection("a", fit)]).projections)
@@ -117,17 +117,17 @@ def applying(of_apply: Callable[[Connection, Sequence[StoredEvent[OrchestrationE
         (lambda _, events: [Refusal(events[-1].sequence + 1, "none of its events")], "was not given"),
     ],
 )
-def test_what_a_projection_must_not_do_is_told(sqlite_url: URL, apply: Any, reason: str) -> None:
+def test_the_error_says_what_apply_must_not_do(sqlite_url: URL, apply: Any, reason: str) -> None:
     database = Database.open(url=sqlite_url, projections=[applying(apply)])
     with database, pytest.raises(TypeError, match=reason):
         database.events.append_all(SCENE)
 
 
-class NoNumber(WordCount):
+class VersionOfText(WordCount):
     version = "1"  # type: ignore[assignment]
 
 
-class NoTable(WordCount):
+class TablesOfText(WordCount):
     tables = ("words",)  # type: ignore[assignment]
 
 
@@ -138,10 +138,10 @@ class NoTable(WordCount):
         ([object()], TypeError, "give an instance"),
         (WordCount(), TypeError, "a list of projections"),
         (None, TypeError, "a list of projections"),
-        ([NoNumber()], ValueError, "NoNumber: its version is an integer"),
-        ([NoTable()], ValueError, "NoTable: its tables are a tuple of Table"),
+        ([VersionOfText()], ValueError, "VersionOfText: its version is an integer"),
+        ([TablesOfText()], ValueError, "TablesOfText: its tables are a tuple of Table"),
     ],
 )
-def test_what_is_no_projection_is_told(projections: Any, error: type[Exception], reason: str) -> None:
+def test_the_error_for_an_invalid_projection_says_why(projections: Any, error: type[Exception], reason: str) -> None:
     with pytest.raises(error, match=reason):
         Database.open(url="sqlite://", projections=projections)

@@ -1,4 +1,4 @@
-"""The pause of the garbage collector."""
+"""The garbage collector is paused during long reads."""
 
 import gc
 
@@ -8,7 +8,7 @@ from peon.persistence.runtime.garbage_collection import garbage_collection_pause
 
 
 @pytest.mark.parametrize(("is_async", "is_paused"), [(False, True), (True, False)])
-def test_the_collector_is_only_paused_where_no_other_task_can_run(is_async: bool, is_paused: bool) -> None:
+def test_the_collector_is_paused_only_if_no_other_task_can_run(is_async: bool, is_paused: bool) -> None:
     class Dialect:
         pass
 

@@ -1,4 +1,4 @@
-"""The tables, written out once more: a change of them has to be meant."""
+"""The tables, written out again, so that no change is accidental."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -114,7 +114,7 @@ PRIMARY_KEYS = {
     "projection_problems": ["projection", "sequence"],
     "event_tags": ["tag_id", "sequence"],
 }
-"""Those that are not the first column alone."""
+"""The primary keys that are not just the first column."""
 
 INDEXES = {
     "idx_events_sequence": ("events", ["sequence"]),
@@ -188,7 +188,7 @@ def database(migrated_lasting_url: URL) -> Iterator[Database]:
 
 @pytest.fixture(scope="module", params=["file", "postgresql"])
 def as_opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """A database of each kind as `Database.open` makes it: shared by the tests that only look at its tables."""
+    """Returns a database of each kind as `Database.open` creates it; tests share it, because they only inspect it."""
     if request.param == "file":
         with Database.open(
             url=f"sqlite:///{tmp_path_factory.mktemp('as_opened') / 'peon.db'}", maintain_projections=False
@@ -209,7 +209,7 @@ def inspector(as_opened: Engine) -> Inspector:
     return inspect(as_opened)
 
 
-def test_there_are_these_tables_and_alembics_own(inspector: Inspector) -> None:
+def test_there_are_exactly_these_tables_and_that_of_alembic(inspector: Inspector) -> None:
     assert len(COLUMNS) == 20
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
@@ -247,7 +247,7 @@ def test_there_are_exactly_these_indexes(inspector: Inspector) -> None:
     assert indexes == {name: (table, columns, False) for name, (table, columns) in INDEXES.items()}
 
 
-def test_children_refer_to_their_parents_and_go_with_them(inspector: Inspector) -> None:
+def test_children_refer_to_their_parents_and_are_deleted_with_them(inspector: Inspector) -> None:
     foreign_keys = {
         (
             table,
@@ -263,7 +263,7 @@ def test_children_refer_to_their_parents_and_go_with_them(inspector: Inspector) 
     assert foreign_keys == FOREIGN_KEYS
 
 
-def test_the_database_numbers_the_events_itself_and_lets_the_store_give_a_number(inspector: Inspector) -> None:
+def test_the_database_numbers_events_and_accepts_a_number_of_the_store(inspector: Inspector) -> None:
     sequence = inspector.get_columns("events")[0]
 
     if inspector.dialect.name == "postgresql":
@@ -277,14 +277,14 @@ def test_the_database_numbers_the_events_itself_and_lets_the_store_give_a_number
 
 def test_metadata_and_migrations_agree(as_opened: Engine) -> None:
     with as_opened.connect() as connection:
-        # SQLite does not report what numbers a column, and Alembic would report a difference.
+        # SQLite does not report identity columns, so Alembic would report a difference.
         options = {"compare_type": True, "compare_server_default": connection.dialect.name == "postgresql"}
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, metadata) == []
 
 
-def test_metadata_creates_the_very_tables_of_the_migrations_in_sqlite(sqlite_url: URL) -> None:
-    # Alembic's comparison passes over names of constraints, AUTOINCREMENT and ON DELETE.
+def test_metadata_and_migrations_create_identical_tables_in_sqlite(sqlite_url: URL) -> None:
+    # Alembic's comparison ignores names of constraints, AUTOINCREMENT and ON DELETE.
     def definitions(engine: sqlalchemy.Engine) -> dict[str, list[str]]:
         with engine.connect() as connection:
             rows = connection.execute(
@@ -303,7 +303,7 @@ def test_metadata_creates_the_very_tables_of_the_migrations_in_sqlite(sqlite_url
 
 
 def parts_of(sql: str) -> list[str]:
-    """The columns and constraints of a table, with the name before and what follows; ALTER TABLE adds them last."""
+    """Returns the parts of a table's definition as a set, because ALTER TABLE adds columns at the end."""
     parts, depth = [""], 0
     for character in sql:
         depth += {"(": 1, ")": -1}.get(character, 0)
@@ -315,7 +315,7 @@ def parts_of(sql: str) -> list[str]:
 
 
 def add_project(database: Database, name: str) -> None:
-    """A project with two threads, two turns in each, and in each turn two messages and a checkpoint."""
+    """Adds a project with two threads, each with two turns, each with two messages and a checkpoint."""
     now = "2026-01-31T23:59:59.000000Z"
     threads = [f"{name}-{n}" for n in (1, 2)]
     turns = [(thread, f"{thread}-{n}") for thread in threads for n in (1, 2)]
@@ -347,7 +347,7 @@ def add_project(database: Database, name: str) -> None:
         )
 
 
-def test_a_deleted_project_takes_all_that_belongs_to_it_along(database: Database) -> None:
+def test_deleting_a_project_deletes_all_its_rows(database: Database) -> None:
     tables = [projection_projects, projection_threads, projection_turns, projection_messages, checkpoints]
     add_project(database, "kept")
     with database.engine.connect() as connection:
@@ -363,7 +363,7 @@ def test_a_deleted_project_takes_all_that_belongs_to_it_along(database: Database
     assert [len(rows) for rows in left.values()] == [1, 2, 4, 8, 4]
 
 
-def test_nothing_can_belong_to_a_parent_that_does_not_exist(database: Database) -> None:
+def test_a_row_without_an_existing_parent_is_refused(database: Database) -> None:
     turn = {"id": "t", "thread_id": "none", "status": "running", "started_at": "2026-01-31T23:59:59.000000Z"}
 
     with pytest.raises(IntegrityError), database.engine.begin() as connection:
@@ -393,7 +393,7 @@ def test_postgresql_refuses_to_change_a_stored_event(migrated_postgresql_url: UR
 
 
 @pytest.mark.parametrize("change", ["UPDATE events SET payload = '{}'", "DELETE FROM events"])
-def test_sqlite_refuses_it_to_other_programs_too(sqlite_url: URL, change: str) -> None:
+def test_sqlite_refuses_changes_by_other_programs_too(sqlite_url: URL, change: str) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         stored = database.events.append_all(some_events(3))
 
@@ -416,7 +416,7 @@ def test_a_sequence_is_never_used_again(sqlite_url: URL, count: int) -> None:
         assert [s.sequence for s in database.events.append_all(some_events(2))] == [count + 1, count + 2]
 
 
-def test_a_file_of_the_newest_schema_is_all_there_is(sqlite_url: URL) -> None:
+def test_a_new_database_is_a_single_file(sqlite_url: URL) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(some_events(1))
 

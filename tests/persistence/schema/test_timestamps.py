@@ -8,7 +8,7 @@ from peon.persistence.schema.timestamps import format_timestamp, parse_timestamp
 
 
 @given(moment=moments)
-def test_any_moment_comes_back_in_utc(moment: datetime) -> None:
+def test_any_time_is_read_back_in_utc(moment: datetime) -> None:
     text = format_timestamp(moment)
 
     assert len(text) == len("2026-01-02T03:04:05.000006Z")
@@ -17,17 +17,17 @@ def test_any_moment_comes_back_in_utc(moment: datetime) -> None:
 
 
 @given(one=moments, other=moments)
-def test_texts_sort_as_the_moments_do(one: datetime, other: datetime) -> None:
+def test_stored_texts_sort_like_their_times(one: datetime, other: datetime) -> None:
     assert (format_timestamp(one) < format_timestamp(other)) == (one < other)
 
 
-def test_it_is_iso_8601_of_a_fixed_width() -> None:
+def test_the_stored_text_is_iso_8601_of_fixed_width() -> None:
     moment = datetime(1, 2, 3, 4, 5, 6, tzinfo=timezone(timedelta(hours=-1)))
 
     assert format_timestamp(moment) == "0001-02-03T05:05:06.000000Z"
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-01-02T03:04:05", "2026-01-02T03:04:05+01:00"])
-def test_what_is_no_time_in_utc_is_refused(text: str) -> None:
+def test_a_value_that_is_not_a_time_in_utc_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"Invalid isoformat string|not in UTC"):
         parse_timestamp(text)

@@ -1,4 +1,4 @@
-"""Named subscriptions: the effects of an event and the position are stored together, or not at all."""
+"""Durable subscriptions store the effects of an event and the position together, or not at all."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +34,7 @@ def position(database: Database, name: str = "mailer") -> int:
         return subscription.position
 
 
-def test_goes_on_where_the_last_one_was(stored: Database, mailer: DurableSubscription[Any]) -> None:
+def test_a_subscription_resumes_at_the_saved_position(stored: Database, mailer: DurableSubscription[Any]) -> None:
     assert [next(mailer).sequence for _ in range(3)] == [1, 2, 3]
     mailer.save_position()
     next(mailer)  # not committed
@@ -45,11 +45,11 @@ def test_goes_on_where_the_last_one_was(stored: Database, mailer: DurableSubscri
     assert position(stored, "another") == 0
 
 
-def test_a_new_name_begins_where_it_is_told(stored: Database) -> None:
+def test_a_new_name_begins_after_the_given_sequence(stored: Database) -> None:
     with stored.events.durable_subscription("mailer", after=stored.events.last_sequence()) as subscription:
         append(stored, 1)
         assert next(subscription).sequence == 6
-    with stored.events.durable_subscription("mailer", after=2) as subscription:  # not new any more
+    with stored.events.durable_subscription("mailer", after=2) as subscription:  # the name is no longer new
         assert subscription.position == 5
 
 
@@ -62,14 +62,16 @@ def test_effects_and_position_share_a_transaction(stored: Database, mailer: Dura
     assert stored.settings.get("sent") is None
     assert position(stored) == 0
 
-    with stored.engine.begin() as connection:  # the same event once more
+    with stored.engine.begin() as connection:  # the same event again
         stored.settings.set("sent", 1, connection=connection)
         mailer.save_position(connection=connection)
     assert stored.settings.get("sent") == 1
     assert position(stored) == 1
 
 
-def test_an_undone_event_is_not_passed_over(stored: Database, mailer: DurableSubscription[Any]) -> None:
+def test_an_event_whose_effects_were_rolled_back_is_delivered_again(
+    stored: Database, mailer: DurableSubscription[Any]
+) -> None:
     next(mailer)
     with stored.engine.connect() as connection:
         mailer.save_position(connection=connection)
@@ -81,7 +83,7 @@ def test_an_undone_event_is_not_passed_over(stored: Database, mailer: DurableSub
     assert position(stored) == 0
 
 
-def test_two_consumers_of_a_name(stored: Database, mailer: DurableSubscription[Any]) -> None:
+def test_two_consumers_of_a_name_conflict(stored: Database, mailer: DurableSubscription[Any]) -> None:
     with stored.events.durable_subscription("mailer") as other:
         next(mailer)
         next(other)
@@ -96,7 +98,7 @@ def test_two_consumers_of_a_name(stored: Database, mailer: DurableSubscription[A
     assert position(stored) == 2
 
 
-def test_the_retry_of_one_is_not_taken_for_the_success_of_the_other(
+def test_a_rolled_back_save_is_not_mistaken_for_the_save_of_another_consumer(
     stored: Database, mailer: DurableSubscription[Any]
 ) -> None:
     with stored.events.durable_subscription("mailer") as other:
@@ -110,7 +112,7 @@ def test_the_retry_of_one_is_not_taken_for_the_success_of_the_other(
             other.save_position()
 
 
-def test_commits_without_a_new_event_change_nothing(stored: Database, mailer: DurableSubscription[Any]) -> None:
+def test_saving_without_a_new_event_changes_nothing(stored: Database, mailer: DurableSubscription[Any]) -> None:
     mailer.save_position()
     next(mailer)
     for _ in range(3):
@@ -120,7 +122,7 @@ def test_commits_without_a_new_event_change_nothing(stored: Database, mailer: Du
     assert position(stored) == 2
 
 
-def test_one_that_was_removed(stored: Database, mailer: DurableSubscription[Any]) -> None:
+def test_a_removed_position_is_a_conflict(stored: Database, mailer: DurableSubscription[Any]) -> None:
     next(mailer)
     with stored.engine.begin() as connection:
         connection.execute(text("DELETE FROM subscription_positions"))
@@ -130,7 +132,7 @@ def test_one_that_was_removed(stored: Database, mailer: DurableSubscription[Any]
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "\ud800"])
-def test_a_name_is_printable_text(stored: Database, name: str) -> None:
+def test_a_name_must_be_printable_text(stored: Database, name: str) -> None:
     with pytest.raises(ValueError, match="printable"):
         stored.events.durable_subscription(name)
     with pytest.raises(TypeError):
@@ -138,12 +140,12 @@ def test_a_name_is_printable_text(stored: Database, name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_effects_take_place_once_although_consumers_are_killed(migrated_lasting_url: URL, seed: int) -> None:
+def test_effects_happen_exactly_once_when_consumers_are_killed(migrated_lasting_url: URL, seed: int) -> None:
     url = migrated_lasting_url.render_as_string(hide_password=False)
     append_names(url, [str(number) for number in range(40)])
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE effects (sequence BIGINT)"))  # without a constraint that would help
+        connection.execute(text("CREATE TABLE effects (sequence BIGINT)"))  # no constraint prevents repeated rows
     killed = 0
     for attempt in range(100):
         (code,) = exit_codes(consume_until, [(url, 40, seed * 1_000 + attempt)])

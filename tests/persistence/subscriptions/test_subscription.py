@@ -1,4 +1,4 @@
-"""Subscriptions: they miss and repeat nothing; they wake, end, and survive lost connections."""
+"""Subscriptions miss and repeat nothing, wake, end, and survive lost connections."""
 
 import os
 import signal
@@ -82,14 +82,12 @@ def lasting(migrated_lasting_url: URL) -> Iterator[Database]:
 
 
 def until_waiting(database: Database) -> None:
-    """Returns when a subscription of the database has found nothing new, and waits."""
+    """Returns as soon as a subscription of the database has found nothing new and waits."""
     wait_for(lambda: bool(database.events._notifier._wakes))
 
 
-class TestSeam:
-    def test_yields_what_is_stored_and_then_what_comes(
-        self, log_alone: Database, consumers: ThreadPoolExecutor
-    ) -> None:
+class TestDelivery:
+    def test_yields_stored_events_and_then_new_ones(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
         stored = log_alone.events.append_all([renamed("a"), renamed("b")])
         with log_alone.events.subscribe() as subscription:
             assert take(subscription, 2) == stored
@@ -106,7 +104,7 @@ class TestSeam:
             assert subscription.position == 1
             assert next(subscription) == stored[1]
 
-    def test_nothing_is_missed_or_repeated_while_others_append(
+    def test_misses_and_repeats_nothing_during_appends(
         self, log_alone: Database, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pages, "PAGE_EVENTS", 3)
@@ -131,7 +129,7 @@ class TestSeam:
     @pytest.mark.parametrize(
         "filters", [{"event_types": ["ThreadSelected"]}, {"query": EventQuery(thread_id=UUID(int=7))}]
     )
-    def test_yields_only_what_is_asked_for(
+    def test_yields_only_matching_events(
         self, log_alone: Database, consumers: ThreadPoolExecutor, filters: dict[str, Any]
     ) -> None:
         wanted = ThreadSelected(thread_id=UUID(int=7))
@@ -146,7 +144,7 @@ class TestSeam:
             assert coming.result(PATIENCE).sequence == 6
             assert subscription.position == 6
 
-    def test_what_is_passed_over_is_not_read_again(self, log_alone: Database) -> None:
+    def test_does_not_read_skipped_events_again(self, log_alone: Database) -> None:
         log_alone.events.append_all([renamed()] * 5)
         pages = LogPages(log_alone.engine, DriverErrors(log_alone.engine), ["ThreadSelected"])
         asked: list[int] = []
@@ -165,7 +163,7 @@ class TestSeam:
 
 
 class TestWaking:
-    def test_at_once_in_the_same_process(
+    def test_wakes_at_once_after_an_append_in_the_same_process(
         self, log_alone: Database, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Blind:
@@ -181,7 +179,7 @@ class TestWaking:
                 log_alone.events.append_all([renamed()])
                 assert coming.result(PATIENCE).sequence == sequence
 
-    def test_by_another_database_object(
+    def test_wakes_after_an_append_by_another_database_object(
         self,
         lasting: Database,
         migrated_lasting_url: URL,
@@ -198,7 +196,7 @@ class TestWaking:
             other.events.append_all([renamed()])
             assert coming.result(PATIENCE).sequence == 1
 
-    def test_by_an_append_in_a_transaction_of_the_callers_own(
+    def test_wakes_after_an_append_in_a_transaction_of_the_caller(
         self, log_alone: Database, consumers: ThreadPoolExecutor
     ) -> None:
         with log_alone.events.subscribe() as subscription:
@@ -208,7 +206,7 @@ class TestWaking:
                 log_alone.events.append_all([renamed()], connection=connection)
             assert coming.result(PATIENCE).sequence == 1
 
-    def test_by_another_process(
+    def test_wakes_after_an_append_by_another_process(
         self, lasting: Database, migrated_lasting_url: URL, consumers: ThreadPoolExecutor
     ) -> None:
         names = [str(number) for number in range(50)]
@@ -225,9 +223,9 @@ class TestWaking:
             delivered = coming.result(PATIENCE)
             process.join()
         assert [name for name, _ in delivered] == names
-        assert median(seconds for _, seconds in delivered) < 0.25  # it is 0.025, on a machine that does nothing else
+        assert median(seconds for _, seconds in delivered) < 0.25  # 0.025 on an idle machine
 
-    def test_a_fork_has_subscriptions_of_its_own(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+    def test_a_forked_child_has_its_own_subscriptions(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
         with lasting.events.subscribe() as subscription:
             lasting.events.append_all([renamed()])
             take(subscription, 1)
@@ -253,7 +251,7 @@ class TestEnding:
     def ended(self, consuming: Future[list[Any]]) -> None:
         assert consuming.result(PATIENCE) == []
 
-    def test_closed_by_another_thread(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
+    def test_ends_when_another_thread_closes_it(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
         subscription = log_alone.events.subscribe()
         consuming = consumers.submit(list, subscription)
         until_waiting(log_alone)
@@ -261,14 +259,14 @@ class TestEnding:
         self.ended(consuming)
         assert next(subscription, None) is None
 
-    def test_by_its_event(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
+    def test_ends_when_its_stop_event_is_set(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
         end = threading.Event()
         consuming = consumers.submit(list, log_alone.events.subscribe(stop=end))
         until_waiting(log_alone)
         end.set()
         self.ended(consuming)
 
-    def test_the_event_is_looked_at_without_the_database(
+    def test_the_stop_event_is_checked_without_the_database(
         self, log_alone: Database, consumers: ThreadPoolExecutor
     ) -> None:
         looks = threading.Semaphore(0)
@@ -285,13 +283,13 @@ class TestEnding:
         uses: list[object] = []
         for look in range(20):
             assert looks.acquire(timeout=PATIENCE)
-            if look == 9:  # the reads that were under way have ended
+            if look == 9:  # by now, the reads that were in progress have ended
                 event.listen(log_alone.engine, "checkout", lambda *use: uses.append(use))
         over.set()
         self.ended(consuming)
         assert uses == []
 
-    def test_a_server_that_does_not_answer_any_more(
+    def test_ends_when_the_server_no_longer_answers(
         self, migrated_postgresql_url: URL, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(postgresql, "SILENCE_SECONDS", 0.2)
@@ -300,16 +298,16 @@ class TestEnding:
             reads = threading.Semaphore(0)
             event.listen(database.engine, "checkin", lambda *_: reads.release())
             consuming = consumers.submit(list, database.events.subscribe())
-            for _ in range(5):  # before and after it listens, and then when the watcher has heard nothing
+            for _ in range(5):  # before and after LISTEN, and when the watcher has received nothing
                 assert reads.acquire(timeout=PATIENCE)
             network.freeze()
-            wait_for(lambda: network.kept_back > 0)  # the watcher's question is on its way
+            wait_for(lambda: network.withheld > 0)  # the watcher has sent its query
             consumers.submit(database.events.close).result(PATIENCE / 3)
             self.ended(consuming)
         wait_for(lambda: watchers() == 0)
         database.engine.dispose()
 
-    def test_a_child_that_was_forked_in_the_middle_of_a_read(
+    def test_can_be_closed_in_a_child_that_was_forked_during_a_read(
         self, lasting: Database, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reads, forked = threading.Event(), threading.Event()
@@ -327,7 +325,7 @@ class TestEnding:
         child = os.fork()
         if not child:
             forked.set()
-            signal.alarm(20)  # the child's own way out
+            signal.alarm(20)  # ends the child if it hangs
             lasting.close()
             os._exit(0)
         forked.set()
@@ -336,7 +334,7 @@ class TestEnding:
         assert consuming.result(PATIENCE).sequence == 1
         subscription.close()
 
-    def test_with_events_left(self, log_alone: Database) -> None:
+    def test_can_be_closed_with_events_left(self, log_alone: Database) -> None:
         log_alone.events.append_all([renamed()] * 3)
         with log_alone.events.subscribe() as subscription:
             for stored in subscription:
@@ -344,14 +342,14 @@ class TestEnding:
                     subscription.close()
         assert subscription.position == 2
 
-    def test_with_the_database(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
+    def test_ends_when_the_database_is_closed(self, log_alone: Database, consumers: ThreadPoolExecutor) -> None:
         consuming = [consumers.submit(list, log_alone.events.subscribe()) for _ in range(3)]
         until_waiting(log_alone)
         log_alone.close()
         for future in consuming:
             self.ended(future)
 
-    def test_one_that_is_no_longer_used(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+    def test_ends_when_it_is_garbage_collected(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
         lasting.events.append_all([renamed()])
 
         def consume_one() -> None:
@@ -365,7 +363,7 @@ class TestEnding:
         consuming.result(PATIENCE)
         wait_for(lambda: watchers() == 0)
 
-    def test_while_a_forked_child_lives(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+    def test_closing_does_not_wait_for_a_forked_child(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
         consuming = consumers.submit(list, lasting.events.subscribe())
         until_waiting(lasting)
         receiver, sender = os.pipe()
@@ -383,7 +381,9 @@ class TestEnding:
             os.close(receiver)
         self.ended(consuming)
 
-    def test_the_last_one_ends_the_watching(self, lasting: Database, consumers: ThreadPoolExecutor) -> None:
+    def test_closing_the_last_subscription_ends_the_watcher(
+        self, lasting: Database, consumers: ThreadPoolExecutor
+    ) -> None:
         first, second = lasting.events.subscribe(), lasting.events.subscribe()
         consuming = [consumers.submit(list, subscription) for subscription in (first, second)]
         wait_for(lambda: len(lasting.events._notifier._wakes) == 2)
@@ -396,7 +396,7 @@ class TestEnding:
 
 
 class TestConsumers:
-    def test_a_slow_one_holds_nothing(self, log_alone: Database) -> None:
+    def test_a_slow_consumer_holds_no_connection(self, log_alone: Database) -> None:
         log_alone.events.append_all([renamed()] * 3)
         log_alone.events.close()
         with log_alone.events.subscribe() as subscription:
@@ -405,7 +405,7 @@ class TestConsumers:
             log_alone.events.append_all([renamed()])
             assert [stored.sequence for stored in take(subscription, 3)] == [2, 3, 4]
 
-    def test_may_append_themselves(self, log_alone: Database) -> None:
+    def test_a_consumer_may_append(self, log_alone: Database) -> None:
         log_alone.events.append_all([renamed("0")])
         with log_alone.events.subscribe() as subscription:
             for stored in subscription:
@@ -416,7 +416,7 @@ class TestConsumers:
 
 
 class TestErrors:
-    def test_an_event_that_cannot_be_decoded(self, log_alone: Database) -> None:
+    def test_an_undecodable_event_is_an_error(self, log_alone: Database) -> None:
         log_alone.events.append_all([renamed()])
         with log_alone.engine.begin() as connection:
             row = {"sequence": 2, "event_type": "Unheard", "payload": "{}", "stored_at": "2026-01-01T00:00:00.000000Z"}
@@ -425,14 +425,14 @@ class TestErrors:
 
         with log_alone.events.subscribe() as subscription:
             assert next(subscription).sequence == 1
-            for _ in range(2):  # it does not pass over it
+            for _ in range(2):  # it does not skip the event
                 with pytest.raises(EventDecodeError, match="event 2"):
                     next(subscription)
             assert subscription.position == 1
         with log_alone.events.subscribe(undecodable=UndecodableEvent) as keeping:
             assert [stored.sequence for stored in take(keeping, 3)] == [1, 2, 3]
 
-    def test_goes_on_after_an_error(self, log_alone: Database) -> None:
+    def test_continues_after_an_error(self, log_alone: Database) -> None:
         log_alone.events.append_all([renamed()])
         with log_alone.events.subscribe() as subscription:
             next(subscription)
@@ -464,7 +464,7 @@ class TestErrors:
             engine.dispose()
             append_names(address(migrated_postgresql_url), ["a"])
             assert coming.result(PATIENCE).sequence == 1
-            # Not by the announcement in this process, either.
+            # This process does not announce the second append either: only the new watcher can notice it.
             coming = consumers.submit(next, subscription)
             context.Process(target=append_names, args=(address(migrated_postgresql_url), ["b"])).start()
             assert coming.result(PATIENCE).sequence == 2
@@ -482,7 +482,7 @@ class TestErrors:
         ],
     )
     @pytest.mark.parametrize("name", [None, "mailer"])
-    def test_bad_arguments(
+    def test_bad_arguments_are_refused(
         self, log_alone: Database, name: str | None, arguments: dict[str, Any], error: type[Exception], message: str
     ) -> None:
         ask: Callable[..., object] = log_alone.events.subscribe

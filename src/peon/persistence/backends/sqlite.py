@@ -17,7 +17,12 @@ from sqlalchemy.schema import DropTable
 from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
-from peon.persistence.backends.sqlite_connections import WRITE_LOCK_TIMEOUT, create_private_file, driver_connection
+from peon.persistence.backends.sqlite_connections import (
+    WRITE_LOCK_TIMEOUT,
+    create_private_file,
+    driver_connection,
+    pragma,
+)
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
 from peon.persistence.schema import append_lock, events
 
@@ -117,7 +122,7 @@ class SQLiteBackend(Backend):
     @contextmanager
     def large_cache(self, connection: Connection) -> Iterator[None]:
         driver = driver_connection(connection)
-        (before,) = driver.execute("PRAGMA cache_size").fetchone()
+        before = pragma(driver, "cache_size")
         driver.execute(f"PRAGMA cache_size = -{REBUILD_CACHE_KIB}")
         try:
             yield
@@ -207,7 +212,7 @@ class SQLiteBackend(Backend):
         # SQLite changes a table by creating a new one and dropping the old one, which would delete the rows that
         # refer to it. The pragma has no effect inside a transaction: https://sqlite.org/lang_altertable.html
         driver = driver_connection(connection)
-        (enforced,) = driver.execute("PRAGMA foreign_keys").fetchone()
+        enforced = pragma(driver, "foreign_keys")
         driver.execute("PRAGMA foreign_keys = OFF")
         try:
             with connection.begin():

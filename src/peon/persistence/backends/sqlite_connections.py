@@ -5,7 +5,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
         connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
         record.info[_WRITE_LOCK] = WriteLock(path and path.parent, milliseconds, pause)
         if not in_memory:
-            record.info[_ROLLBACK_JOURNAL] = connection.execute("PRAGMA journal_mode").fetchone() != ("wal",)
+            record.info[_ROLLBACK_JOURNAL] = pragma(connection, "journal_mode") != "wal"
             # Without a limit the -wal file keeps the size that the largest transaction gave it.
             connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}")
             # A rebuild fills temporary tables in many transactions; a journal file for each takes half of its time.
@@ -108,6 +108,16 @@ def driver_connection(connection: Connection) -> sqlite3.Connection:
     return driver
 
 
+def pragma(connection: sqlite3.Connection, name: str) -> Any:
+    """Returns the value of a pragma.
+
+    SQLAlchemy 2.0's adapter for an event loop returns rows from its cursors only, not from what `execute` returns.
+    """
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(f"PRAGMA {name}")
+        return cursor.fetchone()[0]
+
+
 def create_private_file(path: Path) -> None:
     """Creates an empty file that only its owner can read. SQLite would use the permissions of the umask.
 
@@ -128,7 +138,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float, pause:
     Returns:
         Whether WAL mode is used: not every virtual file system of SQLite supports it.
     """
-    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+    while pragma(connection, "journal_mode") != "wal":
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             break
@@ -136,5 +146,4 @@ def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float, pause:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             pause(0.005)
-    mode: tuple[str] = connection.execute("PRAGMA journal_mode").fetchone()
-    return mode == ("wal",)
+    return bool(pragma(connection, "journal_mode") == "wal")

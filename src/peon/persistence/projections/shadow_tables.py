@@ -9,6 +9,7 @@ another session of the server.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 from sqlalchemy import Connection, MetaData, Table
@@ -22,29 +23,27 @@ from peon.persistence.backends.interface import READ_ONLY
 class Shadows(NamedTuple):
     """The shadow tables, and the tables that they hide, in the same order, parents first."""
 
-    shadows: list[Table]
-    hidden: list[Table]
+    shadows: Sequence[Table]
+    hidden: Sequence[Table]
 
 
 @contextmanager
 def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadows]:
     """Creates an empty shadow table for each table; at the end, rolls back and drops the shadow tables."""
     backend = backend_of(connection)
-    pair = Shadows(_copies(tables, backend.temporary_schema), declared_in_log(connection, tables))
+    pair = Shadows(_shadow_tables(tuple(tables), backend.temporary_schema), declared_in_log(connection, tables))
     with backend.nothing_prepared(connection):
         try:
             for shadow in pair.shadows:
-                _keep_indexes_of_foreign_keys(shadow)
-                shadow.dialect_options["postgresql"]["on_commit"] = "DROP"
                 shadow.create(connection, checkfirst=False)
             yield pair
         finally:
             _remove(pair.shadows, connection)
 
 
-def declared_in_log(connection: Connection, tables: Sequence[Table]) -> list[Table]:
+def declared_in_log(connection: Connection, tables: Sequence[Table]) -> Sequence[Table]:
     """Returns the tables with the schema that holds the log, parents first: no shadow table hides them."""
-    return _copies(tables, backend_of(connection).schema_of_log(connection))
+    return _hidden_tables(tuple(tables), backend_of(connection).schema_of_log(connection))
 
 
 def _remove(shadows: Sequence[Table], connection: Connection) -> None:
@@ -62,11 +61,27 @@ def _remove(shadows: Sequence[Table], connection: Connection) -> None:
         raise
 
 
-def _copies(tables: Sequence[Table], schema: str) -> list[Table]:
+# SQLAlchemy compiles each statement again for a new `Table`: with cached ones, a repeated `verify` of a small log takes
+# a third of the time.
+@lru_cache(maxsize=16)
+def _shadow_tables(tables: tuple[Table, ...], schema: str) -> Sequence[Table]:
+    shadows = _copies(tables, schema)
+    for shadow in shadows:
+        _keep_indexes_of_foreign_keys(shadow)
+        shadow.dialect_options["postgresql"]["on_commit"] = "DROP"
+    return shadows
+
+
+@lru_cache(maxsize=16)
+def _hidden_tables(tables: tuple[Table, ...], schema: str) -> Sequence[Table]:
+    return _copies(tables, schema)
+
+
+def _copies(tables: Sequence[Table], schema: str) -> Sequence[Table]:
     metadata = MetaData(naming_convention=tables[0].metadata.naming_convention)
     for table in tables:
         table.to_metadata(metadata, schema=schema)
-    return metadata.sorted_tables
+    return tuple(metadata.sorted_tables)
 
 
 def _keep_indexes_of_foreign_keys(table: Table) -> None:
