@@ -124,9 +124,11 @@ class _Inventor:
         return START + timedelta(microseconds=self.chance.randrange(10**9))
 
     def text(self) -> str:
+        """Returns a text for a field of plain text."""
         return self.chance.choice(TEXTS_WITH_NUL)
 
     def name_in_git(self) -> str:
+        """Returns a text for a field in which PostgreSQL cannot hold a NUL character."""
         return self.chance.choice(TEXTS if self.model.without_nul and not self.wild else TEXTS_WITH_NUL)
 
     def known(self, members: Collection[UUID], pool: list[UUID]) -> UUID:

@@ -82,7 +82,7 @@ class ReferenceModel:
 
     Attributes:
         without_nul: Whether a name in git with a NUL character is refused, as on PostgreSQL.
-        sequence: Of the last event, followed or not.
+        sequence: The sequence of the last event, including skipped ones.
     """
 
     without_nul: bool = False
