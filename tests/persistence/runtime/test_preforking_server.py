@@ -1,6 +1,7 @@
 """A pre-forking server that opens the database in its master process."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,11 @@ def test_every_worker_of_a_preloaded_application_starts(migrated_sqlite_url: URL
         for start in range(1, STARTS + 1):
             with (tmp_path / "log").open("w") as log:
                 server = subprocess.Popen(
-                    [*command, "preloaded_application:application"], env=environment, cwd=helpers, stderr=log
+                    [*command, "preloaded_application:application"],
+                    env=environment,
+                    cwd=helpers,
+                    stderr=log,
+                    start_new_session=True,
                 )
             try:
                 deadline = time.monotonic() + PATIENCE
@@ -36,5 +41,5 @@ def test_every_worker_of_a_preloaded_application_starts(migrated_sqlite_url: URL
                     assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                     time.sleep(0.01)
             finally:
-                server.terminate()
+                os.killpg(server.pid, signal.SIGKILL)  # a worker that hangs would ignore a polite request
                 server.wait(PATIENCE)
