@@ -3,15 +3,17 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from multiprocessing import Event
 from pathlib import Path
 
 import pytest
-from helpers.fork_processes import exit_code_of_child, fork_under_readers
+from helpers.fork_processes import CHILD_SECONDS, exit_code_of_child, fork_under_readers, renamed
 from helpers.processes import PATIENCE, run
 from sqlalchemy import URL, Engine, text
 
-from peon.persistence import create_engine
+from peon.persistence import Database, create_engine
 from peon.persistence.runtime import forking
 
 
@@ -114,3 +116,25 @@ def test_connections_work_after_a_fork(engine: Engine) -> None:
 def test_no_child_of_a_process_whose_threads_read_hangs(tmp_path: Path) -> None:
     # Before forks waited, about one child in twenty hung in sqlite3.connect.
     assert run(fork_under_readers, f"sqlite:///{tmp_path / 'peon.db'}", 200) == [0] * 200
+
+
+def test_a_child_outlives_a_parent_that_closed_the_database_before_the_fork(migrated_sqlite_url: URL) -> None:
+    appended, parent_closed = Event(), Event()
+
+    def append_before_and_after() -> None:
+        database.events.append_all([renamed("child")])
+        appended.set()
+        assert parent_closed.wait(CHILD_SECONDS)
+        database.events.append_all([renamed("child")])
+
+    with Database.open(url=migrated_sqlite_url, maintain_projections=False) as database:
+        database.events.append_all([renamed("parent")])
+        database.close()
+        with ThreadPoolExecutor(1) as thread:
+            code = thread.submit(exit_code_of_child, append_before_and_after)
+            assert appended.wait(PATIENCE)
+            database.events.append_all([renamed("parent")])
+            database.close()  # as the last one, if it knows nothing of the child
+            parent_closed.set()
+            assert code.result() == 0
+        assert database.events.last_sequence() == 4
