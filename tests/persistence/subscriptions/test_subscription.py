@@ -111,6 +111,7 @@ class TestDelivery:
         events = log_alone.events
 
         def consume(after: int) -> list[int]:
+            wait_for(lambda: events.last_sequence() >= after)
             with events.subscribe(after=after) as subscription:
                 return [stored.sequence for stored in take(subscription, 120 - after)]
 

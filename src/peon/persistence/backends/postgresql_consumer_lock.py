@@ -1,7 +1,8 @@
 """The locks of consumers on PostgreSQL: advisory locks of the server, which end with a connection."""
 
 import os
-import selectors
+import select
+import sys
 import time
 from contextlib import closing
 from hashlib import sha256
@@ -77,6 +78,9 @@ class PostgreSQLConsumerLock(ConsumerLock):
         pooled = self._engine.pool.recreate().connect()  # so that it takes none of the application's connections
         pooled.detach()
         self._connection = pooled.dbapi_connection
+        if sys.platform != "win32":
+            self._input = select.poll()  # made once: a new selector for each event would take longer than the event
+            self._input.register(self._libpq(self._connection).socket, select.POLLIN)
         self._engine.dialect.set_isolation_level(self._connection, "AUTOCOMMIT")
         with closing(self._connection.cursor()) as cursor:
             cursor.execute(_SET_UP)
@@ -95,9 +99,9 @@ class PostgreSQLConsumerLock(ConsumerLock):
 
     def _has_input(self) -> bool:
         """Returns whether the server has sent something, which is usually that it ends the connection."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._libpq(self._connection).socket, selectors.EVENT_READ)
-            return bool(selector.select(0))
+        if sys.platform == "win32":
+            return bool(select.select([self._libpq(self._connection).socket], [], [], 0)[0])
+        return bool(self._input.poll(0))
 
     def _reset_in_child(self) -> None:
         connection, self._connection, self._is_locked = self._connection, None, False

@@ -61,7 +61,8 @@ class SavedPosition:
             self.consumer_lock = self._backend.consumer_lock(connection, name)
         if found is None:
             found = in_own_transaction(engine, driver_errors, lambda own: self._add(own, after))
-        # Several positions, if the outcome of a commit is unknown. Equal, if the outcome of the last save is known.
+        self._was_active = False
+        # Several positions, if the outcome of a commit is unknown.
         self._saved: Positions = (found,)
         self._before: Positions = (found,)
 
@@ -94,6 +95,7 @@ class SavedPosition:
                     raise self._conflict(self.sequence, found)
                 self._before = self._saved = (found,)
                 move(found.sequence)
+            self._was_active = True
         except BaseException:
             self.consumer_lock.release()
             raise
@@ -103,8 +105,8 @@ class SavedPosition:
         """Moves the position; raises `SubscriptionConflict` if it is not where this object left it."""
         if connection is not None:
             require_connection(connection, self._engine)
-        if sequence == self.sequence and self._before == self._saved and len(self._saved) == 1:
-            return  # known to be saved; saving again would only disturb another consumer
+        if not self._was_active:
+            return  # there is nothing new to save, and another consumer may be active
         if connection is not None:
             with self._driver_errors:
                 self._backend.begin_writing(connection)
@@ -117,8 +119,7 @@ class SavedPosition:
             self._before = self._saved = (*self._before, *self._saved)  # until the outcome of the commit is known
             return moved
 
-        _, saved = in_own_transaction(self._engine, self._driver_errors, move)
-        self._before = self._saved = saved
+        self._before, self._saved = in_own_transaction(self._engine, self._driver_errors, move)
 
     def has_passed_over(self, yielded: int, looked_at: int) -> bool:
         """Returns whether `pass_over` would save the position, without asking the database."""

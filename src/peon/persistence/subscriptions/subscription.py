@@ -99,7 +99,7 @@ class Subscription(Generic[StoredT]):
 
     @property
     def position(self) -> int:
-        """The sequence up to which the log was read: every event up to there was yielded, or is not selected."""
+        """The sequence up to which the log was read. Every event up to there was yielded, or is not selected."""
         return self._tail.position
 
     def __iter__(self) -> Self:
