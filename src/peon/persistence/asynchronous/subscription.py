@@ -65,6 +65,7 @@ class AsyncSubscription(Generic[StoredT]):
 
         Raises:
             EventDecodeError: It cannot be decoded.
+            PositionBeyondEnd: The log ends before the position of the subscription.
             StoreUnavailable: The database cannot be read.
             RuntimeError: Another task waits for the next event.
         """

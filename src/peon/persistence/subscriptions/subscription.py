@@ -110,6 +110,7 @@ class Subscription(Generic[StoredT]):
 
         Raises:
             EventDecodeError: It cannot be decoded.
+            PositionBeyondEnd: The log ends before the position of the subscription.
             StoreUnavailable: The database cannot be read.
         """
         stored = self._next(None)
