@@ -324,7 +324,7 @@ def test_the_error_names_an_unknown_key_in_the_file(write_config: WriteConfig, c
         "[databases]\nmain = 'x'\n",
         "[[servers]]\nurl = 'x'\n",
         "url = 'x'\n",
-        "[database_pool]\nsize = 5\n",
+        "[database_backup]\nkeep = 5\n",
         "[databse]\n",
     ],
 )

@@ -22,6 +22,7 @@ from peon.persistence import (
     create_engine,
 )
 from peon.persistence.asynchronous import AsyncDatabase, create_async_engine
+from peon.persistence.migrations import revisions
 
 LAST_SEQUENCE = 2**63 - 1
 
@@ -65,7 +66,7 @@ def revision_rows(migrated_lasting_url: URL) -> Iterator[URL]:
 
 def test_two_rows_in_alembic_version_are_named_at_start(revision_rows: URL) -> None:
     run(revision_rows, "INSERT INTO alembic_version VALUES ('001_initial')")
-    assert_refused(revision_rows, "001_initial", "004_coordination", "alembic_version", "delete")
+    assert_refused(revision_rows, "001_initial", revisions()[-1], "alembic_version", "delete")
 
 
 @pytest.mark.parametrize("trigger", ["events_refuse_update", "events_refuse_delete"])

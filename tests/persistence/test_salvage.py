@@ -155,17 +155,14 @@ def test_settings_outside_a_damaged_page_are_copied(path: Path, target: Database
 
 def test_rows_that_are_not_what_their_columns_say_are_lost(path: Path, target: Database) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(
-            """
-            DROP TRIGGER IF EXISTS events_refuse_update;
-            DROP TRIGGER IF EXISTS events_refuse_delete;
-            """
-        )
-        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
             connection.execute(f"DROP TRIGGER {name}")
         connection.execute("UPDATE events SET payload = CAST(x'ff00' AS TEXT) WHERE sequence = 7")
         connection.execute("UPDATE settings SET value = x'ff' WHERE key = 'key 005'")
         connection.execute("DELETE FROM events WHERE sequence = 9")
+        for _, trigger in triggers:
+            connection.execute(trigger)
         connection.commit()
 
     with opened(path) as source:

@@ -81,8 +81,6 @@ def _known_revision(engine: Engine, *, complete: bool) -> str | None:
             return None
         with backend_of(engine).consistent_reads(engine).connect() as connection:
             revision = current_revision(connection)
-            if revision == revisions()[-1]:
-                backend_of(engine).require_fitting_end(connection)
             is_checked = complete and revision == revisions()[-1]
             missing = backend_of(engine).missing_parts(connection) if is_checked else {}
     refuse_unknown(engine, revision)

@@ -92,7 +92,7 @@ class TestAPositionBeyondTheLog:
     def test_is_named_by_an_append(self, database: Database) -> None:
         set_position(database, len(SCENE) + 100)
 
-        reason = f"position {len(SCENE) + 100} is beyond the end of the log at {len(SCENE) + 1}"
+        reason = f"up to {len(SCENE) + 100}, but the log ended at {len(SCENE)}: events were removed"
         with pytest.raises(ProjectionsOutOfDate, match=reason):
             database.events.append_all([renamed("x")])
 

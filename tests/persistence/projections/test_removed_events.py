@@ -3,6 +3,7 @@
 from uuid import UUID
 
 import pytest
+from helpers.disabled_triggers import triggers_disabled
 from sqlalchemy import URL, text
 
 from peon.orchestration import ProjectCreated
@@ -15,11 +16,7 @@ def created(number: int) -> ProjectCreated:
 
 def remove_last(database: Database, count: int) -> None:
     """Removes events by hand, past the triggers, and has SQLite use their numbers again, as PostgreSQL does."""
-    with database.engine.begin() as connection:
-        if database.engine.dialect.name == "sqlite":
-            connection.execute(text("DROP TRIGGER events_refuse_delete"))
-        else:
-            connection.execute(text("ALTER TABLE events DISABLE TRIGGER USER"))
+    with database.engine.begin() as connection, triggers_disabled(connection):
         connection.execute(
             text("DELETE FROM events WHERE sequence > (SELECT max(sequence) - :count FROM events)"), {"count": count}
         )

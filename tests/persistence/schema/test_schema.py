@@ -411,7 +411,8 @@ def test_a_sequence_is_never_used_again(sqlite_url: URL, count: int) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(some_events(count))
     with closing(sqlite3.connect(str(sqlite_url.database))) as connection:
-        connection.executescript("DROP TRIGGER events_refuse_delete; DELETE FROM events;")
+        ((trigger,),) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'events_refuse_delete'")
+        connection.executescript(f"DROP TRIGGER events_refuse_delete; DELETE FROM events; {trigger};")
 
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         assert [s.sequence for s in database.events.append_all(some_events(2))] == [count + 1, count + 2]

@@ -292,7 +292,7 @@ class TestEnding:
         self.ended(consuming)
         assert uses == []
 
-    def test_ends_when_the_server_no_longer_answers(
+    def test_ends_when_the_listening_connection_no_longer_answers(
         self, migrated_postgresql_url: URL, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(postgresql_watching, "SILENCE_SECONDS", 0.2)
@@ -303,7 +303,7 @@ class TestEnding:
             consuming = consumers.submit(list, database.events.subscribe())
             for _ in range(5):  # before and after LISTEN, and when the watcher has received nothing
                 assert reads.acquire(timeout=PATIENCE)
-            network.freeze()
+            network.freeze_listeners()
             wait_for(lambda: network.withheld > 0)  # the watcher has sent its query
             consumers.submit(database.events.close).result(PATIENCE / 3)
             self.ended(consuming)

@@ -108,6 +108,7 @@ class Projections:
         """
         with self._driver_errors:
             with self._reads.connect() as connection:
+                self._backend.require_fitting_end(connection)
                 end = connection.scalars(LAST_SEQUENCE).one()
                 found = {projection: position_of(connection, projection) for projection in self._projections}
                 for projection, position in found.items():
@@ -351,7 +352,7 @@ def _reason_to_rebuild(
     if position.version != projection.version:
         return f"its version {position.version} has built it, and the present version is {projection.version}"
     if position.sequence > end:
-        return f"its position {position.sequence} is beyond the end of the log at {end}"
+        return f"it has applied events up to {position.sequence}, but the log ended at {end}: events were removed"
     if position.sequence == 0 and table_setup.is_filled(connection, projection):
         return "its tables are filled although it has applied no event"
     return None
