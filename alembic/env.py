@@ -1,5 +1,7 @@
-"""Runs the migrations, for `Database.open()`, which passes a connection, and for the `alembic` command."""
+"""Runs the migrations, for `Database.open()`, the `alembic` command, and Alembic's Python interface."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from logging.config import fileConfig
 
@@ -14,6 +16,7 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.engine import create_engine
 from peon.persistence.errors import PersistenceError
 from peon.persistence.migrations import (
+    LOCKED_CONNECTION,
     current_revision,
     migration_transaction,
     refuse_unknown,
@@ -40,8 +43,11 @@ def read_configuration() -> tuple[AppConfig, URL]:
     arguments = context.get_x_argument(as_dictionary=True)
     if set(arguments) - {"url", "data_dir"} or len(arguments) > 1 or "" in arguments.values():
         raise CommandError("-x takes either url=… or data_dir=…")
-    if "url" in arguments:
-        config = AppConfig(database={"url": arguments["url"]})
+    url = arguments.get("url")
+    if not arguments:
+        url = context.config.get_main_option("sqlalchemy.url")
+    if url is not None:
+        config = AppConfig(database={"url": url})
     elif "data_dir" in arguments:
         config = AppConfig(general={"data_dir": arguments["data_dir"]}, database={"url": None})
     else:
@@ -50,46 +56,75 @@ def read_configuration() -> tuple[AppConfig, URL]:
 
 
 def command_name() -> str:
-    options = context.config.cmd_opts
-    return options.cmd[0].__name__ if options else ""
+    """Returns the name of the function with which Alembic's command plans its work, once the context is configured.
+
+    The command line is not the only caller, so its options do not tell the command.
+    """
+    name: str = context.get_context().opts["fn"].__name__
+    return name
 
 
-def changes_tables(revision: str | None) -> bool:
-    command = command_name()
-    return command == "downgrade" or (command == "upgrade" and revision != revisions()[-1])
+def creates_database(url: URL) -> bool:
+    configure(url=url)  # without a connection, because connecting creates the file
+    return command_name() in ("upgrade", "do_stamp")
 
 
-def run(connection: Connection) -> None:
+def configure_for(connection: Connection) -> None:
     configure(connection=connection, version_table_schema=backend_of(connection).schema_for_new_tables(connection))
+
+
+def run() -> None:
     with context.begin_transaction():
         context.run_migrations()
 
 
+def save_copy_and_run(connection: Connection) -> None:
+    revision = current_revision(connection)
+    refuse_unknown(connection.engine, revision)
+    configure_for(connection)
+    command = command_name()
+    changes_tables = command == "downgrade" or (command == "upgrade" and revision != revisions()[-1])
+    if changes_tables and (copy := backend_of(connection).save_copy(connection, revision)):
+        context.config.print_stdout("Saved what there is to %s", copy)
+    run()
+
+
+@contextmanager
+def transaction_of_caller(connection: Connection) -> Iterator[None]:
+    if connection.in_transaction():
+        backend_of(connection).begin_writing(connection)
+        yield
+    else:
+        with backend_of(connection).migration_transaction(connection):
+            yield
+
+
 def run_command() -> None:
-    fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
+    if (given := context.config.attributes.get("connection")) is not None:
+        with DriverErrors(given.engine), transaction_of_caller(given):
+            save_copy_and_run(given)
+        return
     config, url = read_configuration()
     if context.is_offline_mode():
         configure(url=url, literal_binds=True)
-        with context.begin_transaction():
-            context.run_migrations()
+        run()
         return
     engine = create_engine(url, synchronous=config.database.synchronous, busy_timeout=config.database.busy_timeout)
-    if command_name() not in ("upgrade", "stamp") and is_missing(engine.url):
+    if is_missing(engine.url) and not creates_database(engine.url):
         raise CommandError(f"there is no database {database_name(engine)}; alembic upgrade head creates it")
     try:
         with DriverErrors(engine), migration_transaction(engine) as connection:
-            revision = current_revision(connection)
-            refuse_unknown(engine, revision)
-            if changes_tables(revision) and (copy := backend_of(connection).save_copy(connection, revision)):
-                context.config.print_stdout("Saved what there is to %s", copy)
-            run(connection)
+            save_copy_and_run(connection)
     finally:
         engine.dispose()
 
 
-if (shared := context.config.attributes.get("connection")) is not None:
-    run(shared)
+if (locked := context.config.attributes.get(LOCKED_CONNECTION)) is not None:
+    configure_for(locked)
+    run()
 else:
+    if hasattr(context.config.cmd_opts, "cmd"):  # the command line; an application configures its own logging
+        fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
     try:
         run_command()
     except (PersistenceError, ConfigError) as error:

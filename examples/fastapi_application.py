@@ -6,7 +6,6 @@ It needs `pip install '.[async,examples]' uvicorn`, and runs in this folder. The
 Without that timeout uvicorn does not shut down before the last browser has left `/events`.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,9 +22,13 @@ from peon.persistence.asynchronous import AsyncDatabase
 KEEP_ALIVE = 15.0
 """Seconds without an event after which a stream sends a comment: proxies close silent connections."""
 
+OTHER_LOG = "this position is of another log: discard the events that you have, and read from the beginning"
+"""A browser's `EventSource` does not connect again after such an answer."""
+
 ANSWERS: dict[type[Exception], tuple[int, str]] = {
     errors.CommandConflict: (409, "this Idempotency-Key belongs to another request"),
     errors.ConcurrencyError: (412, "the project has changed: read it again"),
+    errors.PositionBeyondEnd: (412, "the log was restored: read the project again"),
     errors.ProjectionError: (404, "there is no such project"),
     errors.EventEncodeError: (422, "the text is no Unicode that can be stored"),
     errors.StoreUnavailable: (503, "the database cannot be used now: try again"),
@@ -44,7 +47,7 @@ Text = Annotated[str, Body(embed=True)]
 Database = Annotated[AsyncDatabase, Depends(database_of)]
 CommandIdentifier = Annotated[UUID, Header(alias="Idempotency-Key")]
 EntityTag = Annotated[str, Header(alias="If-Match", pattern=r'^"[0-9]{1,18}"$')]
-LastEvent = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63)]
+LastEvent = Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^[0-9a-f-]{36}:[0-9]{1,18}$")]
 Sequence = Annotated[int, Query(ge=0, lt=2**63)]
 
 
@@ -82,23 +85,30 @@ async def rename_project(project_id: UUID, name: Text, tag: EntityTag, database:
 
 @router.get("/events")
 async def stream_events(database: Database, after: Sequence = 0, last: LastEvent = None) -> StreamingResponse:
-    messages = event_messages(database, after if last is None else last)
+    # A position means something only in its own log. After a restore, the log has a new identity.
+    log = str(await database.events.log_id())
+    if last is not None:
+        of_log, _, sequence = last.partition(":")
+        if of_log != log:
+            raise HTTPException(409, OTHER_LOG)
+        after = int(sequence)
+    if after > await database.events.last_sequence():
+        raise HTTPException(409, OTHER_LOG)
+    messages = event_messages(database, log, after)
     return StreamingResponse(messages, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def event_messages(database: AsyncDatabase, after: int) -> AsyncIterator[str]:
+async def event_messages(database: AsyncDatabase, log: str, after: int) -> AsyncIterator[str]:
     """Yields stored events, then new ones, until the client disconnects or the database is closed."""
     async with database.events.subscribe(after=after) as subscription:
-        while True:
-            try:
-                async with asyncio.timeout(KEEP_ALIVE):
-                    sequence, event, _ = await anext(subscription)
-            except TimeoutError:
-                yield ":\n\n"
-            except (StopAsyncIteration, errors.StoreUnavailable):
-                return  # a browser connects again, and sends the last sequence that it has seen
-            else:
-                yield f"id: {sequence}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
+        try:
+            async for batch in subscription.batches(timeout=KEEP_ALIVE):
+                for sequence, event, _ in batch:
+                    yield f"id: {log}:{sequence}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
+                if not batch:
+                    yield ":\n\n"
+        except errors.StoreUnavailable:
+            return  # a browser connects again, and sends the last identifier that it has seen
 
 
 async def answer(_: Request, error: Exception) -> JSONResponse:

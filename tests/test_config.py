@@ -18,6 +18,8 @@ ALLOWED = {
     "database.url": "an SQLAlchemy URL",
     "database.synchronous": "FULL, or NORMAL",
     "database.busy_timeout": "seconds from 0 to 86400",
+    "database.pool_size": "a whole number of connections",
+    "database.pool_timeout": "seconds from 0 to 86400 to wait for a connection",
 }
 
 WriteConfig = Callable[[str | bytes], Path]
@@ -124,6 +126,9 @@ WRONG = [
     ("database.synchronous", None),
     ("database.busy_timeout", -1),
     ("database.busy_timeout", 86_401),
+    ("database.pool_size", -1),
+    ("database.pool_size", 2.5),
+    ("database.pool_timeout", -1),
     ("database.busy_timeout", "soon"),
 ]
 
@@ -143,6 +148,8 @@ def test_the_error_for_a_wrong_argument_says_what_is_allowed(key: str, value: ob
         ("database.synchronous", "full"),
         ("database.busy_timeout", "soon"),
         ("database.busy_timeout", "-0.5"),
+        ("database.pool_size", "many"),
+        ("database.pool_timeout", "nan"),
         ("database.busy_timeout", "nan"),
         ("database.busy_timeout", ""),
     ],
@@ -170,6 +177,8 @@ def test_the_error_for_a_wrong_variable_says_what_is_allowed(
         ("database.busy_timeout", "nan"),
         ("database.busy_timeout", "'soon'"),
         ("database.busy_timeout", "2026-01-01"),
+        ("database.pool_size", "'many'"),
+        ("database.pool_timeout", "'long'"),
     ],
 )
 def test_the_error_for_a_wrong_value_in_the_file_says_what_is_allowed(
@@ -217,23 +226,19 @@ def test_the_error_names_all_wrong_values(monkeypatch: pytest.MonkeyPatch, write
 )
 def test_the_error_names_an_unknown_argument(arguments: dict[str, Any], key: str) -> None:
     message = refusal(**arguments)
-    assert message.startswith(f"{key} (argument): there is no key {key}; ")
+    assert message.startswith(f"{key} (argument): there is no key {key}")
     assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
 
 
 @pytest.mark.parametrize(
     "variable",
     [
-        "PEON_DATABASE_URL",
-        "PEON_DATABSE__URL",
-        "PEON_DATABASE__URLL",
+        "PEON_DATABASE__TIMEOUT",
         "PEON_DATABASE__URL__HOST",
         "PEON_DATABASE__",
-        "PEON_URL",
-        "PEON_CONFIGS",
-        "PEON_CONFIG__FILE",
-        "PEON_",
-        "Peon_Databse__Url",
+        "PEON_GENERAL__",
+        "PEON_GENERAL__URL",
+        "peon_general__url",
     ],
 )
 def test_the_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
@@ -241,6 +246,48 @@ def test_the_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch, va
     message = refusal()
     assert message.startswith(f"{variable} (environment variable): there is no key ")
     assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("PEON_DATABASE_URL", "PEON_DATABASE__URL"),
+        ("PEON_DATABASE___URL", "PEON_DATABASE__URL"),
+        ("PEON__DATABASE__URL", "PEON_DATABASE__URL"),
+        ("PEON_DATABASE_BUSYTIMEOUT", "PEON_DATABASE__BUSY_TIMEOUT"),
+        ("PEON_GENERAL_DATA_DIR", "PEON_GENERAL__DATA_DIR"),
+        ("PEON_GENERAL__DATADIR", "PEON_GENERAL__DATA_DIR"),
+        ("PEON_DATABSE__URL", "PEON_DATABASE__URL"),
+        ("PEON_DATABASE__URLL", "PEON_DATABASE__URL"),
+        ("PEON_DATABASE_URI", "PEON_DATABASE__URL"),
+        ("Peon_Databse__Url", "PEON_DATABASE__URL"),
+        ("PEON_CONFIGS", "PEON_CONFIG"),
+    ],
+)
+def test_a_near_miss_is_told_with_the_right_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    monkeypatch.setenv(variable, URL)
+    message = refusal()
+    assert message.startswith(f"{variable} (environment variable): there is no key ")
+    assert message.endswith(f" (did you mean {meant}?); the keys are {', '.join(ALLOWED)}")
+
+
+@pytest.mark.parametrize("service", ["PEON", "PEON_DB", "PEON_DATABASE", "PEON_GENERAL", "PEON_CONFIG", "PEON_URL"])
+def test_the_variables_of_a_kubernetes_service_are_left_alone(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
+    address = "tcp://10.0.0.7:5432"
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_POSTGRESQL", "PORT", "PORT_5432_TCP"):
+        monkeypatch.setenv(f"{service}_{name}", address)
+    for part in ("PROTO", "PORT", "ADDR"):
+        monkeypatch.setenv(f"{service}_PORT_5432_TCP_{part}", address)
+    assert AppConfig() == AppConfig.model_construct(general=AppConfig().general, database=AppConfig().database)
+    assert AppConfig().database.url is None
+
+
+@pytest.mark.parametrize("variable", ["PEON_URL", "PEON_", "PEON_HOME", "PEON_CONFIG__FILE", "PEON_LOGGING__LEVEL"])
+def test_the_variables_of_the_application_are_left_alone(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, URL)
+    assert AppConfig().database.url is None
 
 
 def test_variables_of_other_applications_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,19 +300,37 @@ def test_variables_of_other_applications_are_ignored(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("content", "key"),
     [
-        (f"[databse]\nurl = '{URL}'\n", "databse"),
+        (f"[databse]\nurl = '{URL}'\n", "databse.url"),
+        (f"[Database]\nurl = '{URL}'\n", "Database.url"),
         (f"[database]\nurll = '{URL}'\n", "database.urll"),
         (f"[database.urls]\na = '{URL}'\n", "database.urls"),
-        (f"url = '{URL}'\n", "url"),
+        ("[database]\ntimeout = 5\n", "database.timeout"),
         (f'"database.url" = "{URL}"\n', "database.url"),
-        ("[logging]\n", "logging"),
+        (f'database_url = "{URL}"\n', "database_url"),
+        ("[generall]\ndata_dir = 'x'\n", "generall.data_dir"),
     ],
 )
 def test_the_error_names_an_unknown_key_in_the_file(write_config: WriteConfig, content: str, key: str) -> None:
     path = write_config(content)
     message = refusal()
-    assert message.startswith(f"{key} (file {path}): there is no key {key}; ")
+    assert message.startswith(f"{key} (file {path}): there is no key {key}")
     assert message.endswith(f"the keys are {', '.join(ALLOWED)}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[logging]\nlevel = 'INFO'\n",
+        "[databases]\nmain = 'x'\n",
+        "[[servers]]\nurl = 'x'\n",
+        "url = 'x'\n",
+        "[database_backup]\nkeep = 5\n",
+        "[databse]\n",
+    ],
+)
+def test_other_sections_of_the_file_belong_to_the_application(write_config: WriteConfig, content: str) -> None:
+    write_config(f"{content}\n[database]\nbusy_timeout = 3\n")
+    assert AppConfig().database.busy_timeout == 3
 
 
 # Secrets

@@ -11,29 +11,30 @@ import peon.persistence
 
 PUBLIC = """
     AppConfig AppendCondition AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
-    AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict ConcurrencyError ConfigError Database
-    Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery EventStore
-    MigrationFailed PersistenceError Problem Projection ProjectionError Projections ProjectionsOutOfDate
-    ReadModel Refusal SchemaError SchemaOutOfDate SchemaTooNew SettingError SettingsStore StoreUnavailable
-    StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster __version__ copy_database
-    create_async_engine create_engine upgrade
+    AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict CommandEventsRemoved ConcurrencyError
+    ConfigError Database Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery
+    EventStore LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem Projection ProjectionError
+    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal SalvageReport SchemaError SchemaOutOfDate
+    SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
+    UndecodableEvent Upcaster __version__ copy_database create_async_engine create_engine salvage_database upgrade
 """
 
 PERSISTENCE = """
-    AppendCondition CommandConflict ConcurrencyError Database Difference EventCodec EventDecodeError
-    EventEncodeError EventQuery EventStore MigrationFailed NamedSubscription PersistenceError Problem
-    Projection ProjectionError Projections ProjectionsOutOfDate ReadModel Refusal SchemaError SchemaOutOfDate
-    SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
-    UndecodableEvent Upcaster copy_database create_engine upgrade
+    AppendCondition CommandConflict CommandEventsRemoved ConcurrencyError Database Difference EventCodec
+    EventDecodeError EventEncodeError EventQuery EventStore LostRow MigrationFailed NamedSubscription
+    PersistenceError PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate
+    ProjectionsTooNew ReadModel Refusal SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SettingError
+    SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster
+    copy_database create_engine salvage_database upgrade
 """
 
 ORCHESTRATION = """
     ActionApproved ActionRejected Approval ApprovalRequested ApprovalStatus Branch BranchCreated BranchPushed
-    ChangesCommitted Checkpoint CheckpointCreated CheckpointRestored Commit Event Message MessageAppended
-    MessageChunkReceived MessageContent MessageRole OrchestrationEvent Project ProjectCreated ProjectDeleted
-    ProjectRenamed Provider RuntimeMode Snapshot TextContent ThinkingContent Thread ThreadCreated
+    ChangesCommitted Checkpoint CheckpointCreated CheckpointRestored ChunkJoiner Commit Event Message
+    MessageAppended MessageChunkReceived MessageContent MessageRole OrchestrationEvent Project ProjectCreated
+    ProjectDeleted ProjectRenamed Provider RuntimeMode Snapshot TextContent ThinkingContent Thread ThreadCreated
     ThreadDeleted ThreadSelected ThreadStatus ThreadStatusChanged ToolCallContent ToolResultContent Turn
-    TurnCompleted TurnFailed TurnInterrupted TurnStarted TurnStatus event_type_name
+    TurnCompleted TurnFailed TurnInterrupted TurnStarted TurnStatus event_type_name storable_text
 """
 
 NOT_FOR_THREADS = ("sqlalchemy.ext.asyncio", "aiosqlite", "psycopg", "alembic", "peon.persistence.asynchronous")

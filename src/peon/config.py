@@ -2,9 +2,10 @@
 
 import os
 import re
+import tomllib
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
-from tomllib import TOMLDecodeError
 from typing import Any, Literal
 
 from platformdirs import user_config_path, user_data_path
@@ -12,14 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 APPLICATION = "peon"
 ENVIRONMENT_PREFIX = "PEON_"
 CONFIG_FILE_VARIABLE = "PEON_CONFIG"
+
+SIMILARITY = 0.9
+"""From here on, a name is a near miss of a key: `databse_url` is one, and Kubernetes' `database_port` (0.8) is not."""
 
 
 class ConfigError(ValueError):
@@ -67,6 +71,16 @@ class DatabaseConfig(_Section):
         default=10.0, ge=0, le=86_400, description="seconds from 0 to 86400 to wait for a locked database"
     )
 
+    pool_size: int | None = Field(
+        default=None, ge=0, le=10_000, description="a whole number of connections, or 0 for no limit; 5 by default"
+    )
+    pool_timeout: float | None = Field(
+        default=None,
+        ge=0,
+        le=86_400,
+        description="seconds from 0 to 86400 to wait for a connection of the pool; 30 by default",
+    )
+
     @field_validator("url")
     @classmethod
     def _of_a_known_backend(cls, url: str | None) -> str | None:
@@ -76,6 +90,7 @@ class DatabaseConfig(_Section):
 
 
 SECTIONS: dict[str, type[_Section]] = {"general": GeneralConfig, "database": DatabaseConfig}
+KEYS = [f"{name}.{field}" for name, section in SECTIONS.items() for field in section.model_fields]
 
 
 class AppConfig(BaseSettings):
@@ -86,7 +101,8 @@ class AppConfig(BaseSettings):
     configuration folder for `peon`, if it exists.
 
     Raises:
-        ConfigError: A value is wrong, a key is unknown, or the file is missing or not TOML.
+        ConfigError: A value is wrong; a key in the sections `general` and `database` is unknown; a name elsewhere is a
+            near miss of a key; the file is missing or not TOML.
     """
 
     model_config = SettingsConfigDict(
@@ -101,7 +117,7 @@ class AppConfig(BaseSettings):
     database: DatabaseConfig = Field(default_factory=DatabaseConfig)
 
     def __init__(self, **values: Any) -> None:
-        _refuse_unknown_variables()
+        _refuse_misspelt_variables()
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -136,23 +152,41 @@ def _config_file() -> Path | None:
         raise ConfigError(f"{usual} cannot be read: {error.strerror}") from error
 
 
-def _toml_source(settings_cls: type[BaseSettings]) -> TomlConfigSettingsSource:
+def _toml_source(settings_cls: type[BaseSettings]) -> InitSettingsSource:
+    """Returns the sections of the file that are Peon's. Others belong to the application."""
     path = _config_file()
+    if path is None:
+        return InitSettingsSource(settings_cls, {})
     try:
-        return TomlConfigSettingsSource(settings_cls, path)
-    except (TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    for name, section in content.items():
+        if name not in SECTIONS:
+            keys = [f"{name}.{key}" for key in section] if isinstance(section, dict) else [name]
+            for key in keys:
+                if meant := _near_key(key):
+                    raise ConfigError(f"{key} (file {path}): {_unknown(key, meant)}")
+    return InitSettingsSource(settings_cls, {name: content[name] for name in SECTIONS if name in content})
 
 
-def _refuse_unknown_variables() -> None:
-    """Refuses misspelt variables, which pydantic-settings ignores."""
+def _refuse_misspelt_variables() -> None:
+    """Refuses variables that are probably meant for Peon, which pydantic-settings would ignore.
+
+    Others belong to the application or its platform: Kubernetes sets `PEON_SERVICE_HOST` for a service named `peon`.
+    """
     for variable in os.environ:
-        if variable.upper().startswith(ENVIRONMENT_PREFIX) and variable != CONFIG_FILE_VARIABLE:
-            key = tuple(variable.lower().removeprefix(ENVIRONMENT_PREFIX.lower()).split("__"))
-            if len(key) != 2 or _allowed(key) is None:  # a variable for a whole section is not allowed either
-                raise ConfigError(f"{variable} (environment variable): {_unknown(key)}")
+        if not variable.upper().startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_FILE_VARIABLE:
+            continue
+        name = variable.lower().removeprefix(ENVIRONMENT_PREFIX.lower())
+        section, _, field = name.partition("__")
+        if section in SECTIONS and field in SECTIONS[section].model_fields:
+            continue
+        meant = _near_variable(name)
+        if section in SECTIONS or meant is not None:  # a variable for a whole section is not allowed either
+            raise ConfigError(f"{variable} (environment variable): {_unknown(name.replace('__', '.'), meant)}")
 
 
 def _explain(detail: ErrorDetails, values: dict[str, Any]) -> str:
@@ -160,7 +194,7 @@ def _explain(detail: ErrorDetails, values: dict[str, Any]) -> str:
     where = f"{'.'.join(key)} ({_source(key, values)})"
     allowed = _allowed(key)
     if allowed is None:
-        return f"{where}: {_unknown(key)}"
+        return f"{where}: {_unknown('.'.join(key), _near_key('.'.join(key)))}"
     return f"{where}: {detail['msg'].removeprefix('Value error, ')}; allowed: {allowed}"
 
 
@@ -189,6 +223,20 @@ def _allowed(key: tuple[str, ...]) -> str | None:
     return None if field is None or len(key) > 2 else field.description
 
 
-def _unknown(key: tuple[str, ...]) -> str:
-    keys = [f"{name}.{field}" for name, section in SECTIONS.items() for field in section.model_fields]
-    return f"there is no key {'.'.join(key)}; the keys are {', '.join(keys)}"
+def _near_variable(name: str) -> str | None:
+    if get_close_matches(name, [CONFIG_FILE_VARIABLE.lower().removeprefix(ENVIRONMENT_PREFIX.lower())], 1, SIMILARITY):
+        return CONFIG_FILE_VARIABLE
+    key = _near_key(name)
+    return None if key is None else ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
+
+
+def _near_key(name: str) -> str | None:
+    """Returns the key of which a name is a near miss, whatever separates its parts; `None` if there is none."""
+    keys = {key.replace(".", "_"): key for key in KEYS}
+    found = get_close_matches(re.sub(r"[._-]+", "_", name.lower()), keys, 1, SIMILARITY)
+    return keys[found[0]] if found else None
+
+
+def _unknown(key: str, meant: str | None) -> str:
+    suggestion = "" if meant is None else f" (did you mean {meant}?)"
+    return f"there is no key {key}{suggestion}; the keys are {', '.join(KEYS)}"

@@ -14,6 +14,8 @@ from pydantic import AwareDatetime, BaseModel, GetCoreSchemaHandler, PlainSerial
 from pydantic.functional_validators import AfterValidator
 from pydantic_core import CoreSchema, core_schema
 
+from peon.storable_text import storable_text
+
 MAXIMUM_JSON_DEPTH = 128
 """How deeply lists and objects may be nested in one JSON value.
 
@@ -102,6 +104,25 @@ JsonValue = Annotated[Any, _Exact(exact_json)]
 
 JsonObject = Annotated[dict[str, Any], _Exact(exact_json_object)]
 """A JSON object. See `exact_json`."""
+
+
+@dataclass(frozen=True)
+class MadeEncodable:
+    """Makes text from Python code encodable when a model is built. See `storable_text`.
+
+    For texts that must always be storable, such as the text of an exception with a file name that is not UTF-8.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        shape = handler(source)
+        return core_schema.json_or_python_schema(
+            json_schema=shape,  # never has such text, so that decoding calls no Python code
+            python_schema=core_schema.no_info_after_validator_function(_encodable_or_none, shape),
+        )
+
+
+def _encodable_or_none(text: str | None) -> str | None:
+    return None if text is None else storable_text(text)
 
 
 def _to_utc(moment: datetime) -> datetime:

@@ -93,7 +93,7 @@ class EventStream:
 
     async def event(self) -> tuple[int, str, dict[str, Any]]:
         fields = dict(line.split(": ", 1) for line in (await self.chunk()).splitlines() if line)
-        return int(fields["id"]), fields["event"], json.loads(fields["data"])
+        return int(fields["id"].partition(":")[2]), fields["event"], json.loads(fields["data"])
 
     def disconnect(self) -> None:
         self._gone.set()
@@ -193,12 +193,30 @@ def test_events_arrive_as_they_are_stored_until_the_client_disconnects(url: URL,
             while is_watched():
                 await asyncio.sleep(0.001)
 
-            resumed = EventStream(application, "after=0", {"Last-Event-ID": "1"})
+            log = await application.state.database.events.log_id()
+            resumed = EventStream(application, "after=0", {"Last-Event-ID": f"{log}:1"})
             await resumed.start()
             sequence, kind, payload = await resumed.event()
             assert (sequence, kind, payload["name"]) == (2, "ProjectRenamed", "Tides")
         await resumed.answered
         assert not is_watched()
+
+    asyncio.run(story())
+
+
+def test_a_client_with_a_position_of_another_log_is_told(url: URL, migrated: None) -> None:
+    async def story() -> None:
+        application = application_on(url)
+        async with running(application) as client:
+            project_id = (await create(client)).json()["id"]
+            before = await application.state.database.events.log_id()
+            for headers, query in [({"Last-Event-ID": f"{before}:2"}, ""), ({}, "after=2")]:
+                assert (await client.get(f"/events?{query}", headers=headers)).status_code == 409
+            await application.state.database.events.renew_log_id()  # as after a restore
+            answer = await client.get("/events", headers={"Last-Event-ID": f"{before}:1"})
+            assert answer.status_code == 409
+            assert "another log" in answer.json()["detail"]
+            assert (await rename(client, project_id, "Tides", '"2"')).status_code == 412
 
     asyncio.run(story())
 
@@ -233,7 +251,7 @@ def test_a_stream_without_events_sends_keep_alive_comments(monkeypatch: pytest.M
             await create(client)
             while (chunk := await stream.chunk()) == ":\n\n":
                 pass
-            assert chunk.startswith("id: 1\nevent: ProjectCreated\n")
+            assert ":1\nevent: ProjectCreated\n" in chunk
         await stream.answered
 
     asyncio.run(story())

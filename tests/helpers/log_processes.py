@@ -1,6 +1,7 @@
 """Child processes of the tests of the log."""
 
-from multiprocessing.synchronize import Barrier
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Barrier, Event
 from uuid import UUID
 
 from helpers.processes import PATIENCE
@@ -30,3 +31,11 @@ def read_until(barrier: Barrier, url: str, writers: int, last: int) -> None:
                 assert int(stored.event.name) == expected[stored.event.project_id]
                 expected[stored.event.project_id] += 1
                 position = stored.sequence
+
+
+def append_until(stop: Event, appended: "Synchronized[int]", url: str) -> None:
+    """Appends about 100 events a second, one by one, and counts them."""
+    with Database.open(url=url, maintain_projections=False) as database:
+        while not stop.wait(0.005):
+            database.events.append_all([ProjectRenamed(project_id=UUID(int=2), name="y" * 300)])
+            appended.value += 1

@@ -87,6 +87,7 @@ class MigratedSchemas:
                 "SET session_replication_role = replica",  # disables triggers and foreign keys
                 *(f"DELETE FROM {table}" for table in self._tables),
                 "INSERT INTO append_lock VALUES (1)",
+                f"INSERT INTO log_identity VALUES (1, '{uuid4()}')",
                 f"INSERT INTO alembic_version VALUES ('{self._revision}')",
                 *(f"ALTER SEQUENCE {sequence} RESTART" for sequence in self._sequences),
             ]

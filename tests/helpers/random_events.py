@@ -125,6 +125,10 @@ class _Inventor:
 
     def text(self) -> str:
         """Returns a text for a field of plain text."""
+        return self.chance.choice(TEXTS_WITH_NUL)
+
+    def name_in_git(self) -> str:
+        """Returns a text for a field in which PostgreSQL cannot hold a NUL character."""
         return self.chance.choice(TEXTS if self.model.without_nul and not self.wild else TEXTS_WITH_NUL)
 
     def known(self, members: Collection[UUID], pool: list[UUID]) -> UUID:
@@ -234,7 +238,7 @@ class _Inventor:
 
     def create_checkpoint(self) -> OrchestrationEvent:
         checkpoint_id = self.new(self.model.checkpoints, CHECKPOINTS)
-        return CheckpointCreated(checkpoint_id=checkpoint_id, git_ref=self.text(), **self.on_turn())
+        return CheckpointCreated(checkpoint_id=checkpoint_id, git_ref=self.name_in_git(), **self.on_turn())
 
     def restore_checkpoint(self) -> OrchestrationEvent:
         checkpoint = self.model.checkpoints.get(self.known(self.model.checkpoints, CHECKPOINTS))
@@ -243,9 +247,12 @@ class _Inventor:
             return CheckpointRestored(checkpoint_id=self.chance.choice(CHECKPOINTS), **place)
         return CheckpointRestored(checkpoint_id=checkpoint.id, **place | {"thread_id": checkpoint.thread_id})
 
+    def commit_changes(self) -> ChangesCommitted:
+        return ChangesCommitted(commit=self.name_in_git(), message=self.text(), **self.on_thread())
+
     def push_branch(self) -> OrchestrationEvent:
-        name = self.chance.choice([*BRANCHES, self.text()])
-        return BranchPushed(name=name, remote=self.text(), **self.on_thread())
+        name = self.chance.choice([*BRANCHES, self.name_in_git()])
+        return BranchPushed(name=name, remote=self.name_in_git(), **self.on_thread())
 
 
 _KINDS = (
@@ -267,7 +274,9 @@ _KINDS = (
     _Kind(2, "approvals", _Inventor.reject),
     _Kind(3, "turns", _Inventor.create_checkpoint),
     _Kind(2, "checkpoints", _Inventor.restore_checkpoint),
-    _Kind(2, "threads", lambda self: ChangesCommitted(commit=self.text(), message=self.text(), **self.on_thread())),
+    _Kind(
+        2, "threads", lambda self: ChangesCommitted(commit=self.name_in_git(), message=self.text(), **self.on_thread())
+    ),
     _Kind(2, "threads", lambda self: BranchCreated(name=self.chance.choice(BRANCHES), **self.on_thread())),
     _Kind(2, "threads", _Inventor.push_branch),
 )

@@ -55,7 +55,7 @@ ValueT = TypeVar("ValueT")
 
 State = dict[str, Any]
 
-STORED_AS_PLAIN_TEXT: dict[type, tuple[str, ...]] = {
+FREE_TEXTS: dict[type, tuple[str, ...]] = {
     ProjectCreated: ("name", "path"),
     ProjectRenamed: ("name",),
     ThreadCreated: ("title", "model"),
@@ -63,8 +63,13 @@ STORED_AS_PLAIN_TEXT: dict[type, tuple[str, ...]] = {
     TurnFailed: ("error",),
     ApprovalRequested: ("action",),
     ActionRejected: ("reason",),
+    ChangesCommitted: ("message",),
+}
+"""The fields in which the read model shows a NUL character as a symbol."""
+
+NAMES_IN_GIT: dict[type, tuple[str, ...]] = {
     CheckpointCreated: ("git_ref",),
-    ChangesCommitted: ("commit", "message"),
+    ChangesCommitted: ("commit",),
     BranchCreated: ("name",),
     BranchPushed: ("name", "remote"),
 }
@@ -76,7 +81,7 @@ class ReferenceModel:
     """The state after the events so far. Each dictionary is in order of creation.
 
     Attributes:
-        without_nul: Whether text with a NUL character is refused, as on PostgreSQL.
+        without_nul: Whether a name in git with a NUL character is refused, as on PostgreSQL.
         sequence: The sequence of the last event, including skipped ones.
     """
 
@@ -102,7 +107,7 @@ class ReferenceModel:
         reason = self.contradiction_of(event)
         self.sequence += 1
         if reason is None:
-            self._take_in(event)
+            self._take_in(_shown(event))
         return reason
 
     def follow_all(self, events: Iterable[OrchestrationEvent]) -> dict[int, str]:
@@ -120,8 +125,8 @@ class ReferenceModel:
         return min(reasons) - self.sequence - 1 if reasons else None
 
     def contradiction_of(self, event: OrchestrationEvent) -> str | None:
-        for name in STORED_AS_PLAIN_TEXT.get(type(event), ()):
-            if self.without_nul and "\0" in (getattr(event, name) or ""):
+        for name in NAMES_IN_GIT.get(type(event), ()):
+            if self.without_nul and "\0" in getattr(event, name):
                 return f"NUL in {name}"
         match event:
             case ProjectCreated():
@@ -349,6 +354,12 @@ class ReferenceModel:
             branches=tuple(self.branches.values()),
             selected_thread_id=self.selected,
         )
+
+
+def _shown(event: OrchestrationEvent) -> OrchestrationEvent:
+    """Returns the event with the texts that the read model shows."""
+    texts = {name: getattr(event, name) for name in FREE_TEXTS.get(type(event), ())}
+    return event.model_copy(update={name: text.replace("\0", "\u2400") for name, text in texts.items() if text})
 
 
 def _taken(known: dict[UUID, Any], identifier: UUID) -> str | None:

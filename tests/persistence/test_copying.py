@@ -198,7 +198,7 @@ def test_an_empty_database_is_copied(prepare: Prepare) -> None:
 def test_rows_of_other_tables_are_copied_in_pages(
     files: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peon.persistence.copying.PAGE_ROWS", 3)
+    monkeypatch.setattr("peon.persistence.copying.transaction.PAGE_ROWS", 3)
     source, target = files
     for number in range(10):
         source.settings.set(f"key {number}", number)

@@ -48,6 +48,7 @@ from peon.orchestration.model import (
     TurnStatus,
 )
 from peon.payloads import event_type_name
+from peon.storable_text import ChunkJoiner, storable_text
 
 __all__ = [
     "ActionApproved",
@@ -62,6 +63,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointCreated",
     "CheckpointRestored",
+    "ChunkJoiner",
     "Commit",
     "Event",
     "Message",
@@ -94,4 +96,5 @@ __all__ = [
     "TurnStarted",
     "TurnStatus",
     "event_type_name",
+    "storable_text",
 ]

@@ -25,7 +25,7 @@ from peon.orchestration.model import (
     Value,
     require_intact,
 )
-from peon.payloads import JsonValue, RuleError, UtcDatetime
+from peon.payloads import JsonValue, MadeEncodable, RuleError, UtcDatetime
 
 
 def _now() -> datetime:
@@ -82,12 +82,12 @@ class ThreadSelected(Event):
 
 
 class ThreadStatusChanged(Event):
-    """`error` is given if and only if `status` is `error`."""
+    """`error` is given if and only if `status` is `error`. What UTF-8 cannot encode in it becomes U+FFFD."""
 
     type: Literal["ThreadStatusChanged"] = "ThreadStatusChanged"
     thread_id: UUID
     status: ThreadStatus
-    error: str | None = None
+    error: Annotated[str | None, MadeEncodable()] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -126,10 +126,12 @@ class TurnInterrupted(Event):
 
 
 class TurnFailed(Event):
+    """What UTF-8 cannot encode in `error` becomes U+FFFD, so that a failure can always be stored."""
+
     type: Literal["TurnFailed"] = "TurnFailed"
     turn_id: UUID
     thread_id: UUID
-    error: str
+    error: Annotated[str, MadeEncodable()]
 
 
 class MessageAppended(Event):

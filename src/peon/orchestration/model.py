@@ -70,12 +70,13 @@ _intact_shapes: set[tuple[object, ...]] = set()
 def require_intact(value: Value) -> None:
     """Raises `ValueError`, of which pydantic's error is a subclass, for a value that was changed without validation.
 
-    Whether a field's value is allowed depends only on its class and on the tag. So each combination is validated
-    once and then remembered, which takes a quarter of the time of validating each value. Field types for which more
-    than the class matters (JSON, times, text) check themselves when they are written.
+    Whether a field's value is allowed depends only on its class, on the tag and on the version. So each combination
+    is validated once and then remembered, which takes a quarter of the time of validating each value. Field types for
+    which more than the class matters (JSON, times, text) check themselves when they are written.
     """
     fields = value.__dict__
-    shape = (type(value), value.__pydantic_extra__, fields.get("type"), *fields, *map(type, fields.values()))
+    fixed = fields.get("type"), fields.get("schema_version")
+    shape = (type(value), value.__pydantic_extra__, fixed, *fields, *map(type, fields.values()))
     if shape not in _intact_shapes:
         if type(value).__pydantic_validator__.validate_python(fields, strict=True) != value:
             raise ValueError("a field is missing, is unknown, or is of a class that would not be read back equal")

@@ -1,17 +1,20 @@
 """The event log on SQLite or PostgreSQL, with projections, subscriptions, settings and schema migrations."""
 
 from peon.persistence.backends.engine import create_engine
-from peon.persistence.copying import copy_database
+from peon.persistence.copying import LostRow, SalvageReport, copy_database, salvage_database
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
+    CommandEventsRemoved,
     ConcurrencyError,
     EventDecodeError,
     EventEncodeError,
     MigrationFailed,
     PersistenceError,
+    PositionBeyondEnd,
     ProjectionError,
     ProjectionsOutOfDate,
+    ProjectionsTooNew,
     SchemaError,
     SchemaOutOfDate,
     SchemaTooNew,
@@ -34,6 +37,7 @@ NamedSubscription = DurableSubscription  # the old name, kept for code written b
 __all__ = [
     "AppendCondition",
     "CommandConflict",
+    "CommandEventsRemoved",
     "ConcurrencyError",
     "Database",
     "Difference",
@@ -43,16 +47,20 @@ __all__ = [
     "EventEncodeError",
     "EventQuery",
     "EventStore",
+    "LostRow",
     "MigrationFailed",
     "NamedSubscription",
     "PersistenceError",
+    "PositionBeyondEnd",
     "Problem",
     "Projection",
     "ProjectionError",
     "Projections",
     "ProjectionsOutOfDate",
+    "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
     "SchemaTooNew",
@@ -66,5 +74,6 @@ __all__ = [
     "Upcaster",
     "copy_database",
     "create_engine",
+    "salvage_database",
     "upgrade",
 ]

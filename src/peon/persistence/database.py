@@ -1,9 +1,9 @@
 """The façade: opens a database, migrates it, and connects the parts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, TypedDict
+from typing import Any, Self, TypedDict
 
 from sqlalchemy import URL, Connection, Engine
 
@@ -62,6 +62,7 @@ class Database:
         projections: Sequence[Projection] = (),
         maintain_projections: bool = True,
         progress: Progress | None = None,
+        connect_args: Mapping[str, Any] | None = None,
     ) -> Self:
         """Opens a database at the newest revision; creates the folder and the file of an SQLite database.
 
@@ -73,16 +74,19 @@ class Database:
             maintain_projections: Keep the projections up to date: now, if they are behind the log, and with each
                 append. Off, the log is opened alone, and the projections are left as they are.
             progress: Called while projections catch up, with the number of events done and to do.
+            connect_args: Further arguments of the driver's `connect`. See `create_engine`.
 
         Raises:
             ConfigError: The configuration is wrong.
             SchemaTooNew: A newer version has migrated the database. Nothing was written.
             SchemaOutOfDate: The database is not at the newest revision, and `migrate` is off.
             MigrationFailed: A migration failed. The database is as it was before.
+            SchemaError: A trigger or a row that appends need was removed; the message says which.
             StoreUnavailable: It is locked, read-only, full, damaged, not a database or not reachable.
             PersistenceError: The URL cannot be used, or its driver is not installed.
+            ValueError: See `create_engine`.
         """
-        engine = create_engine(**engine_arguments(config, url))
+        engine = create_engine(**engine_arguments(config, url, connect_args))
         try:
             bring_to_head(engine, migrate=migrate)
             database = cls(engine, projections=projections, maintain_projections=maintain_projections)
@@ -105,7 +109,7 @@ class Database:
     def close(self) -> None:
         """Closes all connections; the last one to an SQLite file also removes its -wal and -shm files.
 
-        Using the database again opens connections again.
+        Using the database again opens connections again, and creates an SQLite file that is missing.
         """
         self.events.close()
         self.engine.dispose()
@@ -125,9 +129,14 @@ class EngineArguments(TypedDict):
     url: str | URL
     synchronous: Synchronous
     busy_timeout: float
+    pool_size: int | None
+    pool_timeout: float | None
+    connect_args: Mapping[str, Any] | None
 
 
-def engine_arguments(config: AppConfig | None, url: str | URL | None) -> EngineArguments:
+def engine_arguments(
+    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None
+) -> EngineArguments:
     """Returns the configured address, or the one that is given instead, with the configured options."""
     if not isinstance(config, AppConfig | None):
         raise TypeError("a database is opened with an AppConfig; an address is given as url=…")
@@ -136,6 +145,9 @@ def engine_arguments(config: AppConfig | None, url: str | URL | None) -> EngineA
         "url": database_url(config) if url is None else url,
         "synchronous": config.database.synchronous,
         "busy_timeout": config.database.busy_timeout,
+        "pool_size": config.database.pool_size,
+        "pool_timeout": config.database.pool_timeout,
+        "connect_args": connect_args,
     }
 
 
@@ -144,7 +156,7 @@ def bring_to_head(engine: Engine, *, migrate: bool) -> None:
     if migrate:
         migrations.upgrade(engine)
     else:
-        migrations.require_head(engine)
+        migrations.require_head(engine, complete=True)
 
 
 def all_projections(engine: Engine, own: Sequence[Projection]) -> Projections:

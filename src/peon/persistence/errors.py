@@ -4,10 +4,13 @@
     ├── EventEncodeError          an event cannot be stored so that it reads back equal
     ├── EventDecodeError          a stored event cannot be decoded
     ├── ConcurrencyError          an append condition failed
+    ├── PositionBeyondEnd         a position is higher than the last event of the log
     ├── CommandConflict           a command identifier was used for other events
+    ├── CommandEventsRemoved      the events of a repeated command were removed from the log
     ├── SubscriptionConflict      the position of a durable subscription was moved by another consumer
     ├── ProjectionError           an event contradicts the projections
-    ├── ProjectionsOutOfDate      the projections were built by another version of the code
+    ├── ProjectionsOutOfDate      the projections are not those that this version of the code has built
+    │   └── ProjectionsTooNew     a newer version has built a projection
     ├── SettingError              a setting has a wrong value
     ├── SchemaError               the tables are not those that this version needs
     │   ├── SchemaTooNew          a newer version has migrated the database
@@ -86,6 +89,26 @@ class ConcurrencyError(PersistenceError):
         self.after = after
 
 
+class PositionBeyondEnd(PersistenceError):  # noqa: N818 - as below
+    """A position is beyond the end of the log: it is of another log, or of a state that was lost in a restore.
+
+    Nothing was read, and nothing was stored. Without this error, the events that are stored next would be skipped.
+
+    Attributes:
+        position: The position.
+        end: The sequence of the last event of the log.
+    """
+
+    def __init__(self, database: str, position: int, end: int) -> None:
+        super().__init__(
+            f"position {position} is beyond the end of the log, {end}, in {database}: the position is of another log, "
+            "or the log was restored from an older copy. Discard what was derived from the old log, and read this one "
+            "from the beginning, or from a position that it has."
+        )
+        self.position = position
+        self.end = end
+
+
 class CommandConflict(PersistenceError):  # noqa: N818 - as below
     """A command identifier was used before, for other events. Nothing was stored.
 
@@ -100,6 +123,25 @@ class CommandConflict(PersistenceError):  # noqa: N818 - as below
         )
         self.command_id = command_id
         self.reason = reason
+
+
+class CommandEventsRemoved(PersistenceError):  # noqa: N818 - as below
+    """A command was carried out before, but its events were removed from the log since. Nothing was stored.
+
+    Attributes:
+        command_id: The identifier of the command.
+        removed: How many of its events were removed.
+        events: How many it had stored.
+    """
+
+    def __init__(self, command_id: UUID, removed: int, events: int) -> None:
+        super().__init__(
+            f"command {command_id} was carried out, but {removed} of its {events} events were removed from the log "
+            "since: do not repeat it, or delete its row from command_receipts to carry it out again"
+        )
+        self.command_id = command_id
+        self.removed = removed
+        self.events = events
 
 
 class SubscriptionConflict(PersistenceError):  # noqa: N818 - as below
@@ -141,10 +183,30 @@ class ProjectionError(PersistenceError):
 
 
 class ProjectionsOutOfDate(PersistenceError):  # noqa: N818 - as below
-    """Another version of the code has built the projections in the database. Nothing was stored.
+    """The projections are not those that this version of the code has built, or hold events removed from the log.
 
-    `Database.open` and `database.projections.rebuild()` bring them to this version.
+    Nothing was stored. `Database.open` brings them up to date, unless a newer version has built them.
     """
+
+
+class ProjectionsTooNew(ProjectionsOutOfDate):
+    """A newer version of the code has built a projection, and this version does not rebuild it. Nothing was written.
+
+    Attributes:
+        projection: The name of the projection.
+        found: The version that has built it.
+        expected: The version of this code.
+    """
+
+    def __init__(self, projection: str, *, database: str, found: int, expected: int) -> None:
+        super().__init__(
+            f"projection {projection} in {database} was built by its version {found}, and this application has version "
+            f"{expected}: run the newer application in all processes, or go back on purpose with "
+            "projections.rebuild(replace_newer=True) on a database opened with maintain_projections=False"
+        )
+        self.projection = projection
+        self.found = found
+        self.expected = expected
 
 
 class SettingError(PersistenceError):
@@ -191,6 +253,8 @@ class MigrationFailed(SchemaError):  # noqa: N818
 
 class StoreUnavailable(PersistenceError):  # noqa: N818
     """The database cannot be used now: it is locked, read-only, full, damaged, not a database or not reachable.
+
+    An SQLite file may also have been deleted, moved or replaced while it was open.
 
     The call that raised it has stored nothing, and can be repeated. If the connection is lost during COMMIT, the
     outcome is unknown; the message says so.

@@ -1,6 +1,6 @@
 """The event log: appends a batch of events in one transaction, and reads every event back in order."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from threading import RLock
 from typing import Any, Generic, Never, TypeVar
 from uuid import UUID
@@ -94,13 +94,15 @@ class EventStore(Generic[EventT]):
             EventEncodeError: An event could not be read back as it is. Nothing was stored.
             EventDecodeError: An event that the repeated command stored cannot be read. Nothing was stored.
             ConcurrencyError: The append condition failed. Nothing was stored.
+            PositionBeyondEnd: The position of the condition is beyond the end of the log. Nothing was stored.
             CommandConflict: The command has stored other events. Nothing was stored.
+            CommandEventsRemoved: Events that the repeated command stored were removed since. Nothing was stored.
             ProjectionError: An event contradicts the projections, if the store keeps any. Nothing was stored.
             StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored. If the
                 connection to a server is lost during COMMIT, the outcome is unknown; the message says so.
             TypeError: `events` is a single event, or `condition` or `connection` is of the wrong type.
             ValueError: The condition names a tag that the codec does not know; `command_id` is not a UUID; the
-                connection is to another database.
+                connection is to another database, or its isolation level is AUTOCOMMIT.
         """
         request = self._appender.request(events, condition, command_id)
         if not request.batch and not request.is_conditional:
@@ -126,7 +128,10 @@ class EventStore(Generic[EventT]):
     def replay_from(
         self, sequence: int, *, undecodable: type[KeptT] | None = None
     ) -> list[StoredEvent[EventT | KeptT]]:
-        """Returns the events from `sequence` on, including that one. See `stream` for `undecodable` and errors."""
+        """Returns the events from `sequence` on, including that one. See `stream` for `undecodable` and errors.
+
+        The number after the last one is fine. A higher one raises `PositionBeyondEnd`.
+        """
         after = max(checked_number("sequence", sequence) - 1, 0)
         with garbage_collection_paused(self._engine.dialect):
             return list(self.stream(after=after, undecodable=undecodable))
@@ -138,6 +143,8 @@ class EventStore(Generic[EventT]):
         limit: int | None = None,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
+        newest_first: bool = False,
+        before: int | None = None,
         undecodable: type[KeptT] | None = None,
     ) -> Iterator[StoredEvent[EventT | KeptT]]:
         """Yields events by sequence, with one page of them in memory at a time.
@@ -151,17 +158,22 @@ class EventStore(Generic[EventT]):
             event_types: Only events that are stored under these names, see `event_type_name`. If an upcaster
                 renames events, give the old name as well.
             query: Only events that match. An index finds them, for example those of one thread.
+            newest_first: Yield the events by falling sequence, down to the one above `after`. Events that others store
+                meanwhile are not yielded.
+            before: Newest first, only events with a lower sequence: for the next page, the sequence of the last event
+                of this one.
             undecodable: `UndecodableEvent` to yield one in the place of each event that cannot be decoded; by
                 default such an event raises an error.
 
         Raises:
             EventDecodeError: At an event that cannot be decoded. All events before it were yielded.
+            PositionBeyondEnd: `after` is beyond the end of the log. The end itself is fine: nothing is yielded.
             StoreUnavailable: The database cannot be read.
             ValueError: A number is below 0; both `event_types` and `query` were given; the query names a tag that
-                the codec does not know.
+                the codec does not know; `before` was given without `newest_first`.
             TypeError: An argument is of the wrong type; `event_types` is a single text.
         """
-        return self._reader.stream(after, limit, Selection(event_types, query, undecodable))
+        return self._reader.stream(after, limit, Selection(event_types, query, undecodable), newest_first, before)
 
     def subscribe(
         self,
@@ -171,6 +183,7 @@ class EventStore(Generic[EventT]):
         query: EventQuery | None = None,
         undecodable: type[KeptT] | None = None,
         stop: StopEvent | None = None,
+        on_caught_up: Callable[[], object] | None = None,
     ) -> Subscription[EventT | KeptT]:
         """Returns a catch-up subscription: it yields stored events, then follows new ones.
 
@@ -185,13 +198,16 @@ class EventStore(Generic[EventT]):
             undecodable: See `stream`.
             stop: Ends the subscription when it is set; for example a `threading.Event` that the whole application
                 shares.
+            on_caught_up: Called, in the thread that iterates, when all stored events were yielded and the
+                subscription begins to wait: the first time, and after each wait that yielded an event. For example
+                `ready.set` of a `threading.Event`. An exception that it raises is raised by the iteration.
 
         Raises:
             ValueError: See `stream`.
             TypeError: See `stream`.
         """
         tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
-        return self._registered(Subscription(self._engine, self._notifier, tail, stop))
+        return self._registered(Subscription(self._engine, self._notifier, tail, stop, on_caught_up))
 
     def durable_subscription(
         self,
@@ -202,16 +218,18 @@ class EventStore(Generic[EventT]):
         query: EventQuery | None = None,
         undecodable: type[KeptT] | None = None,
         stop: StopEvent | None = None,
+        on_caught_up: Callable[[], object] | None = None,
     ) -> DurableSubscription[EventT | KeptT]:
         """Returns a subscription that resumes after the position saved under a name.
 
         Args:
-            name: The name of the consumer. Only one consumer at a time may use it.
+            name: The name of the consumer. One consumer of a name at a time is given events; another waits.
             after: Where a new name begins: 0 for the first event, `last_sequence()` for the next one.
             event_types: See `stream`.
             query: See `stream`.
             undecodable: See `stream`.
             stop: See `subscribe`.
+            on_caught_up: See `subscribe`.
 
         Raises:
             StoreUnavailable: The database cannot be read, or not written if the name is new.
@@ -221,7 +239,7 @@ class EventStore(Generic[EventT]):
         tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
         saved = SavedPosition(self._engine, self._driver_errors, name, tail.position)
         tail.move(saved.sequence)
-        return self._registered(DurableSubscription(self._engine, self._notifier, tail, stop, saved))
+        return self._registered(DurableSubscription(self._engine, self._notifier, tail, stop, on_caught_up, saved))
 
     def _registered(self, subscription: SubscriptionT) -> SubscriptionT:
         with self._subscribing:
@@ -239,3 +257,22 @@ class EventStore(Generic[EventT]):
     def last_sequence(self) -> int:
         """Returns the sequence of the newest event, 0 for an empty log. Takes the same time for any log."""
         return self._reader.last_sequence()
+
+    def log_id(self) -> UUID:
+        """Returns the identity of this log. A position is meaningful only together with it.
+
+        Each database has its own, also a copy by `copy_database`. A file or server that was restored has the
+        identity of the backup, until `renew_log_id` is called.
+
+        Raises:
+            StoreUnavailable: The database cannot be read.
+        """
+        return self._reader.identity()
+
+    def renew_log_id(self) -> UUID:
+        """Gives this log a new identity, and returns it. Call it after a restore, before clients connect again.
+
+        Raises:
+            StoreUnavailable: The database cannot be written.
+        """
+        return self._reader.renew_identity()

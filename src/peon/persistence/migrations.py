@@ -14,10 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import is_missing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name, explain
-from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaOutOfDate, SchemaTooNew
+from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaError, SchemaOutOfDate, SchemaTooNew
 from peon.persistence.runtime.forking import reset_after_fork
 
 logger = logging.getLogger(__name__)
+
+LOCKED_CONNECTION = "peon_locked_connection"
+"""Attribute of Alembic's configuration: the connection of `upgrade`, which has the lock and has saved the copy."""
 
 
 @cache
@@ -40,12 +43,25 @@ def revisions() -> tuple[str, ...]:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Returns the revision of a database, `None` before the first."""
+    """Returns the revision of a database, `None` before the first.
+
+    Raises:
+        SchemaError: The table of the revision has more than one row.
+    """
     # Only in this schema: another schema of the search path may have another log, or another application's table.
     schema = backend_of(connection).schema_for_new_tables(connection)
     if not connection.dialect.has_table(connection, "alembic_version", schema=schema):
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    found = connection.execute(text("SELECT version_num FROM alembic_version ORDER BY 1")).scalars().all()
+    if len(found) > 1:
+        raise SchemaError(
+            f"the table alembic_version of {database_name(connection.engine)} has several rows ({', '.join(found)}): "
+            "delete all but the one of the revision that its tables have",
+            database=database_name(connection.engine),
+            revision=None,
+            head=revisions()[-1],
+        )
+    return found[0] if found else None
 
 
 def is_at_head(engine: Engine) -> bool:
@@ -53,24 +69,39 @@ def is_at_head(engine: Engine) -> bool:
 
     Raises:
         SchemaTooNew: It is at a revision that this version does not know.
+        SchemaError: It is damaged: it has several revisions, or lacks a trigger or a row that appends need.
         StoreUnavailable: It cannot be read.
     """
-    return _known_revision(engine) == revisions()[-1]
+    return _known_revision(engine, complete=True) == revisions()[-1]
 
 
-def _known_revision(engine: Engine) -> str | None:
+def _known_revision(engine: Engine, *, complete: bool) -> str | None:
     with DriverErrors(engine):
         if is_missing(engine.url):
             return None
         with backend_of(engine).consistent_reads(engine).connect() as connection:
             revision = current_revision(connection)
+            is_checked = complete and revision == revisions()[-1]
+            missing = backend_of(engine).missing_parts(connection) if is_checked else {}
     refuse_unknown(engine, revision)
+    if missing:
+        raise SchemaError(
+            f"{database_name(engine)} is at revision {revision}, but lacks "
+            + "; ".join(f"{part}: {advice}" for part, advice in missing.items()),
+            database=database_name(engine),
+            revision=revision,
+            head=revisions()[-1],
+        )
     return revision
 
 
-def require_head(engine: Engine) -> None:
-    """Raises `SchemaOutOfDate`, with the command to run, unless the database is at the newest revision."""
-    revision = _known_revision(engine)
+def require_head(engine: Engine, *, complete: bool = False) -> None:
+    """Raises `SchemaOutOfDate`, with the command to run, unless the database is at the newest revision.
+
+    Args:
+        complete: Also raise `SchemaError` if it lacks a trigger or a row that appends need.
+    """
+    revision = _known_revision(engine, complete=complete)
     if revision == revisions()[-1]:
         return
     ini = shlex.quote(str(alembic_folder() / "alembic.ini"))
@@ -121,7 +152,7 @@ def upgrade(engine: Engine) -> None:
         copy = backend_of(engine).save_copy(connection, revision)
         logger.info("migrating %s from %s to %s", database_name(engine), revision or "base", revisions()[-1])
         config = Config(str(alembic_folder() / "alembic.ini"))
-        config.attributes["connection"] = connection
+        config.attributes[LOCKED_CONNECTION] = connection
         try:
             command.upgrade(config, "head")
         except Exception as error:

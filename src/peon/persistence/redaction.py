@@ -1,6 +1,6 @@
 """Describes errors of pydantic without quoting the input, which is a payload."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -37,14 +37,19 @@ def describe(error: ValidationError, names: Collection[object], whole: str = "pa
     """
     shown = []
     for detail in error.errors(include_url=False, include_input=False)[:3]:
-        parts = [str(part) if part in names or isinstance(part, int) else "(unknown)" for part in detail["loc"]]
+        place = describe_place(detail["loc"], names) or whole
         message = detail["msg"]
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, RuleError):
             message = str(cause)
         elif detail["type"] not in DISCREET_ERRORS:
             message = detail["type"].replace("_", " ")
-        shown.append(f"{'.'.join(parts) or whole}: {message}")
+        shown.append(f"{place}: {message}")
     if error.error_count() > len(shown):
         shown.append(f"and {error.error_count() - len(shown)} more")
     return "; ".join(shown)
+
+
+def describe_place(place: Iterable[object], names: Collection[object]) -> str:
+    """Returns the dotted path of a place in a payload; keys that are not among `names` are hidden."""
+    return ".".join(str(part) if isinstance(part, int) or part in names else "(unknown)" for part in place)

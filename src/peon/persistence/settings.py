@@ -66,6 +66,7 @@ class SettingsStore:
         Raises:
             SettingError: The value is not JSON. Nothing was stored.
             StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored.
+            ValueError: The connection is to another database, or its isolation level is AUTOCOMMIT.
         """
         try:
             text = to_json(exact_json(value)).decode()

@@ -1,5 +1,6 @@
-"""Folders whose permissions the tests of the backends remove."""
+"""Folders whose permissions, and disks whose space, the tests of the backends remove."""
 
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,3 +18,18 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield path
         for inner in [path, *path.rglob("*")]:
             inner.chmod(0o700)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("only root can mount a disk, and not in every container")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.secret import SECRET, assert_secret_is_kept
 from helpers.unavailable_databases import IMPATIENT, assert_works, files, renamed, sqlite, unavailable
-from sqlalchemy import URL, text
+from sqlalchemy import URL, select, text
 
 from peon.persistence import (
     Database,
@@ -18,6 +18,8 @@ from peon.persistence import (
     StoreUnavailable,
     create_engine,
 )
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.schema import events
 
 
 @pytest.fixture
@@ -117,8 +119,9 @@ def test_a_failed_open_keeps_no_file_open(tmp_path: Path) -> None:
 
 
 def test_text_that_cannot_be_encoded_is_not_shown(database: Database) -> None:
-    with unavailable(database.engine.url, "text with a lone surrogate cannot be encoded as UTF-8") as caught:
-        list(database.events.stream(event_types=[f"{SECRET}\ud800"]))
+    refused = unavailable(database.engine.url, "text with a lone surrogate cannot be encoded as UTF-8")
+    with refused as caught, DriverErrors(database.engine), database.read_transaction() as connection:
+        connection.execute(select(events.c.sequence).where(events.c.event_type == f"{SECRET}\ud800"))
     assert isinstance(caught.value.__cause__, UnicodeEncodeError)
     shown = caught.value.__cause__.object != ""  # a failure report could not encode the text either
     assert not shown

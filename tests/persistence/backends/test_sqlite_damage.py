@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.damaged_files import pages_of
 from helpers.unavailable_databases import fill, renamed, sqlite, unavailable
 
 from peon import UndecodableEvent
@@ -94,7 +95,8 @@ def test_rows_that_damage_turned_into_nulls_are_reported(tmp_path: Path) -> None
     path = tmp_path / "peon.db"
     before = fill(sqlite(path), 1_000)
     # Not the beginning of the page, so that SQLite still finds rows in it: all their columns are NULL.
-    overwrite(path, path.stat().st_size // 16_384 * 3 * 4_096 + 1_000, bytes(3_096))
+    leaves = pages_of(path, "events")
+    overwrite(path, (leaves[len(leaves) // 2] - 1) * 4_096 + 1_000, bytes(3_096))
 
     with Database.open(url=sqlite(path), maintain_projections=False) as database:
         assert list(database.events.stream(limit=100)) == before[:100]

@@ -24,6 +24,7 @@ from peon.persistence import (
     Database,
     EventQuery,
     PersistenceError,
+    PositionBeyondEnd,
     ProjectionError,
 )
 from peon.persistence.log import tag_index
@@ -74,8 +75,11 @@ def test_a_condition_conflicts_with_matching_events(
 def test_the_error_names_the_first_matching_event_after_the_position(database: Database, read: None) -> None:
     database.events.append_all([ThreadDeleted(thread_id=thread) for thread in (THREAD, OTHER, THREAD, THREAD)])
 
-    conditions = [AppendCondition(EventQuery(thread_id=THREAD), after) for after in (0, 1, 2, 3, 4, 2**63, 2**70)]
-    assert [conflict(database.events, c) for c in conditions] == [1, 3, 3, 4, None, None, None]
+    conditions = [AppendCondition(EventQuery(thread_id=THREAD), after) for after in (0, 1, 2, 3, 4)]
+    assert [conflict(database.events, c) for c in conditions] == [1, 3, 3, 4, None]
+    for beyond in (2**63, 2**70):
+        with pytest.raises(PositionBeyondEnd):
+            conflict(database.events, AppendCondition(EventQuery(thread_id=THREAD), beyond))
 
 
 def test_a_condition_holds_in_a_transaction_of_the_caller(database: Database, read: None) -> None:

@@ -112,10 +112,10 @@ def test_every_field_returns_any_text_unchanged(database: Database) -> None:
 
 
 @pytest.mark.parametrize("value", ["\ud800", "a\udfff", "ab\ud83d", "\ude00\ud83d", f"{SECRET}\udcff"])
-def test_a_lone_surrogate_is_refused_in_every_field(memory: Database, value: str) -> None:
+def test_a_lone_surrogate_is_refused_in_every_field_but_that_of_an_error(memory: Database, value: str) -> None:
     before = memory.events.append_all(samples())
-    fields = [*text_fields(), (ThreadStatusChanged(thread_id=ONE, status="error", error="x"), "error")]
-    assert len(fields) > 20
+    fields = list(text_fields())
+    assert len(fields) >= 20
 
     for owner, field in fields:
         with pytest.raises((ValidationError, EventEncodeError)) as caught:

@@ -228,7 +228,7 @@ def test_a_repeat_whose_event_cannot_be_read_does_not_fail_other_appends(databas
         connection.execute(
             insert(log), {"sequence": 1, "event_type": "Unknown", "payload": "{}", "stored_at": STORED_AT}
         )
-        add_receipt(connection, command, Receipt(1, 1), STORED_AT)
+        add_receipt(connection, command, Receipt(1, 1, STORED_AT))
     with pytest.raises(EventDecodeError, match=r"event 1 \(Unknown\)"):
         database.events.append_all([renamed()], command_id=command)
 

@@ -1,13 +1,11 @@
 """Projections stay up to date with the log: in each append, at start-up, and after gaps."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 from helpers import processes, projection_processes
 from helpers.agent_session import long_session
 from helpers.orchestration_scene import (
-    NEW,
     PROJECT,
     SCENE,
     THREAD,
@@ -40,7 +38,9 @@ class TestPosition:
             database.events.append_all(batch)
             assert database.projections.position() == database.events.last_sequence()
 
-        assert rows_of_all_tables(database)["projection_positions"] == [("orchestration", 1, 6)]
+        assert rows_of_all_tables(database)["projection_positions"] == [
+            ("orchestration", OrchestrationProjection.version, 6)
+        ]
 
     def test_equals_the_position_of_the_snapshot(self, database: Database) -> None:
         database.events.append_all(SCENE)
@@ -147,25 +147,7 @@ class TestGaps:
             assert database.projections.position() == len(SCENE) + 1
 
 
-class Newer(OrchestrationProjection):
-    version = 2
-
-
 class TestAnotherVersion:
-    def test_tables_of_another_version_are_not_written(self, database: Database) -> None:
-        database.events.append_all(SCENE)
-        Projections(database.engine, [Newer()], orchestration_codec).catch_up()
-        before = rows_of_all_tables(database)
-
-        for _ in range(2):
-            with pytest.raises(ProjectionsOutOfDate, match="projection orchestration"):
-                database.events.append_all([renamed("x")])
-        assert rows_of_all_tables(database) == before
-
-        database.projections.rebuild()
-        database.events.append_all([renamed("x")])
-        assert database.projections.verify() == []
-
     def test_tables_without_a_position_are_not_written(self, open_empty: Opener) -> None:
         database = open_empty()
         change(database, delete(schema.projection_positions))
@@ -196,26 +178,6 @@ class TestAnotherVersion:
         assert database.read_model.snapshot() == told(*SCENE).snapshot().model_copy(update={"sequence": len(SCENE) + 1})
         assert [problem.sequence for problem in database.projections.problems()] == [len(SCENE) + 1]
         assert reported[-1] == (len(SCENE) + 1, len(SCENE) + 1)
-
-    def test_an_older_version_that_catches_up_meanwhile_does_no_damage(
-        self, database: Database, small_pages: None
-    ) -> None:
-        append_alone(database, *SCENE)
-        both = {1: database.projections, 2: Projections(database.engine, [Newer()], orchestration_codec)}
-        reported: list[int] = []
-
-        def overtake(done: int, _: int) -> None:
-            reported.append(done)
-            if len(reported) == 1:
-                both[2].catch_up()
-                append_alone(database, project(NEW))
-
-        with suppress(ProjectionsOutOfDate):
-            database.projections.catch_up(overtake)
-
-        ((_, version, _),) = rows_of_all_tables(database)["projection_positions"]
-        both[version].catch_up()
-        assert both[version].verify() == []
 
 
 @pytest.mark.usefixtures("small_pages")

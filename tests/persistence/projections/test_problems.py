@@ -88,14 +88,15 @@ class TestProblems:
             Difference("projection_problems", f"orchestration/{number}", "reason", None, reason)
         ]
 
-    def test_a_nul_character_in_a_stored_name_is_a_problem_on_postgresql(self, database: Database) -> None:
-        append_alone(database, *SCENE, renamed("a\0b"))
+    def test_a_nul_character_in_a_name_of_git_is_a_problem_on_postgresql(self, database: Database) -> None:
+        append_alone(database, *SCENE, BranchCreated(thread_id=THREAD, name="a\0b"), renamed("c\0d"))
 
         database.projections.catch_up()
 
-        name = database.read_model.project(PROJECT).name  # type: ignore[union-attr]
-        assert (name, len(database.projections.problems())) == (
-            ("tide-table", 1) if is_postgresql(database) else ("a\0b", 0)
+        assert database.read_model.project(PROJECT).name == "c\u2400d"  # type: ignore[union-attr]
+        names = {branch.name for branch in database.read_model.branches(THREAD)}
+        assert (names, len(database.projections.problems())) == (
+            ({"tides"}, 1) if is_postgresql(database) else ({"tides", "a\0b"}, 0)
         )
 
     def test_a_branch_name_too_long_for_an_index_is_a_problem_on_postgresql(self, database: Database) -> None:

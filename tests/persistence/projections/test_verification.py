@@ -109,12 +109,12 @@ class TestVerify:
 
         assert differing(database) == sorted(expected, key=lambda difference: difference[:3])
 
-    @pytest.mark.parametrize(("column", "value"), [("version", 7), ("sequence", 3)])
+    @pytest.mark.parametrize(("column", "value"), [("version", 0), ("sequence", 3)])
     def test_finds_a_wrong_position(self, database: Database, column: str, value: int) -> None:
         database.events.append_all(SCENE)
         change(database, update(schema.projection_positions).values({column: value}))
 
-        expected = {"version": 1, "sequence": len(SCENE)}[column]
+        expected = {"version": OrchestrationProjection.version, "sequence": len(SCENE)}[column]
         assert differing(database) == [Difference("projection_positions", "orchestration", column, expected, value)]
 
     def test_finds_a_missing_position(self, database: Database) -> None:

@@ -101,6 +101,7 @@ COLUMNS = {
     "projection_problems": {"projection": TEXT, "sequence": WIDE, "event_type": TEXT, "reason": TEXT},
     "settings": {"key": TEXT, "value": TEXT},
     "append_lock": {"number": "INTEGER NOT NULL"},
+    "log_identity": {"number": "INTEGER NOT NULL", "identity": TEXT},
     "tags": {"id": NUMBER, "name": TEXT, "value": TEXT},
     "event_tags": {"tag_id": WIDE, "sequence": WIDE},
     "tag_positions": {"name": TEXT, "sequence": WIDE},
@@ -210,7 +211,7 @@ def inspector(as_opened: Engine) -> Inspector:
 
 
 def test_there_are_exactly_these_tables_and_that_of_alembic(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 20
+    assert len(COLUMNS) == 21
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 
@@ -410,7 +411,8 @@ def test_a_sequence_is_never_used_again(sqlite_url: URL, count: int) -> None:
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         database.events.append_all(some_events(count))
     with closing(sqlite3.connect(str(sqlite_url.database))) as connection:
-        connection.executescript("DROP TRIGGER events_refuse_delete; DELETE FROM events;")
+        ((trigger,),) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'events_refuse_delete'")
+        connection.executescript(f"DROP TRIGGER events_refuse_delete; DELETE FROM events; {trigger};")
 
     with Database.open(url=sqlite_url, maintain_projections=False) as database:
         assert [s.sequence for s in database.events.append_all(some_events(2))] == [count + 1, count + 2]

@@ -40,6 +40,7 @@ def test_a_subscription_resumes_at_the_saved_position(stored: Database, mailer: 
     next(mailer)  # not committed
 
     assert position(stored) == 3
+    mailer.close()
     with stored.events.durable_subscription("mailer") as again:
         assert next(again).sequence == 4
     assert position(stored, "another") == 0
@@ -83,18 +84,23 @@ def test_an_event_whose_effects_were_rolled_back_is_delivered_again(
     assert position(stored) == 0
 
 
-def test_two_consumers_of_a_name_conflict(stored: Database, mailer: DurableSubscription[Any]) -> None:
+def lose_place(subscription: DurableSubscription[Any]) -> None:
+    """Has another consumer become active, as after a lost connection to a server."""
+    subscription._saved.consumer_lock.release()
+
+
+def test_a_consumer_that_lost_its_place_saves_nothing(stored: Database, mailer: DurableSubscription[Any]) -> None:
+    next(mailer)
+    lose_place(mailer)
     with stored.events.durable_subscription("mailer") as other:
-        next(mailer)
         next(other)
-        mailer.save_position()
-        with pytest.raises(SubscriptionConflict):
-            other.save_position()
+        other.save_position()
+        with pytest.raises(SubscriptionConflict, match="'mailer' is no longer at 0, but at 1"):
+            mailer.save_position()
         next(other)
-        with pytest.raises(SubscriptionConflict):
-            other.save_position()
+        other.save_position()
+    with pytest.raises(SubscriptionConflict, match="'mailer' is no longer at 0, but at 2"):
         next(mailer)
-        mailer.save_position()
     assert position(stored) == 2
 
 
@@ -106,6 +112,7 @@ def test_a_rolled_back_save_is_not_mistaken_for_the_save_of_another_consumer(
         with stored.engine.connect() as connection:
             other.save_position(connection=connection)
             connection.rollback()
+        lose_place(other)
         next(mailer)
         mailer.save_position()
         with pytest.raises(SubscriptionConflict):

@@ -29,7 +29,7 @@ from peon.persistence import (
     Subscription,
     create_engine,
 )
-from peon.persistence.backends import postgresql, sqlite
+from peon.persistence.backends import postgresql_watching, sqlite
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.log import pages
 from peon.persistence.log.pages import LogPages
@@ -111,6 +111,7 @@ class TestDelivery:
         events = log_alone.events
 
         def consume(after: int) -> list[int]:
+            wait_for(lambda: events.last_sequence() >= after)
             with events.subscribe(after=after) as subscription:
                 return [stored.sequence for stored in take(subscription, 120 - after)]
 
@@ -153,7 +154,9 @@ class TestDelivery:
             asked.append(after)
             return pages.read(after, limit)
 
-        tail: Tail[Any] = Tail(read, log_alone.events.last_sequence, orchestration_codec, 0, keep=False)
+        tail: Tail[Any] = Tail(
+            read, lambda _: log_alone.events.last_sequence(), orchestration_codec, 0, leaves_out=True, keep=False
+        )
         assert tail.next() is None
         log_alone.events.append_all([ThreadSelected(thread_id=UUID(int=7))])
         assert tail.next() is not None
@@ -289,10 +292,10 @@ class TestEnding:
         self.ended(consuming)
         assert uses == []
 
-    def test_ends_when_the_server_no_longer_answers(
+    def test_ends_when_the_listening_connection_no_longer_answers(
         self, migrated_postgresql_url: URL, consumers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(postgresql, "SILENCE_SECONDS", 0.2)
+        monkeypatch.setattr(postgresql_watching, "SILENCE_SECONDS", 0.2)
         with Network(migrated_postgresql_url) as network:
             database = Database.open(url=network.url, maintain_projections=False, migrate=False)
             reads = threading.Semaphore(0)
@@ -300,7 +303,7 @@ class TestEnding:
             consuming = consumers.submit(list, database.events.subscribe())
             for _ in range(5):  # before and after LISTEN, and when the watcher has received nothing
                 assert reads.acquire(timeout=PATIENCE)
-            network.freeze()
+            network.freeze_listeners()
             wait_for(lambda: network.withheld > 0)  # the watcher has sent its query
             consumers.submit(database.events.close).result(PATIENCE / 3)
             self.ended(consuming)

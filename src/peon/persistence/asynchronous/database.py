@@ -1,10 +1,10 @@
 """`Database` for an event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sqlalchemy import URL, event
 from sqlalchemy.engine import AdaptedConnection
@@ -75,9 +75,10 @@ class AsyncDatabase:
         projections: Sequence[Projection] = (),
         maintain_projections: bool = True,
         progress: Progress | None = None,
+        connect_args: Mapping[str, Any] | None = None,
     ) -> Self:
         """See `Database.open`; migrations run in a thread."""
-        arguments = engine_arguments(config, url)
+        arguments = engine_arguments(config, url, connect_args)
         statements = await asyncio.to_thread(_migrate, arguments, migrate=migrate)
         engine = create_async_engine(**arguments)
         if statements is not None:

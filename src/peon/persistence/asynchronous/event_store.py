@@ -8,8 +8,9 @@ from weakref import WeakSet
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from peon.persistence.asynchronous.durable_subscription import AsyncDurableSubscription
 from peon.persistence.asynchronous.greenlets import Calls, next_portion
-from peon.persistence.asynchronous.subscription import AsyncDurableSubscription, AsyncSubscription
+from peon.persistence.asynchronous.subscription import AsyncSubscription
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.event_store import EventStore, EventT, KeptT
 from peon.persistence.log.append import AppendHook
@@ -88,10 +89,13 @@ class AsyncEventStore(Generic[EventT]):
         limit: int | None = None,
         event_types: Collection[str] | None = None,
         query: EventQuery | None = None,
+        newest_first: bool = False,
+        before: int | None = None,
         undecodable: type[KeptT] | None = None,
     ) -> AsyncIterator[StoredEvent[EventT | KeptT]]:
         """See `EventStore.stream`."""
-        events = self._reader.stream(after, limit, Selection(event_types, query, undecodable))
+        selection = Selection(event_types, query, undecodable)
+        events = self._reader.stream(after, limit, selection, newest_first, before)
         return self._in_portions(partial(next, events, None))
 
     async def _in_portions(self, following: Callable[[], StoredEvent[Any] | None]) -> AsyncIterator[StoredEvent[Any]]:
@@ -112,10 +116,11 @@ class AsyncEventStore(Generic[EventT]):
         query: EventQuery | None = None,
         undecodable: type[KeptT] | None = None,
         stop: StopEvent | None = None,
+        on_caught_up: Callable[[], object] | None = None,
     ) -> AsyncSubscription[EventT | KeptT]:
         """See `EventStore.subscribe`; `stop` may also be an `asyncio.Event`."""
         tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
-        return self._registered(AsyncSubscription(self._engine, self._notifier, tail, stop, self._calls))
+        return self._registered(AsyncSubscription(self._engine, self._notifier, tail, stop, on_caught_up, self._calls))
 
     def durable_subscription(
         self,
@@ -126,12 +131,13 @@ class AsyncEventStore(Generic[EventT]):
         query: EventQuery | None = None,
         undecodable: type[KeptT] | None = None,
         stop: StopEvent | None = None,
+        on_caught_up: Callable[[], object] | None = None,
     ) -> AsyncDurableSubscription[EventT | KeptT]:
         """See `EventStore.durable_subscription`; `async with`, or the first event, reads the saved position."""
         tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
         read_saved = partial(SavedPosition, self._engine, self._driver_errors, name, tail.position)
         return self._registered(
-            AsyncDurableSubscription(self._engine, self._notifier, tail, stop, self._calls, read_saved)
+            AsyncDurableSubscription(self._engine, self._notifier, tail, stop, on_caught_up, self._calls, read_saved)
         )
 
     def _registered(self, subscription: SubscriptionT) -> SubscriptionT:
@@ -141,6 +147,14 @@ class AsyncEventStore(Generic[EventT]):
     async def last_sequence(self) -> int:
         """See `EventStore.last_sequence`."""
         return await self._calls.run(self._reader.last_sequence)
+
+    async def log_id(self) -> UUID:
+        """See `EventStore.log_id`."""
+        return await self._calls.run(self._reader.identity)
+
+    async def renew_log_id(self) -> UUID:
+        """See `EventStore.renew_log_id`."""
+        return await self._calls.run(self._reader.renew_identity)
 
     async def close(self) -> None:
         """See `EventStore.close`; also waits for appends whose callers were cancelled."""

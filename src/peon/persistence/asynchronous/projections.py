@@ -23,9 +23,9 @@ class AsyncProjections:
         """See `Projections.catch_up`."""
         await self._calls.run(self._projections.catch_up, progress)
 
-    async def rebuild(self, progress: Progress | None = None) -> None:
+    async def rebuild(self, progress: Progress | None = None, *, replace_newer: bool = False) -> None:
         """See `Projections.rebuild`."""
-        await self._calls.run(self._projections.rebuild, progress)
+        await self._calls.run(self._projections.rebuild, progress, replace_newer=replace_newer)
 
     async def verify(self, progress: Progress | None = None) -> list[Difference]:
         """See `Projections.verify`."""

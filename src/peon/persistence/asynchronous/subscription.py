@@ -1,21 +1,28 @@
 """`Subscription` for an event loop."""
 
 import asyncio
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self
 
 from sqlalchemy import Engine
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from peon.persistence.asynchronous.greenlets import Calls, Portion, next_portion
 from peon.persistence.log.stored_event import StoredEvent, StoredT
-from peon.persistence.subscriptions import Notifier, SavedPosition, StopEvent, Tail
-from peon.persistence.subscriptions.subscription import STOP_POLL_SECONDS, require_stop_event
+from peon.persistence.subscriptions import Notifier, StopEvent, Tail
+from peon.persistence.subscriptions.subscription import (
+    ACTIVE_POLL_SECONDS,
+    BATCH_EVENTS,
+    STOP_POLL_SECONDS,
+    require_batch,
+    require_callback,
+    require_stop_event,
+)
 from peon.persistence.subscriptions.watcher import Watcher
 
 
@@ -23,14 +30,23 @@ class AsyncSubscription(Generic[StoredT]):
     """A subscription that is iterated by `async for`. See `Subscription`; `stop` may also be an `asyncio.Event`."""
 
     def __init__(
-        self, engine: Engine, notifier: Notifier, tail: Tail[StoredT], stop: StopEvent | None, calls: Calls
+        self,
+        engine: Engine,
+        notifier: Notifier,
+        tail: Tail[StoredT],
+        stop: StopEvent | None,
+        on_caught_up: Callable[[], object] | None,
+        calls: Calls,
     ) -> None:
         require_stop_event(stop)
+        require_callback(on_caught_up)
         self._engine = engine
         self._notifier = notifier
         self._tail = tail
         self._stop = stop
+        self._on_caught_up = on_caught_up
         self._calls = calls
+        self._is_behind = True
         self._closed = False
         self._news = asyncio.Event()
         self._consumer: asyncio.Task[Any] | None = None
@@ -38,6 +54,7 @@ class AsyncSubscription(Generic[StoredT]):
         self._leave: Callable[[], Watcher | None] | None = None
         self._events: deque[StoredEvent[StoredT]] = deque()
         self._reading: asyncio.Task[Portion[StoredT]] | None = None
+        self._yielded = tail.position
         self.position = tail.position
 
     def __aiter__(self) -> Self:
@@ -48,40 +65,89 @@ class AsyncSubscription(Generic[StoredT]):
 
         Raises:
             EventDecodeError: It cannot be decoded.
+            PositionBeyondEnd: The log ends before the position of the subscription.
             StoreUnavailable: The database cannot be read.
             RuntimeError: Another task waits for the next event.
         """
+        stored = await self._next(None)
+        if stored is None:
+            raise StopAsyncIteration
+        return stored
+
+    def batches(
+        self, max_events: int = BATCH_EVENTS, *, timeout: float | None = None
+    ) -> AsyncIterator[list[StoredEvent[StoredT]]]:
+        """See `Subscription.batches`."""
+        require_batch(max_events, timeout)
+        return self._batches(max_events, timeout)
+
+    async def _batches(self, max_events: int, timeout: float | None) -> AsyncIterator[list[StoredEvent[StoredT]]]:
+        while not self._is_over():
+            first = await self._next(None if timeout is None else time.monotonic() + timeout)
+            if first is not None:
+                batch = [first]
+                while self._events and len(batch) < max_events:
+                    batch.append(self._take())
+                yield batch
+            elif not self._is_over():
+                yield []
+        await self.close()
+
+    async def _next(self, deadline: float | None) -> StoredEvent[StoredT] | None:
+        """Returns the next event, `None` at the deadline and when the subscription has ended."""
         if self._consumer is not None:
             raise RuntimeError("another task waits for the next event: a subscription is for one, so have two")
         self._consumer = asyncio.current_task()
         try:
-            return await self._next()
+            return await self._read_or_wait(deadline)
         finally:
             self._consumer = None
 
-    async def _next(self) -> StoredEvent[StoredT]:
+    async def _read_or_wait(self, deadline: float | None) -> StoredEvent[StoredT] | None:
         while not self._is_over():
-            if self._events:
-                stored = self._events.popleft()
-                self.position = stored.sequence
-                return stored
             self._news.clear()
-            if await self._read() or self._is_over():
-                continue
-            if not self._notifier.is_listening(self._number):
-                self._listen()  # then read again, for what was stored before that
-                continue
-            await self._wait()
+            is_active = await self._is_active()
+            if is_active and not self._is_over():
+                if self._events:
+                    return self._take()
+                if await self._read() or self._is_over():
+                    continue
+                if not self._notifier.is_listening(self._number):
+                    self._listen()  # then read again, for what was stored before that
+                    continue
+                await self._has_caught_up()
+            if not await self._wait(deadline, None if is_active else ACTIVE_POLL_SECONDS):
+                return None
         await self.close()
-        raise StopAsyncIteration
+        return None
+
+    def _take(self) -> StoredEvent[StoredT]:
+        stored = self._events.popleft()
+        self._is_behind = True
+        self._yielded = self.position = stored.sequence
+        return stored
+
+    async def _is_active(self) -> bool:
+        """Returns whether this is the consumer that receives the events."""
+        return True
+
+    async def _has_caught_up(self) -> None:
+        """Is called before each wait for a new event."""
+        if self._is_behind and self._on_caught_up is not None:
+            self._on_caught_up()
+        self._is_behind = False
 
     async def close(self) -> None:
         """Ends the subscription."""
         self._closed = True
         self._news.set()
+        self._release()
         watcher = self._leave() if self._leave is not None else None
         if watcher is not None:
             await watcher.ended()
+
+    def _release(self) -> None:
+        """Lets another consumer be the active one."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,6 +182,8 @@ class AsyncSubscription(Generic[StoredT]):
         self._events.extend(portion.events)
         if portion.error is not None and not portion.events:
             raise portion.error
+        if not portion.events:
+            self.position = self._tail.position
         return begun_before or bool(portion.events)
 
     def _listen(self) -> None:
@@ -124,46 +192,19 @@ class AsyncSubscription(Generic[StoredT]):
         # Also leaves when the subscription is garbage-collected without `close`.
         self._leave = weakref.finalize(self, self._notifier.leave, self._number)
 
-    async def _wait(self) -> None:
+    async def _wait(self, deadline: float | None, poll_seconds: float | None) -> bool:
+        """Waits for news, or for `poll_seconds`; returns `False` if the deadline has passed."""
+        polled_at = None if poll_seconds is None else time.monotonic() + poll_seconds
         while not self._news.is_set() and not self._is_over():
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return False
+            if polled_at is not None and now >= polled_at:
+                return True
+            pauses = [moment - now for moment in (deadline, polled_at) if moment is not None]
+            if self._stop is not None:
+                pauses.append(STOP_POLL_SECONDS)
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if self._stop is None else STOP_POLL_SECONDS):
+                async with asyncio.timeout(min(pauses, default=None)):
                     await self._news.wait()
-
-
-class AsyncDurableSubscription(AsyncSubscription[StoredT]):
-    """A subscription that resumes from the saved position of its name. See `DurableSubscription`."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        notifier: Notifier,
-        tail: Tail[StoredT],
-        stop: StopEvent | None,
-        calls: Calls,
-        read_saved: Callable[[], SavedPosition],
-    ) -> None:
-        super().__init__(engine, notifier, tail, stop, calls)
-        self._read_saved = read_saved
-        self._saved: SavedPosition | None = None
-
-    async def __aenter__(self) -> Self:
-        await self._begin()
-        return self
-
-    async def __anext__(self) -> StoredEvent[StoredT]:
-        if not self._is_over():
-            await self._begin()
-        return await super().__anext__()
-
-    async def _begin(self) -> SavedPosition:
-        if self._saved is None:
-            self._saved = await self._calls.run(self._read_saved)
-            self._tail.move(self._saved.sequence)
-            self.position = self._saved.sequence
-        return self._saved
-
-    async def save_position(self, *, connection: AsyncConnection | None = None) -> None:
-        """See `DurableSubscription.save_position`."""
-        saved = await self._begin()
-        await self._calls.run_on(connection, lambda own: saved.save(self.position, own))
+        return True

@@ -15,6 +15,8 @@ from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 READ_ONLY = "peon_read_only"
 """Execution option of an engine or a connection: its transactions only read, so they never wait for a writer."""
 
+CREATE_TRIGGER_AGAIN = "create it again, as `alembic upgrade head --sql` prints it"
+
 Synchronous = Literal["FULL", "NORMAL"]
 
 
@@ -52,6 +54,30 @@ class LogHead(ABC):
         """
 
 
+class ConsumerLock(ABC):
+    """The lock of one consumer on the name of its durable subscription; it ends with its process.
+
+    A forked child does not inherit it. An object that is no longer used releases it.
+    """
+
+    @property
+    @abstractmethod
+    def is_held(self) -> bool:
+        """Whether the lock is held, as far as is known without asking the database."""
+
+    @abstractmethod
+    def acquire(self) -> bool:
+        """Acquires the lock unless another consumer holds it, or confirms that it is still held; does not wait.
+
+        Returns:
+            Whether it is held now.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Lets another consumer acquire the lock; does nothing if it is not held. Never waits for the database."""
+
+
 class Backend(ABC):
     """One database system. The object has no state: it serves any number of engines and threads.
 
@@ -60,6 +86,7 @@ class Backend(ABC):
         temporary_schema: The schema in which temporary tables are found.
         temporary_tables_end_with_transaction: Whether a rollback or a commit drops them.
         rebuilds_in_steps: Whether a rebuild commits after each step, and not only at its end.
+        survives_interrupts: Whether a connection can be used after a signal handler has raised inside the driver.
         stores_nul: Whether text may hold NUL characters.
         maximum_key_bytes: Bytes of UTF-8 that text may have in an index beside an identifier; `None` for no limit.
     """
@@ -68,6 +95,7 @@ class Backend(ABC):
     temporary_schema: ClassVar[str]
     temporary_tables_end_with_transaction: ClassVar[bool]
     rebuilds_in_steps: ClassVar[bool]
+    survives_interrupts: ClassVar[bool]
     stores_nul: ClassVar[bool]
     maximum_key_bytes: ClassVar[int | None]
 
@@ -108,6 +136,10 @@ class Backend(ABC):
     @abstractmethod
     def transaction_without_waiting(self, engine: Engine) -> AbstractContextManager[Connection]:
         """Begins a transaction whose statements fail instead of waiting long for a lock."""
+
+    @abstractmethod
+    def commits_each_statement(self, connection: Connection) -> bool:
+        """Returns whether the connection has no transactions, so that each of its statements is durable at once."""
 
     @abstractmethod
     def require_committable(self, connection: Connection) -> None:
@@ -152,6 +184,10 @@ class Backend(ABC):
     # The log
 
     @abstractmethod
+    def require_fitting_end(self, connection: Connection) -> None:
+        """Raises `StoreUnavailable` if the end of the log shows that the database is damaged; takes little time."""
+
+    @abstractmethod
     def connect_to_append(self, engine: Engine) -> Connection:
         """Returns a connection for `begin_append`."""
 
@@ -171,6 +207,10 @@ class Backend(ABC):
             connection: The driver's own connection; nothing else uses it.
         """
 
+    @abstractmethod
+    def consumer_lock(self, connection: Connection, name: str) -> ConsumerLock:
+        """Returns the lock of a durable subscription of the connection's database, which is not held yet."""
+
     # Where things are
 
     @abstractmethod
@@ -179,7 +219,11 @@ class Backend(ABC):
 
     @abstractmethod
     def schema_for_new_tables(self, connection: Connection) -> str | None:
-        """Returns the schema in which a new table is created; `None` if there are no schemas."""
+        """Returns the schema in which a new table is created; `None` if there are no schemas.
+
+        Raises:
+            StoreUnavailable: The connection may use no schema.
+        """
 
     @abstractmethod
     def schema_of_log(self, connection: Connection) -> str:
@@ -189,11 +233,45 @@ class Backend(ABC):
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         """Keeps all others from writing to the tables until the transaction ends."""
 
+    # Damage
+
+    @abstractmethod
+    def is_fault_of_tables(self, error: Exception) -> bool:
+        """Returns whether the driver failed because a table is damaged, missing, or has another shape than expected."""
+
+    @abstractmethod
+    def is_readable(self, connection: Connection, table: Table) -> bool:
+        """Returns whether a table exists, and all its rows and indexes can be read."""
+
+    @abstractmethod
+    def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
+        """Removes a table in whatever state it is, if it exists. No other table may refer to it.
+
+        Args:
+            readable: What `is_readable` has returned in an earlier transaction.
+        """
+
+    @abstractmethod
+    def statements_that_may_fail(self, connection: Connection) -> AbstractContextManager[object]:
+        """Lets the transaction continue after a statement inside has failed."""
+
+    @abstractmethod
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        """Returns the highest sequence that was assigned, without reading the log; `None` if that is unknown."""
+
     # Migrations
 
     @abstractmethod
     def migration_transaction(self, connection: Connection) -> AbstractContextManager[None]:
         """Begins a transaction that no other migrator can share, and commits it at the end."""
+
+    @abstractmethod
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        """Returns what an up-to-date database lacks of the parts that no other statement would miss.
+
+        Returns:
+            What is missing, as the end of a sentence, and what to do about it.
+        """
 
     @abstractmethod
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:

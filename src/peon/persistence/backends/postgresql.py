@@ -1,19 +1,29 @@
 """PostgreSQL, by way of psycopg."""
 
-import selectors
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, event, func, select, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine.interfaces import IsolationLevel
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends.interface import Backend, LogHead, Synchronous
+from peon.persistence.backends import postgresql_watching
+from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, Backend, ConsumerLock, LogHead, Synchronous
+from peon.persistence.backends.postgresql_consumer_lock import PostgreSQLConsumerLock
+from peon.persistence.backends.postgresql_dead_connections import connect_timeout, set_limits
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
-from peon.persistence.backends.postgresql_log_head import PostgreSQLLogHead
-from peon.persistence.errors import PersistenceError
+from peon.persistence.backends.postgresql_log_head import CREATE_LOCK_ROW, PostgreSQLLogHead
+from peon.persistence.backends.postgresql_privileges import no_schema
+from peon.persistence.backends.postgresql_watching import SCHEMA_OF_LOG
+from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.schema import append_lock
 
 if TYPE_CHECKING:
     import psycopg
@@ -24,14 +34,8 @@ OPTIONAL_LOCK_TIMEOUT_MS = 50
 MIGRATION_LOCK = 0x7065_6F6E
 """Key of the advisory lock that one migrator at a time holds: "peon" in ASCII."""
 
-NOTIFICATION_CHANNEL = "peon_events"
-"""The trigger of the log notifies on it; the payload is the schema of the log."""
-
 MAXIMUM_KEY_BYTES = 2_600
 """A row of an index has 2,704 bytes at most, and an identifier stands before the text."""
-
-SILENCE_SECONDS = 10.0
-"""A connection that was silent for this long may be lost, and is tested."""
 
 # Of a database without a log, `to_regclass` is null instead of an error, which would end a transaction of the caller.
 # The address does not identify a database: a server has many names, and the options choose the schema.
@@ -40,10 +44,20 @@ _IDENTITY = text(
     "(SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
-_SCHEMA_OF_LOG = (
-    "SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace "
-    "WHERE pg_class.oid = to_regclass('events')"
+_FAULTS_OF_TABLES = ("22", "23", "42", "58P01", "XX")
+"""SQLSTATEs of statements that do not fit a table, of missing files and of damaged pages."""
+
+_MISSING_PRIVILEGE = "42501"
+
+TRIGGERS = ("events_refuse_change", "events_notify")
+
+# A trigger that was disabled still counts: that is done deliberately, and undone.
+_PARTS = (
+    "SELECT CAST(tgname AS text) FROM pg_catalog.pg_trigger WHERE tgrelid = to_regclass('events') "
+    "UNION ALL (SELECT 'append_lock' FROM append_lock LIMIT 1)"
 )
+
+_CURRENT_SCHEMA = "SELECT current_schema(), current_setting('search_path'), CAST(current_user AS text)"
 
 _TRANSACTION_IN_ERROR = 3
 """libpq's PQTRANS_INERROR."""
@@ -57,6 +71,8 @@ class PostgreSQLBackend(Backend):
     # They are created so: behind a pooler, the next transaction may be on another session of the server.
     temporary_tables_end_with_transaction = True
     rebuilds_in_steps = False
+    # psycopg may remain in pipeline mode, in which it takes its transaction for idle and sends no ROLLBACK.
+    survives_interrupts = False
     stores_nul = False
     maximum_key_bytes = MAXIMUM_KEY_BYTES
 
@@ -68,13 +84,18 @@ class PostgreSQLBackend(Backend):
             # committed.
             "isolation_level": "READ COMMITTED",
             # Whatever address, environment, role and database say: other encodings cannot hold all text.
-            "connect_args": {"client_encoding": "utf8"},
+            "connect_args": {"client_encoding": "utf8", **connect_timeout(url)},
             "execution_options": {BUSY_TIMEOUT: busy_timeout},
         }
 
     def set_up(
         self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
     ) -> None:
+        @event.listens_for(engine, "connect")
+        def notice_if_dead(_: object, record: ConnectionPoolEntry) -> None:
+            driver: Any = record.driver_connection
+            set_limits(driver)
+
         @event.listens_for(engine, "connect")
         def refuse_another_encoding(connection: Any, _: object) -> None:
             encoding = connection.info.parameter_status("server_encoding")  # the server sends it without being asked
@@ -86,14 +107,22 @@ class PostgreSQLBackend(Backend):
                     "that was created with ENCODING 'UTF8'"
                 )
 
+        @event.listens_for(engine, "reset")
+        def refuse_in_pipeline_mode(_: object, record: ConnectionPoolEntry | None, __: object) -> None:
+            # A thread was interrupted in the middle of an append, and again before it could discard the connection.
+            # The driver takes the transaction for idle in this mode: the rollback of the pool would do nothing.
+            driver: Any = None if record is None else record.driver_connection
+            if driver is not None and driver.info.pipeline_status:
+                raise InterruptedError("the connection was interrupted in pipeline mode")
+
     def single_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="AUTOCOMMIT")
+        return _at_level(engine, "AUTOCOMMIT")
 
     def consistent_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="REPEATABLE READ")
+        return _at_level(engine, "REPEATABLE READ")
 
     def current_reads(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="READ COMMITTED")
+        return _at_level(engine, "READ COMMITTED")
 
     def begin_writing(self, connection: Connection) -> None:
         if not connection.in_transaction():
@@ -101,9 +130,13 @@ class PostgreSQLBackend(Backend):
 
     @contextmanager
     def transaction_without_waiting(self, engine: Engine) -> Iterator[Connection]:
-        with engine.begin() as connection:
+        with self.current_reads(engine).begin() as connection:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {OPTIONAL_LOCK_TIMEOUT_MS}")
             yield connection
+
+    def commits_each_statement(self, connection: Connection) -> bool:
+        driver: Any = connection.connection.driver_connection
+        return bool(driver.autocommit)
 
     def require_committable(self, connection: Connection) -> None:
         # After an error that the application swallowed, PostgreSQL answers a COMMIT with a rollback and no error.
@@ -150,6 +183,9 @@ class PostgreSQLBackend(Backend):
         finally:
             driver.prepare_threshold = threshold
 
+    def require_fitting_end(self, connection: Connection) -> None:
+        pass  # the server keeps its files together
+
     def connect_to_append(self, engine: Engine) -> Connection:
         # Under AUTOCOMMIT the driver sends no BEGIN, which would be a round trip more; `begin_append` sends it.
         return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -164,37 +200,50 @@ class PostgreSQLBackend(Backend):
     def watch_commits(
         self, connection: "psycopg.Connection[Any]", stopped: socket.socket, announce: Callable[[], object]
     ) -> None:
-        connection.autocommit = True
-        schemas: list[str] = []
-        connection.add_notify_handler(lambda notification: schemas.append(notification.payload))
-        connection.execute(f"LISTEN {NOTIFICATION_CHANNEL}")
-        schema_of_log = connection.execute(_SCHEMA_OF_LOG).fetchone()
-        announce()
-        with selectors.DefaultSelector() as selector:
-            selector.register(stopped, selectors.EVENT_READ)
-            selector.register(connection, selectors.EVENT_READ)
-            while True:
-                ready = [key.fileobj for key, _ in selector.select(SILENCE_SECONDS)]
-                if stopped in ready:
-                    return
-                connection.execute("SELECT 1")  # receives the notifications, or fails if the connection is lost
-                # Announced after a silence too: a pooler may have given the LISTEN to another session.
-                if not ready or schema_of_log is None or schema_of_log[0] in schemas:
-                    announce()
-                schemas.clear()
+        postgresql_watching.watch(connection, stopped, announce)
+
+    def consumer_lock(self, connection: Connection, name: str) -> ConsumerLock:
+        return PostgreSQLConsumerLock(connection.engine, self.schema_of_log(connection), name)
 
     def identity(self, connection: Connection) -> object:
         return tuple(connection.execute(_IDENTITY).one())
 
-    def schema_for_new_tables(self, connection: Connection) -> str | None:
-        return connection.scalar(select(func.current_schema()))
+    def schema_for_new_tables(self, connection: Connection) -> str:
+        # Otherwise the server would only say that none was selected, when the first table is created.
+        name, search_path, role = connection.exec_driver_sql(_CURRENT_SCHEMA).one()
+        if name is None:
+            raise StoreUnavailable(f"{database_name(connection.engine)}: {no_schema(search_path, role)}")
+        return str(name)
 
     def schema_of_log(self, connection: Connection) -> str:
-        return str(connection.scalar(text(_SCHEMA_OF_LOG)))
+        return str(connection.scalar(text(SCHEMA_OF_LOG)))
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         names = ", ".join(table.name for table in tables)
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
+
+    def is_fault_of_tables(self, error: Exception) -> bool:
+        state = str(getattr(error, "sqlstate", None))
+        return state.startswith(_FAULTS_OF_TABLES) and state != _MISSING_PRIVILEGE
+
+    def is_readable(self, connection: Connection, table: Table) -> bool:
+        try:
+            with self.statements_that_may_fail(connection):
+                connection.execute(select(func.count()).select_from(table)).one()
+        except DBAPIError as error:
+            if not isinstance(error.orig, Exception) or not self.is_fault_of_tables(error.orig):
+                raise
+            return False
+        return True
+
+    def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
+        connection.execute(DropTable(table, if_exists=True))  # reads no page of it
+
+    def statements_that_may_fail(self, connection: Connection) -> AbstractContextManager[object]:
+        return connection.begin_nested()
+
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        return None  # each append counts on from the last event
 
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:
@@ -205,5 +254,22 @@ class PostgreSQLBackend(Backend):
             connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             yield
 
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        found = connection.exec_driver_sql(_PARTS).scalars().all()
+        parts = {f"the trigger {name}": CREATE_TRIGGER_AGAIN for name in TRIGGERS if name not in found}
+        if append_lock.name not in found:
+            parts["the row of the table append_lock"] = f"run  {CREATE_LOCK_ROW}"
+        return parts
+
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
         return None  # pg_dump makes copies of a server's database
+
+
+def _at_level(engine: Engine, level: IsolationLevel) -> Engine:
+    # Of the levels of an engine and of the engine that it was derived from, SQLAlchemy applies the latter.
+    if level != "AUTOCOMMIT" and engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise ValueError(
+            f"the engine of {database_name(engine)} was put into AUTOCOMMIT by execution_options: pass the engine that "
+            "it was derived from"
+        )
+    return engine.execution_options(isolation_level=level)

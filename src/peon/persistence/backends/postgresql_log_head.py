@@ -5,21 +5,29 @@ lock the row of `append_lock` until they commit, and count on from the last comm
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Self
 
 from sqlalchemy import ClauseElement, Connection, Text, bindparam, func, insert, select
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine.interfaces import DBAPICursor
 
+from peon.persistence.backends.driver_errors import database_name, no_sequence_left
 from peon.persistence.backends.interface import LogHead
 from peon.persistence.backends.postgresql_lock_timeout import limited, lock_timeout_of
+from peon.persistence.errors import StoreUnavailable
 from peon.persistence.schema import LAST_SEQUENCE, append_lock, events
 from peon.persistence.schema.timestamps import format_timestamp
 
 MESSAGE_CHARACTERS = 50_000_000
 """Text in one statement. PostgreSQL takes messages of up to 1 GB."""
+
+CREATE_LOCK_ROW = "INSERT INTO append_lock (number) VALUES (1)"
+
+OUT_OF_RANGE = "22003"
+"""The SQLSTATE of a number that its column does not take: the sequence is the only number that an append computes."""
 
 _SELECT_LOCK = select(append_lock.c.number).with_for_update()
 
@@ -108,16 +116,37 @@ class PostgreSQLLogHead(LogHead):
 
     def _run(self, statement: str, parameters: Sequence[object] = ()) -> int:
         """Returns the only value of the statement; the opening statements are sent before it."""
-        with _in_one_round_trip(self.connection):
-            for earlier in self._opening:
-                with closing(self.connection.connection.cursor()) as cursor:
-                    cursor.execute(earlier)
-            cursor = self.connection.connection.cursor()
-            cursor.execute(statement, parameters)
+        # The last of the opening statements acquires the lock.
+        cursors = [self.connection.connection.cursor() for _ in (*self._opening, statement)]
+        try:
+            self._send(cursors, statement, parameters)
+            self._require_lock(cursors)
+            value: int = cursors[-1].fetchall()[0][0]
+        finally:
+            for cursor in cursors:
+                cursor.close()
         self._opening = []
-        with closing(cursor):
-            value: int = cursor.fetchall()[0][0]
-            return value
+        return value
+
+    def _send(self, cursors: Sequence[DBAPICursor], statement: str, parameters: Sequence[object]) -> None:
+        try:
+            with _in_one_round_trip(self.connection):
+                for cursor, earlier in zip(cursors, self._opening, strict=False):
+                    cursor.execute(earlier)
+                cursors[-1].execute(statement, parameters)
+        except Exception as error:
+            self._require_lock(cursors, error)
+            if getattr(error, "sqlstate", None) == OUT_OF_RANGE:
+                raise no_sequence_left(self.connection) from error
+            raise
+
+    def _require_lock(self, cursors: Sequence[DBAPICursor], error: Exception | None = None) -> None:
+        # Without the row, appends collide or block each other, with errors that tell nothing about the cause.
+        if self._opening and cursors[-2].rowcount == 0:
+            raise StoreUnavailable(
+                f"{database_name(self.connection.engine)}: the row of the table append_lock, which orders appends, is "
+                f"missing: run  {CREATE_LOCK_ROW}"
+            ) from error
 
 
 def _in_one_round_trip(connection: Connection) -> AbstractContextManager[object]:

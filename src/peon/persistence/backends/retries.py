@@ -56,7 +56,7 @@ def in_own_transaction(engine: Engine, driver_errors: DriverErrors, work: Callab
     """
 
     def work_and_commit(own: OwnTransaction) -> ResultT:
-        own.connection.begin()  # statements that are run by the driver do not begin a transaction
+        backend_of(engine).begin_writing(own.connection)
         result = work(own.connection)
         own.commit()
         return result
@@ -88,6 +88,9 @@ def with_own_commit(
                     repeatable = is_safe_to_repeat(
                         error, engine, driver_errors, own.connection, committing=own.committing, advice=advice
                     )
+                    raise
+                except BaseException:
+                    end_interrupted(own.connection)
                     raise
                 finally:
                     give_back(own.connection)
@@ -141,12 +144,27 @@ def pause_after(attempt: int) -> float:
     return random.uniform(0, FIRST_PAUSE_SECONDS * 2**attempt)  # noqa: S311
 
 
+def end_interrupted(connection: Connection) -> None:
+    """Closes a connection whose driver was interrupted, as by a signal handler that raises, if it cannot be used again.
+
+    A database in memory would be lost with its connection, so SQLite's remain open.
+    """
+    if not backend_of(connection).survives_interrupts:
+        connection.invalidate()
+        connection.close()
+
+
 def give_back(connection: Connection) -> None:
-    """Returns a connection to the pool, whatever has happened on it."""
+    """Returns a connection to the pool, whatever has happened on it; does nothing if it was closed already."""
+    if connection.closed:
+        return
     try:
         # For SQLAlchemy a transaction whose commit failed is over; SQLite may still have it open.
         connection.dialect.do_rollback(connection.connection)
     except Exception:
         connection.invalidate()
+    except BaseException:
+        end_interrupted(connection)
+        raise
     finally:
         connection.close()

@@ -4,6 +4,7 @@ import logging
 import selectors
 import socket
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -11,18 +12,31 @@ from typing import Any
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table, exists, func, inspect, select, table
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import DropTable
 
 from peon.persistence.backends import sqlite_connections
 from peon.persistence.backends.address import is_memory
-from peon.persistence.backends.interface import READ_ONLY, Backend, LogHead, Synchronous
+from peon.persistence.backends.interface import (
+    CREATE_TRIGGER_AGAIN,
+    READ_ONLY,
+    Backend,
+    ConsumerLock,
+    LogHead,
+    Synchronous,
+)
 from peon.persistence.backends.sqlite_connections import (
     WRITE_LOCK_TIMEOUT,
     create_private_file,
     driver_connection,
-    pragma,
+    first_row,
 )
-from peon.persistence.backends.sqlite_log_head import SQLiteLogHead
-from peon.persistence.schema import append_lock
+from peon.persistence.backends.sqlite_consumer_lock import FileConsumerLock, ProcessConsumerLock
+from peon.persistence.backends.sqlite_driver import GatedConnection
+from peon.persistence.backends.sqlite_file import DatabaseFile
+from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
+from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
+from peon.persistence.schema import append_lock, events, log_identity
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +50,17 @@ REBUILD_CACHE_KIB = 16_000
 """Instead of SQLite's 2 MB: rows with random keys in many tables touch more pages than those hold."""
 
 
+_FAULTS_OF_TABLES = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+)
+
+TRIGGERS = ("events_refuse_update", "events_refuse_delete")
+
+
 class SQLiteBackend(Backend):
     """SQLite, in a file or in memory."""
 
@@ -44,6 +69,7 @@ class SQLiteBackend(Backend):
     temporary_tables_end_with_transaction = False
     # One long transaction would keep SQLite from reusing the -wal file, which would grow with the log.
     rebuilds_in_steps = True
+    survives_interrupts = True
     stores_nul = True
     maximum_key_bytes = None
 
@@ -67,8 +93,8 @@ class SQLiteBackend(Backend):
     def begin_writing(self, connection: Connection) -> None:
         if not connection.in_transaction():
             connection.begin()
-        # On an engine created elsewhere, Python's sqlite3 begins a transaction only for an INSERT, and not for a
-        # SAVEPOINT, whose end would then be a commit.
+        # In AUTOCOMMIT no transaction has begun. On an engine created elsewhere, Python's sqlite3 begins one only for
+        # an INSERT, and not for a SAVEPOINT, whose end would then be a commit.
         driver: Any = connection.connection.driver_connection
         if not driver.in_transaction:
             driver_connection(connection).execute("BEGIN IMMEDIATE")
@@ -78,7 +104,13 @@ class SQLiteBackend(Backend):
         with engine.connect() as connection:
             connection = connection.execution_options(**{WRITE_LOCK_TIMEOUT: OPTIONAL_LOCK_TIMEOUT_SECONDS})
             with connection.begin():
+                self.begin_writing(connection)
                 yield connection
+
+    def commits_each_statement(self, connection: Connection) -> bool:
+        # An engine created elsewhere may have set the attribute, which Python 3.12 introduced.
+        driver = connection.connection.driver_connection
+        return is_autocommit(connection) or getattr(driver, "autocommit", None) is True
 
     def require_committable(self, connection: Connection) -> None:
         pass  # a failed statement does not end the transaction
@@ -111,7 +143,7 @@ class SQLiteBackend(Backend):
     @contextmanager
     def large_cache(self, connection: Connection) -> Iterator[None]:
         driver = driver_connection(connection)
-        before = pragma(driver, "cache_size")
+        (before,) = first_row(driver, "PRAGMA cache_size")
         driver.execute(f"PRAGMA cache_size = -{REBUILD_CACHE_KIB}")
         try:
             yield
@@ -121,6 +153,9 @@ class SQLiteBackend(Backend):
 
     def nothing_prepared(self, connection: Connection) -> nullcontext[None]:
         return nullcontext()  # SQLite prepares a statement again when the tables have changed
+
+    def require_fitting_end(self, connection: Connection) -> None:
+        require_fitting_end(connection)
 
     def connect_to_append(self, engine: Engine) -> Connection:
         return engine.connect()
@@ -135,15 +170,25 @@ class SQLiteBackend(Backend):
     def watch_commits(
         self, connection: sqlite3.Connection, stopped: socket.socket, announce: Callable[[], object]
     ) -> None:
+        path = sqlite_connections.sqlite_path(connection)
+        file = DatabaseFile(path, None).connected(path, None)
         with selectors.DefaultSelector() as selector:
             selector.register(stopped, selectors.EVENT_READ)
             # The counter of commits by other connections, in shared memory (WAL) or in the first page of the file.
             seen = connection.execute("PRAGMA data_version").fetchone()
             announce()
             while not selector.select(POLL_SECONDS):
+                if file is not None:
+                    file.require_in_place()  # the counter stands still if another file has taken its place
                 if (version := connection.execute("PRAGMA data_version").fetchone()) != seen:
                     seen = version
                     announce()
+
+    def consumer_lock(self, connection: Connection, name: str) -> ConsumerLock:
+        path = _main_file(connection)
+        if path is None or sys.platform == "win32":
+            return ProcessConsumerLock(connection.engine.pool, name)
+        return FileConsumerLock(path.resolve(), name)  # a file that has links has one lock
 
     def identity(self, connection: Connection) -> object:
         path = _main_file(connection)
@@ -161,12 +206,47 @@ class SQLiteBackend(Backend):
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         pass  # the write lock is of the whole file
 
+    def is_fault_of_tables(self, error: Exception) -> bool:
+        code: int | None = getattr(error, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _FAULTS_OF_TABLES
+
+    def is_readable(self, connection: Connection, table: Table) -> bool:
+        try:
+            checked = connection.exec_driver_sql(f"PRAGMA {table.schema}.integrity_check({_quoted(table)})")
+            return checked.scalar() == "ok"
+        except DBAPIError as error:
+            if not isinstance(error.orig, Exception) or not self.is_fault_of_tables(error.orig):
+                raise
+            return False
+
+    def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
+        if readable:
+            connection.execute(DropTable(table, if_exists=True))
+            return
+        # DROP TABLE reads the pages that it frees, and a transaction that has met a damaged page cannot write any more.
+        # The pages remain unused until the next VACUUM.
+        driver = driver_connection(connection)
+        driver.execute("PRAGMA writable_schema = ON")
+        try:
+            driver.execute(f"DELETE FROM {table.schema}.sqlite_master WHERE tbl_name = ?", (table.name,))  # noqa: S608
+        finally:
+            driver.execute("PRAGMA writable_schema = RESET")  # off; tables are looked up again
+
+    def statements_that_may_fail(self, connection: Connection) -> nullcontext[None]:
+        return nullcontext()  # a savepoint could not be ended after a damaged page was met
+
+    def last_assigned_sequence(self, connection: Connection) -> int | None:
+        # AUTOINCREMENT keeps it there, in a page of its own.
+        rows = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = ?", (events.name,))
+        assigned: int | None = rows.scalar()
+        return assigned
+
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:
         # SQLite changes a table by creating a new one and dropping the old one, which would delete the rows that
         # refer to it. The pragma has no effect inside a transaction: https://sqlite.org/lang_altertable.html
         driver = driver_connection(connection)
-        enforced = pragma(driver, "foreign_keys")
+        (enforced,) = first_row(driver, "PRAGMA foreign_keys")
         driver.execute("PRAGMA foreign_keys = OFF")
         try:
             with connection.begin():
@@ -174,6 +254,10 @@ class SQLiteBackend(Backend):
                 yield
         finally:
             driver.execute(f"PRAGMA foreign_keys = {enforced}")
+
+    def missing_parts(self, connection: Connection) -> dict[str, str]:
+        found = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all()
+        return {f"the trigger {name}": CREATE_TRIGGER_AGAIN for name in TRIGGERS if name not in found}
 
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
         """Copies a file that holds rows to one beside it, private to the owner."""
@@ -185,12 +269,17 @@ class SQLiteBackend(Backend):
         partial = copy.with_name(f"{copy.name}.partial")
         logger.info("copying %s to %s before it is migrated", source, copy)
         partial.unlink(missing_ok=True)
-        create_private_file(partial)
-        with engine.connect() as reader, closing(sqlite3.connect(partial)) as target:
-            driver_connection(reader).backup(target)
-        for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
-            copy.with_name(copy.name + suffix).unlink(missing_ok=True)
-        partial.replace(copy)
+        try:
+            create_private_file(partial)
+            with engine.connect() as reader, closing(sqlite3.connect(partial, factory=GatedConnection)) as target:
+                driver_connection(reader).backup(target)
+            for suffix in ("-wal", "-shm"):  # of the copy that is replaced, left by a reader that was killed
+                copy.with_name(copy.name + suffix).unlink(missing_ok=True)
+            partial.replace(copy)
+        except BaseException:
+            with suppress(OSError):  # of a disk that fails; the error that is raised tells more
+                partial.unlink(missing_ok=True)
+            raise
         return copy
 
 
@@ -200,12 +289,16 @@ def dump_memory(engine: Engine) -> str:
         return "\n".join(driver_connection(connection).iterdump())
 
 
+def _quoted(table: Table) -> str:
+    return "'" + table.name.replace("'", "''") + "'"
+
+
 def _main_file(connection: Connection) -> Path | None:
     files = {database.name: database.file for database in connection.exec_driver_sql("PRAGMA database_list")}
     return Path(files["main"]) if files["main"] else None
 
 
 def _is_populated(connection: Connection) -> bool:
-    always_filled = {"alembic_version", append_lock.name}  # each has its one row from the beginning
+    always_filled = {"alembic_version", append_lock.name, log_identity.name}  # each has its one row from the beginning
     tables = [name for name in inspect(connection).get_table_names() if name not in always_filled]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)

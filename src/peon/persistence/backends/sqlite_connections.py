@@ -14,8 +14,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from peon.persistence.backends.address import is_file, is_memory
+from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import READ_ONLY, Synchronous
+from peon.persistence.backends.sqlite_driver import GatedConnection
+from peon.persistence.backends.sqlite_file import DatabaseFile, OpenFile
+from peon.persistence.backends.sqlite_file_locks import PATIENCE_SECONDS, is_busy, reason_for_no_locks
 from peon.persistence.backends.sqlite_write_lock import WriteLock
+from peon.persistence.errors import StoreUnavailable
 
 WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 """SQLite cuts the -wal file back to this size after a checkpoint, once a long transaction has made it grow."""
@@ -23,13 +28,14 @@ WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 WRITE_LOCK_TIMEOUT = "peon_write_lock_timeout"
 """Execution option of a connection: seconds that its transactions wait for the write lock."""
 
+_FILE = "peon_file"
 _ROLLBACK_JOURNAL = "peon_rollback_journal"
 _WRITE_LOCK = "peon_write_lock"
 
 
 def connection_options(url: URL, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
     # The driver must not begin transactions by itself; the `begin` listener below does.
-    connect_args: dict[str, Any] = {"isolation_level": None}
+    connect_args: dict[str, Any] = {"isolation_level": None, "factory": GatedConnection}
     if sys.version_info >= (3, 12):
         connect_args["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
     if not is_memory(url):
@@ -45,20 +51,21 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
     in_memory = is_memory(engine.url)
     milliseconds = round(busy_timeout * 1000)
     path = Path(str(engine.url.database)) if is_file(engine.url) else None
-
-    if path is not None:
-
-        @event.listens_for(engine, "do_connect")
-        def create_file(*_: object) -> None:
-            create_private_file(path)
+    if not in_memory:
+        _listen_for_changed_files(engine, path)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        if path is not None:
+            _require_locks(connection, path, milliseconds)
         # First, because the statements below may have to wait for another connection.
         connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
         record.info[_WRITE_LOCK] = WriteLock(path and path.parent, milliseconds, pause)
         if not in_memory:
-            record.info[_ROLLBACK_JOURNAL] = pragma(connection, "journal_mode") != "wal"
+            record.info[_ROLLBACK_JOURNAL] = first_row(connection, "PRAGMA journal_mode") != ("wal",)
+            opened: OpenFile | None = record.info[_FILE]
+            if opened is not None and not record.info[_ROLLBACK_JOURNAL]:
+                opened.remember_write_ahead_log()
             # Without a limit the -wal file keeps the size that the largest transaction gave it.
             connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES}")
             # A rebuild fills temporary tables in many transactions; a journal file for each takes half of its time.
@@ -83,6 +90,9 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
                 write_lock.let_sqlite_wait(driver)
                 driver.execute("BEGIN")
                 return
+            if options.get("isolation_level") == "AUTOCOMMIT":
+                write_lock.let_sqlite_wait(driver)
+                return
             timeout = options.get(WRITE_LOCK_TIMEOUT, busy_timeout)
             # Not when connecting, since it changes the file, which may turn out to be another application's.
             if info.get(_ROLLBACK_JOURNAL):
@@ -98,6 +108,64 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
         if record is not None:  # a detached connection has none, and is closed
             record.info[_WRITE_LOCK].let_sqlite_wait(connection)
 
+    @event.listens_for(engine, "checkin")
+    def switch_off_transactions_of_driver(connection: sqlite3.Connection | None, _: object) -> None:
+        # SQLAlchemy switches them on when it sets or resets an isolation level, which it does before this event.
+        if connection is not None and connection.isolation_level is not None:
+            connection.isolation_level = None
+
+
+def _require_locks(connection: sqlite3.Connection, path: Path, milliseconds: int) -> None:
+    """Fails early where the file system cannot lock files: SQLite would try again until the timeout."""
+    connection.execute(f"PRAGMA busy_timeout = {min(milliseconds, round(PATIENCE_SECONDS * 1000))}")
+    try:
+        first_row(connection, "PRAGMA journal_mode")
+    except sqlite3.OperationalError as error:
+        if not is_busy(error) or reason_for_no_locks(path.parent):
+            raise
+
+
+def _listen_for_changed_files(engine: Engine, path: Path | None) -> None:
+    """Refuses connections and commits to a file that is no longer at its path.
+
+    A commit is checked right before it. Later would be too late to say that nothing was stored; earlier would leave
+    the time that the transaction takes, and its wait for the lock.
+    """
+    file = DatabaseFile(database_name(engine), path)
+
+    @event.listens_for(engine, "do_connect")
+    def prepare_file(_dialect: object, record: ConnectionPoolEntry, *_: object) -> None:
+        if path is not None and file.may_be_created:
+            create_private_file(path)
+        record.info[_FILE] = file.before_connecting()
+
+    @event.listens_for(engine, "connect")
+    def remember_file(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        try:
+            record.info[_FILE] = file.connected(sqlite_path(connection), record.info[_FILE])
+        except StoreUnavailable:
+            connection.close()
+            raise
+
+    @event.listens_for(engine, "checkout")
+    def require_file(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        opened: OpenFile | None = record.info[_FILE]
+        if opened is not None:
+            opened.require_in_place()
+
+    @event.listens_for(engine, "commit")
+    def require_files(connection: Connection) -> None:
+        info = connection.info
+        opened: OpenFile | None = info[_FILE]
+        if opened is not None and not connection.get_execution_options().get(READ_ONLY):
+            opened.require_in_place()
+            if not info[_ROLLBACK_JOURNAL]:
+                opened.require_write_ahead_log()
+
+    @event.listens_for(engine, "engine_disposed")
+    def forget_file(_: Engine) -> None:
+        file.forget()
+
 
 def driver_connection(connection: Connection) -> sqlite3.Connection:
     """Returns the driver's own connection, for its own API and where SQLAlchemy costs too much.
@@ -108,14 +176,21 @@ def driver_connection(connection: Connection) -> sqlite3.Connection:
     return driver
 
 
-def pragma(connection: sqlite3.Connection, name: str) -> Any:
-    """Returns the value of a pragma.
+def first_row(connection: sqlite3.Connection, query: str) -> tuple[Any, ...]:
+    """Returns the first row of a query that is run by the driver.
 
     SQLAlchemy 2.0's adapter for an event loop returns rows from its cursors only, not from what `execute` returns.
     """
     with closing(connection.cursor()) as cursor:
-        cursor.execute(f"PRAGMA {name}")
-        return cursor.fetchone()[0]
+        cursor.execute(query)
+        row: tuple[Any, ...] = cursor.fetchone()
+        return row
+
+
+def sqlite_path(connection: sqlite3.Connection) -> str:
+    """Returns the path of the file that a connection has open; empty if there is none."""
+    path: str = first_row(connection, "PRAGMA database_list")[2]
+    return path
 
 
 def create_private_file(path: Path) -> None:
@@ -138,12 +213,12 @@ def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float, pause:
     Returns:
         Whether WAL mode is used: not every virtual file system of SQLite supports it.
     """
-    while pragma(connection, "journal_mode") != "wal":
+    while first_row(connection, "PRAGMA journal_mode") != ("wal",):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if not is_busy(error) or time.monotonic() > deadline:
                 raise
             pause(0.005)
-    return bool(pragma(connection, "journal_mode") == "wal")
+    return first_row(connection, "PRAGMA journal_mode") == ("wal",)

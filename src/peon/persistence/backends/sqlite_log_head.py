@@ -1,5 +1,6 @@
 """The end of the log on SQLite: its write lock orders appends."""
 
+import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain, count, repeat
@@ -8,12 +9,18 @@ from sqlalchemy import Connection, bindparam, insert
 from sqlalchemy.dialects import sqlite
 
 from peon.persistence.backends.compiled import CompiledStatement, insert_into
+from peon.persistence.backends.driver_errors import database_name, no_sequence_left
 from peon.persistence.backends.interface import LogHead
-from peon.persistence.schema import LAST_SEQUENCE, events
+from peon.persistence.backends.sqlite_connections import driver_connection, first_row
+from peon.persistence.errors import StoreUnavailable
+from peon.persistence.schema import LAST_SEQUENCE, MAXIMUM_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp
 
 # Compiled once: SQLAlchemy's way from a statement to the driver costs as much as SQLite's work for it.
 _INSERT = str(insert(events).compile(dialect=sqlite.dialect(), column_keys=("event_type", "payload", "stored_at")))
+
+# Of AUTOINCREMENT: the largest that the table has ever had.
+_LARGEST_SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 
 ROWS_A_STATEMENT = 16
 """Rows in one INSERT. For each statement the driver works as long as SQLite does for a row."""
@@ -27,6 +34,35 @@ _INSERT_MANY_NUMBERED = CompiledStatement(
     ),
     [f"{name}_{row}" for row in range(ROWS_A_STATEMENT) for name in events.columns],
 )
+
+_ENDS = """
+SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'events'),
+    (SELECT max(sequence) FROM events NOT INDEXED),
+    (SELECT max(sequence) FROM events INDEXED BY idx_events_sequence)
+"""
+_END_FITS = "peon_end_fits"
+
+
+def require_fitting_end(connection: Connection) -> None:
+    """Checks, once for each connection, that the table, its index and its counter agree about the end of the log.
+
+    The counter is also ahead after the last events were removed by hand. That leaves a sound file, in which the next
+    append brings the three together again. Only in this rare state the whole file is checked.
+
+    Raises:
+        StoreUnavailable: The file is damaged.
+    """
+    if _END_FITS in connection.info:
+        return
+    driver = driver_connection(connection)
+    counter, in_table, in_index = first_row(driver, _ENDS)
+    if not counter == in_table == in_index and first_row(driver, "PRAGMA integrity_check(1)") != ("ok",):
+        raise StoreUnavailable(
+            f"{database_name(connection.engine)}: the file is damaged: its log ends with event {in_table}, and "
+            f"{counter} events have been numbered. Was a backup put beside the -wal file of another state? Move the "
+            "database, its -wal and its -shm file away, and restore a backup"
+        )
+    connection.info[_END_FITS] = True
 
 
 class SQLiteLogHead(LogHead):
@@ -50,16 +86,28 @@ class SQLiteLogHead(LogHead):
         return self._last
 
     def add(self, event_types: Sequence[str], payloads: Sequence[str]) -> tuple[int, datetime]:
+        require_fitting_end(self.connection)
         moment = datetime.now(UTC)
         stored_at = format_timestamp(moment)
         cursor = self.connection.connection.cursor()
-        cursor.execute(_INSERT, (event_types[0], payloads[0], stored_at))
+        try:
+            cursor.execute(_INSERT, (event_types[0], payloads[0], stored_at))
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL and self._is_at_end():
+                raise no_sequence_left(self.connection) from error
+            raise
         first: int = cursor.lastrowid
         cursor.close()
         if len(payloads) > 1:
+            if first > MAXIMUM_SEQUENCE - len(payloads) + 1:
+                raise no_sequence_left(self.connection)
             self._add_numbered(first + 1, event_types[1:], payloads[1:], stored_at)
         self._last = first + len(payloads) - 1
         return first, moment
+
+    def _is_at_end(self) -> bool:
+        """Returns whether no sequence is left, for which SQLite has the same code as for a full disk."""
+        return self.connection.exec_driver_sql(_LARGEST_SEQUENCE).scalar() == MAXIMUM_SEQUENCE
 
     def _add_numbered(self, first: int, event_types: Sequence[str], payloads: Sequence[str], stored_at: str) -> None:
         rows = [*zip(count(first), event_types, payloads, repeat(stored_at))]

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from peon.persistence.backends.sqlite_file_locks import is_busy
+
 if sys.platform != "win32":
     import fcntl
 
@@ -49,7 +51,7 @@ class WriteLock:
         """
         if self._sqlite_waits:
             # Not restored after each BEGIN: the two statements take a tenth of the time of an append of one event.
-            connection.execute("PRAGMA busy_timeout = 0")
+            connection.execute("PRAGMA busy_timeout = 0").close()
             self._sqlite_waits = False
         start = time.monotonic()
         if self._waiting_writers.exist():
@@ -63,7 +65,7 @@ class WriteLock:
     def let_sqlite_wait(self, connection: sqlite3.Connection) -> None:
         """Lets SQLite wait for locks as on any connection, for statements that are not a BEGIN of this class."""
         if not self._sqlite_waits:
-            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
+            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}").close()
             self._sqlite_waits = True
 
     def _wait(self, connection: sqlite3.Connection, since: float, deadline: float) -> None:
@@ -133,7 +135,7 @@ def _try_to_begin(connection: sqlite3.Connection, *, last_attempt: bool = False)
     try:
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
-        if last_attempt or getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+        if last_attempt or not is_busy(error):
             raise
         return False
     return True

@@ -11,7 +11,7 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import LogHead
-from peon.persistence.backends.retries import ATTEMPTS, give_back, is_safe_to_repeat, pause_after
+from peon.persistence.backends.retries import ATTEMPTS, end_interrupted, give_back, is_safe_to_repeat, pause_after
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.runtime.event_loop import pause
 
@@ -103,6 +103,10 @@ class AppendTransactions(Generic[RequestT, ResultT]):
                         committed = True
                     except Exception as error:
                         repeatable = self._is_safe_to_repeat(error)
+                        raise
+                    except BaseException:
+                        if self.connection is not None:
+                            end_interrupted(self.connection)
                         raise
                 return outcomes
             except Exception:

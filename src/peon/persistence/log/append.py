@@ -10,9 +10,15 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import LogHead
-from peon.persistence.errors import CommandConflict, ConcurrencyError, EventDecodeError
+from peon.persistence.errors import (
+    CommandConflict,
+    CommandEventsRemoved,
+    ConcurrencyError,
+    EventDecodeError,
+    PositionBeyondEnd,
+)
 from peon.persistence.log.codec import EventCodec, EventT
 from peon.persistence.log.idempotency import Command, Receipt, add_receipt, receipt_of
 from peon.persistence.log.pages import LogPages
@@ -62,6 +68,7 @@ class Appender(Generic[EventT]):
     ) -> None:
         self._dialect = engine.dialect
         self._backend = backend_of(engine)
+        self._database = database_name(engine)
         self._codec = codec
         self._on_append = on_append
         self._driver_errors = driver_errors
@@ -113,7 +120,14 @@ class Appender(Generic[EventT]):
             for request in group:
                 try:
                     earlier = self._check(head, request)
-                except (ConcurrencyError, CommandConflict, EventDecodeError, TakesLong) as error:
+                except (
+                    ConcurrencyError,
+                    PositionBeyondEnd,
+                    CommandConflict,
+                    CommandEventsRemoved,
+                    EventDecodeError,
+                    TakesLong,
+                ) as error:
                     outcomes.append(error)  # nothing was written, so the other requests are not affected
                 else:
                     outcomes.append(self._store(head, request) if earlier is None else earlier)
@@ -130,11 +144,16 @@ class Appender(Generic[EventT]):
         head.wait()
         if (command := request.command) is not None and (receipt := receipt_of(head.connection, command.id)):
             rows = self._log.read_range(head.connection, receipt.first_sequence, receipt.events)
-            stored = list(decoded([rows], self._codec, keep=False))
+            own = [row for row in rows if row[3] == receipt.stored_at]
+            if len(own) < receipt.events:
+                raise CommandEventsRemoved(command.id, receipt.events - len(own), receipt.events)
+            stored = list(decoded([own], self._codec, keep=False))
             if reason := command.difference([earlier.event for earlier in stored]):
                 raise CommandConflict(command.id, reason)
             return stored
         if (condition := request.condition) is not None:
+            if condition.after > head.last:
+                raise PositionBeyondEnd(self._database, condition.after, head.last)
             after = max(condition.after, request.holds_until)
             sequence = self._first_match(head, condition.query, after, may_take_long=request.may_take_long)
             if sequence is not None:
@@ -154,7 +173,7 @@ class Appender(Generic[EventT]):
         stored = self._add(head, *request[:3]) if request.batch else []
         if request.command is not None:
             first, moment = (stored[0].sequence, stored[0].stored_at) if stored else (0, datetime.now(UTC))
-            add_receipt(head.connection, request.command.id, Receipt(first, len(stored)), format_timestamp(moment))
+            add_receipt(head.connection, request.command.id, Receipt(first, len(stored), format_timestamp(moment)))
         return stored
 
     def _add_together(self, head: LogHead, requests: list[AppendRequest[EventT]]) -> list[list[StoredEvent[EventT]]]:

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -10,17 +11,23 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, g
 from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import from_json, to_json
 
 from peon.payloads import event_type_name
 from peon.persistence.errors import EventDecodeError, EventEncodeError
-from peon.persistence.redaction import collect_names, describe
+from peon.persistence.log.instants import equal_as_instants
+from peon.persistence.log.lone_surrogates import place_of_lone_surrogate
+from peon.persistence.redaction import collect_names, describe, describe_place
 
 EventT = TypeVar("EventT", bound=BaseModel)
 """The union of events of a codec and its store."""
 
 SCHEMA_VERSION = "schema_version"
 """The field of a payload that has the version of the event class that wrote it; without it, the version is 1."""
+
+_VERSION_KEY = f'"{SCHEMA_VERSION}"'
+"""What a payload with a version contains. Within a text of the payload, the quotation marks would be escaped."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class EventCodec(Generic[EventT]):
         tags: The names of the tags.
 
     Raises:
-        TypeError: A member of the union is not an event.
+        TypeError: A member of the union is not an event, or its `schema_version` has no number as its default.
         ValueError: Two members have the same type, or two upcasters convert the same version; no member has a field
             of a tag's name, or the field has other values or is stored under an alias.
     """
@@ -110,7 +117,8 @@ class EventCodec(Generic[EventT]):
             if event_type.name in self.decoders:
                 raise ValueError(f"two members of the union have the type {event_type.name}")
             self._types[model] = event_type
-            self.decoders[event_type.name] = event_type.read
+            refuses = event_type.refuses_other_versions
+            self.decoders[event_type.name] = event_type.read if refuses else self._reader_of_version_one(event_type)
         self._current = {event_type.name: event_type for event_type in self._types.values()}
         self.tags = _checked_tags(tags, self._types)
         self._names: set[object] = set()
@@ -150,7 +158,7 @@ class EventCodec(Generic[EventT]):
                 if check is not None:
                     check(event)
                 payload = event_type.write(event).decode()
-                if check is None and self.decoders[event_type.name](payload) != event:
+                if check is None and not equal_as_instants(self.decoders[event_type.name](payload), event):
                     raise _Refused("what is read back is not equal to it")
             except Exception as error:
                 raise EventEncodeError(index, type(event).__name__, self._refusal(event, error)) from None
@@ -167,13 +175,36 @@ class EventCodec(Generic[EventT]):
         try:
             return self.decoders[event_type](payload)
         except ValidationError as error:
-            reason = describe(error, self._names)
+            reason = self._refusal_of_version(event_type, payload) or describe(error, self._names)
         except KeyError:
             reason = "no event of this type is known; a newer version may have written it"
         except _Refused as error:
             reason = str(error)
         # Outside the handlers, as pydantic's error shows parts of the payload.
         raise EventDecodeError(sequence, event_type, reason)
+
+    def _reader_of_version_one(self, event_type: "_EventType") -> Callable[[str | bytes], EventT]:
+        """Returns the decoder of a class that would read a payload of any other version as its own."""
+        read = event_type.read
+        read_with_version = partial(self._lift_and_decode, event_type.name)
+
+        def read_version_one(payload: str | bytes) -> EventT:
+            # Searching the text takes less time than parsing it twice. Damaged files also have bytes here.
+            if isinstance(payload, str) and _VERSION_KEY not in payload:
+                event: EventT = read(payload)
+                return event
+            return read_with_version(payload)
+
+        return read_version_one
+
+    def _refusal_of_version(self, event_type: str, payload: str | bytes) -> str | None:
+        if isinstance(payload, str) and _VERSION_KEY in payload:
+            with suppress(ValidationError):
+                try:
+                    self._lift_and_decode(event_type, payload)
+                except _Refused as error:
+                    return str(error)
+        return None
 
     def _lift_and_decode(self, event_type: str, payload: str | bytes) -> EventT:
         fields = _parse_object(payload)
@@ -199,6 +230,11 @@ class EventCodec(Generic[EventT]):
                 ) from None
             step = _step_of(fields)
         current = self._current[step[0]]
+        if current.version < step[1]:
+            raise _Refused(
+                f"it is of version {step[1]}, and this program knows version {current.version}: "
+                "a newer version of the program has written it"
+            )
         if current.version != step[1]:
             raise _Refused(f"it is of version {step[1]}, and no upcaster lifts that to version {current.version}")
         event: EventT = current.read(payload)
@@ -214,6 +250,11 @@ class EventCodec(Generic[EventT]):
             event_type.validate(event.__dict__, strict=True)
         except ValidationError as invalid:
             return f"it was changed after validation: {describe(invalid, self._names)}"
+        if (place := place_of_lone_surrogate(event)) is not None:
+            return (
+                f"{describe_place(place, self._names)}: text with a lone surrogate cannot be encoded as UTF-8. "
+                "Pass text through peon.orchestration.storable_text, and streamed chunks through a ChunkJoiner"
+            )
         if isinstance(error, _Refused):
             return str(error)
         if isinstance(error, ValidationError):
@@ -227,12 +268,24 @@ class _EventType:
     def __init__(self, model: type[BaseModel]) -> None:
         self.name = event_type_name(model)
         adapter = TypeAdapter(model)
-        version = model.model_fields.get(SCHEMA_VERSION)
-        self.version: int = 1 if version is None else version.default
+        field = model.model_fields.get(SCHEMA_VERSION)
+        self.version = 1 if field is None else _version_of(model, field)
+        if field is None:
+            self.refuses_other_versions = model.model_config.get("extra") == "forbid"
+        else:
+            self.refuses_other_versions = get_args(field.annotation) == (self.version,)
         # Of the class instead of the union, so that pydantic does not have to search for the member.
         self.write = adapter.serializer.to_json
         self.read = adapter.validator.validate_json
         self.validate = adapter.validator.validate_python
+
+
+def _version_of(model: type[BaseModel], field: FieldInfo) -> int:
+    if type(field.default) is not int:
+        raise TypeError(
+            f"{model.__name__} has no number as {SCHEMA_VERSION}: give it a default: {SCHEMA_VERSION}: Literal[2] = 2"
+        )
+    return field.default
 
 
 class _Refused(Exception):  # noqa: N818
@@ -293,7 +346,7 @@ def _members(union: Any) -> Iterator[type[BaseModel]]:
 def _parse_object(payload: str | bytes) -> dict[str, Any]:
     try:
         fields = from_json(payload)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # in a damaged file, the column may hold anything
         raise _Refused(f"invalid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise _Refused("not a JSON object")

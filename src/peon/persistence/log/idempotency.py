@@ -10,12 +10,13 @@ from pydantic_core import to_json
 from sqlalchemy import Connection, bindparam, select
 
 from peon.persistence.backends.compiled import CompiledQuery, insert_into
+from peon.persistence.log.instants import equal_as_instants
 from peon.persistence.schema import command_receipts
 
 _INSERT = insert_into(command_receipts)
 
 _FIND = CompiledQuery(
-    select(command_receipts.c.first_sequence, command_receipts.c.events).where(
+    select(command_receipts.c.first_sequence, command_receipts.c.events, command_receipts.c.stored_at).where(
         command_receipts.c.command_id == bindparam("of_command")
     ),
     ["of_command"],
@@ -23,10 +24,15 @@ _FIND = CompiledQuery(
 
 
 class Receipt(NamedTuple):
-    """What a command stored: a number of events from `first_sequence` on, which is 0 if there are none."""
+    """What a command stored: a number of events from `first_sequence` on, which is 0 if there are none.
+
+    `stored_at` is the text in that column of its events. If somebody removes the last event of the log, PostgreSQL uses
+    its sequence again; the time tells the two events apart.
+    """
 
     first_sequence: int
     events: int
+    stored_at: str
 
 
 def receipt_of(connection: Connection, command_id: UUID) -> Receipt | None:
@@ -34,8 +40,8 @@ def receipt_of(connection: Connection, command_id: UUID) -> Receipt | None:
     return Receipt(*rows[0]) if rows else None
 
 
-def add_receipt(connection: Connection, command_id: UUID, receipt: Receipt, stored_at: str) -> None:
-    _INSERT.run(connection, [(str(command_id), *receipt, stored_at)])
+def add_receipt(connection: Connection, command_id: UUID, receipt: Receipt) -> None:
+    _INSERT.run(connection, [(str(command_id), *receipt)])
 
 
 class Command:
@@ -66,7 +72,7 @@ class Command:
                 if name in self._generated[index]:
                     continue
                 # Compared as text too: to Python, 1 and True are equal.
-                same = getattr(before, name) == getattr(now, name)
+                same = equal_as_instants(getattr(before, name), getattr(now, name))
                 if not same or _canonical_text(dump_before.get(name)) != _canonical_text(dump_now.get(name)):
                     return f"event {index} ({type(now).__name__}) has another {name}"
         return None
@@ -84,7 +90,7 @@ def _is_generated(field: FieldInfo, value: object) -> bool:
     if field.default_factory is None:
         return False
     try:
-        return bool(field.get_default(call_default_factory=True, validated_data={}) != value)
+        return not equal_as_instants(field.get_default(call_default_factory=True, validated_data={}), value)
     except Exception:  # a factory that takes the other fields into account
         return True
 

@@ -9,9 +9,11 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from peon.persistence.backends import backend_of
+from peon.persistence.backends.compiled import MAXIMUM_KEYS
 from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.log.query import key_of
 from peon.persistence.runtime.sqlalchemy_internals import expand_parameters
-from peon.persistence.schema import events
+from peon.persistence.schema import MAXIMUM_SEQUENCE, events
 
 PAGE_EVENTS = 1_000
 """Rows in a page. With smaller pages, the time of the query itself begins to count."""
@@ -32,56 +34,93 @@ _ROW = (events.c.sequence, events.c.event_type, events.c.payload, events.c.store
 
 
 class LogPages:
-    """Reads the log of `engine`: events of all types, or of the given ones."""
+    """Reads the log of `engine`.
 
-    def __init__(self, engine: Engine, driver_errors: DriverErrors, event_types: Collection[str] | None = None) -> None:
+    Args:
+        event_types: Read only events that are stored under these names.
+        newest_first: Read all pages, and all rows in them, backwards.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        driver_errors: DriverErrors,
+        event_types: Collection[str] | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> None:
         self._driver_errors = driver_errors
         self._backend = backend_of(engine)
         self._engine = self._backend.single_reads(engine)
-        page = select(*_ROW).where(events.c.sequence > bindparam("after")).order_by(events.c.sequence)
-        if event_types is not None:
+        self._newest_first = newest_first
+        order = _order(events.c.sequence, newest_first)
+        page = select(*_ROW).where(events.c.sequence > bindparam("after")).order_by(order)
+        if newest_first:
+            page = page.where(events.c.sequence < bindparam("before"))
+        self._sought: frozenset[str] | None = None
+        if event_types is not None and _is_short_list(event_types):
             page = page.where(events.c.event_type.in_(list(event_types)))
+        elif event_types is not None:
+            self._sought = frozenset(event_types)
         page = page.limit(bindparam("rows"))
         if not self._backend.fetches_rows_one_by_one(engine):
-            page = _cut_to_size(page, self._backend.text_size)
+            page = _cut_to_size(page, self._backend.text_size, newest_first)
         some = select(*_ROW).where(events.c.sequence.in_(bindparam("sequences", expanding=True)))
         # The driver runs the compiled text. After a page of decoding, SQLAlchemy's own code is no longer in the
         # processor's cache, and would take a twentieth of the whole replay.
         self._page: SQLCompiler = page.compile(engine)
-        self._some: SQLCompiler = some.order_by(events.c.sequence).compile(engine)
+        self._some: SQLCompiler = some.order_by(order).compile(engine)
 
-    def read(self, after: int, limit: int | None) -> Iterator[list[LogRow]]:
+    def read(self, after: int, limit: int | None, before: int = MAXIMUM_SEQUENCE) -> Iterator[list[LogRow]]:
         """Yields the rows above a sequence, at most `limit` of them, until it finds no more.
 
         Between two pages it holds neither a transaction nor a connection.
+
+        Args:
+            before: Newest first, only rows below this sequence.
         """
         remaining = limit
         while remaining is None or remaining > 0:
             rows = PAGE_EVENTS if remaining is None else min(PAGE_EVENTS, remaining)
             with self._driver_errors, self._engine.connect() as connection:
-                page = self._run(connection, self._page, {"after": after, "rows": rows})
+                page = self._run(connection, self._page, self._parameters(after, before, rows))
             # A short page is not the end: events may have been stored since it was read.
             if not page:
                 return
-            after = page[-1][0]
+            if self._newest_first:
+                before = page[-1][0]
+            else:
+                after = page[-1][0]
+            if self._sought is not None:
+                page = [row for row in page if row[1] in self._sought]
             if remaining is not None:
                 remaining -= len(page)
-            yield page
+            if page:
+                yield page
 
-    def read_page(self, connection: Connection, after: int) -> list[LogRow]:
-        """Returns the page above a sequence in the transaction of `connection`; it is empty at the end of the log."""
-        return self._run(connection, self._page, {"after": after, "rows": PAGE_EVENTS})
+    def read_page(self, connection: Connection, after: int, before: int = MAXIMUM_SEQUENCE) -> list[LogRow]:
+        """Returns the page above a sequence in the transaction of `connection`; it is empty at the end of the log.
+
+        Newest first, it is the page below `before`.
+        """
+        return self._run(connection, self._page, self._parameters(after, before, PAGE_EVENTS))
 
     def read_range(self, connection: Connection, first: int, count: int) -> list[LogRow]:
-        """Returns `count` rows from a sequence on; fewer if the log ends before."""
+        """Returns the rows with `count` sequences from `first` on, without those that were removed by hand."""
         rows: list[LogRow] = []
-        while len(rows) < count and (page := self.read_page(connection, first - 1 + len(rows))):
-            rows += page[: count - len(rows)]
+        after, last = first - 1, first - 1 + count
+        while after < last and (page := self.read_page(connection, after)):
+            rows += [row for row in page if row[0] <= last]
+            after = page[-1][0]
         return rows
 
     def read_rows(self, connection: Connection, sequences: Sequence[int]) -> list[LogRow]:
         """Returns the rows with the given sequences, in order."""
         return self._run(connection, self._some, {"sequences": sequences}) if sequences else []
+
+    def _parameters(self, after: int, before: int, rows: int) -> dict[str, int]:
+        bounds = {"after": after, "before": before} if self._newest_first else {"after": after}
+        return {**bounds, "rows": rows}
 
     def _run(self, connection: Connection, compiled: SQLCompiler, parameters: dict[str, Any]) -> list[LogRow]:
         query = expand_parameters(compiled, parameters)
@@ -98,14 +137,25 @@ class LogPages:
             return _fetch(again)
 
 
-def _cut_to_size(page: Select[Any], length: Callable[[ColumnElement[Any]], ColumnElement[int]]) -> Select[Any]:
+def _order(sequence: ColumnElement[int], newest_first: bool) -> ColumnElement[int]:
+    return sequence.desc() if newest_first else sequence
+
+
+def _is_short_list(event_types: Collection[str]) -> bool:
+    """Returns whether a statement can have the names as parameters. They are compared in Python otherwise."""
+    return len(event_types) <= MAXIMUM_KEYS and all(key_of(name) == name for name in event_types)
+
+
+def _cut_to_size(
+    page: Select[Any], length: Callable[[ColumnElement[Any]], ColumnElement[int]], newest_first: bool
+) -> Select[Any]:
     """Makes the database end a page at `PAGE_CHARACTERS`, after its first row at the earliest."""
     rows = page.subquery()
     size = func.coalesce(length(rows.c.payload), 0)
-    before = func.sum(size).over(order_by=rows.c.sequence, rows=(None, -1))
+    before = func.sum(size).over(order_by=_order(rows.c.sequence, newest_first), rows=(None, -1))
     sized = select(rows, func.coalesce(before, 0).label("before")).subquery()
     columns = [sized.c[column.name] for column in _ROW]
-    return select(*columns).where(sized.c.before <= PAGE_CHARACTERS).order_by(sized.c.sequence)
+    return select(*columns).where(sized.c.before <= PAGE_CHARACTERS).order_by(_order(sized.c.sequence, newest_first))
 
 
 def _fetch(cursor: DBAPICursor) -> list[LogRow]:

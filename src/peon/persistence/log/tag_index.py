@@ -6,7 +6,8 @@ log; queries read the events above its position from the log itself.
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property
 from math import inf
 from typing import NamedTuple
 
@@ -50,12 +51,17 @@ _INSERT_EVENT_TAG = CompiledStatement(
 )
 
 # The two columns are compared as one. With `tag_id = …`, PostgreSQL sorts the rest of the tag for each page.
-_NEXT = (
-    select(event_tags.c.tag_id, event_tags.c.sequence)
-    .where(tuple_(event_tags.c.tag_id, event_tags.c.sequence) > tuple_(bindparam("tag"), bindparam("after")))
-    .order_by(event_tags.c.tag_id, event_tags.c.sequence)
-    .limit(bindparam("entries"))
-)
+_ENTRIES = select(event_tags.c.tag_id, event_tags.c.sequence).limit(bindparam("entries"))
+_ENTRY = tuple_(event_tags.c.tag_id, event_tags.c.sequence)
+_GIVEN = tuple_(bindparam("tag"), bindparam("sequence"))
+
+OLDEST_FIRST, NEWEST_FIRST = 1, -1
+"""The directions of a walk through the index. Multiplied by its direction, the sequences of each walk ascend."""
+
+_NEXT = {
+    OLDEST_FIRST: _ENTRIES.where(_ENTRY > _GIVEN).order_by(event_tags.c.tag_id, event_tags.c.sequence),
+    NEWEST_FIRST: _ENTRIES.where(_ENTRY < _GIVEN).order_by(event_tags.c.tag_id.desc(), event_tags.c.sequence.desc()),
+}
 
 
 class TagIndex:
@@ -69,6 +75,10 @@ class TagIndex:
         self._add_position = self._backend.insert(tag_positions).on_conflict_do_nothing()
         self._driver_errors = driver_errors
         self._log = LogPages(engine, driver_errors)
+
+    @cached_property
+    def _log_backwards(self) -> LogPages:
+        return LogPages(self._engine, self._driver_errors, newest_first=True)
 
     def first_match(
         self, connection: Connection, query: EventQuery, after: int, last: int, *, may_take_long: bool
@@ -155,6 +165,35 @@ class TagIndex:
             if page:
                 yield page
 
+    def pages_backwards(self, query: EventQuery, after: int, limit: int | None, before: int) -> Iterator[list[LogRow]]:
+        """Yields the rows above `after` and below `before` that match, newest first. See `pages`."""
+        wanted = query.wanted()
+        remaining = inf if limit is None else limit
+        if not all(wanted.values()):
+            return
+        with suppress(StoreUnavailable):
+            self.catch_up(query, after, tail=TAIL_EVENTS, wait=False)
+        while remaining > 0 and before - 1 > after:
+            with self._driver_errors, self._reads.connect() as connection:
+                indexed = max(self._position(connection, wanted), after)
+                if before - 1 > indexed:
+                    read = self._log_backwards.read_page(connection, indexed, before)
+                    page = [row for row in read if _matches(row, wanted)]
+                    before = read[-1][0] if read else indexed + 1
+                else:
+                    entries = int(min(PAGE_MATCHES, remaining))
+                    walk = self._indexed(connection, wanted, -before, -after - 1, entries, direction=NEWEST_FIRST)
+                    sequences = [-sequence for sequence in walk]
+                    page = self._log_backwards.read_rows(connection, sequences)
+                    if 0 < len(page) < len(sequences):  # large events ended the page early
+                        before = page[-1][0]
+                    else:
+                        before = sequences[-1] if len(sequences) == entries else after + 1
+            page = page[: int(min(len(page), remaining))]
+            remaining -= len(page)
+            if page:
+                yield page
+
     def catch_up(self, query: EventQuery, after: int = 0, *, tail: int = 0, wait: bool = True) -> None:
         """Indexes the tags of the query up to the present end of the log, in transactions of its own.
 
@@ -173,10 +212,14 @@ class TagIndex:
             if end - after <= tail:
                 return
             while end - position > tail:
-                transaction = self._engine.begin() if wait else self._backend.transaction_without_waiting(self._engine)
-                with transaction as connection:
+                with self._transaction(wait=wait) as connection:
                     self.extend(connection, names, PAGES_A_COMMIT)
                     position = self._position(connection, names)
+
+    def _transaction(self, *, wait: bool) -> AbstractContextManager[Connection]:
+        if wait:
+            return self._backend.current_reads(self._engine).begin()
+        return self._backend.transaction_without_waiting(self._engine)
 
     def extend(self, connection: Connection, names: Collection[str], pages: int | None = None) -> None:
         """Indexes tags in the transaction of the connection: a number of pages of the log, or all of it."""
@@ -246,6 +289,7 @@ class TagIndex:
         until: int,
         limit: int,
         rounds: float = inf,
+        direction: int = OLDEST_FIRST,
     ) -> list[int]:
         """Returns the first sequences of the range whose events have a wanted value of every tag.
 
@@ -254,6 +298,7 @@ class TagIndex:
 
         Args:
             rounds: The number of reads after which it raises `TakesLong`.
+            direction: By which all sequences are multiplied, those that are given and those that are returned.
         """
         identifiers = [
             [identifier for _, identifier in self._identifiers(connection, name, keys)] for name, keys in wanted.items()
@@ -265,19 +310,23 @@ class TagIndex:
             rounds -= 1
             if rounds < 0:
                 raise TakesLong
-            ranges = [self._range(connection, each, after, until) for each in identifiers]
+            ranges = [self._range(connection, each, after, until, direction) for each in identifiers]
             found += sorted(set(ranges[0].sequences).intersection(*(each.sequences for each in ranges[1:])))
             known = min(each.until for each in ranges)
             after = max(each.next_above(known) for each in ranges) - 1
         return found[:limit]
 
-    def _range(self, connection: Connection, identifiers: Sequence[int], after: int, until: int) -> "_Range":
+    def _range(
+        self, connection: Connection, identifiers: Sequence[int], after: int, until: int, direction: int
+    ) -> "_Range":
         """Returns the next sequences of events that have one of the tags, which are given by their identifiers."""
         found: list[int] = []
         complete = until
         for identifier in identifiers:
-            rows = connection.execute(_NEXT, {"tag": identifier, "after": after, "entries": RANGE_ENTRIES}).all()
-            sequences = [sequence for tag, sequence in rows if tag == identifier and sequence <= until]
+            given = {"tag": identifier, "sequence": direction * after, "entries": RANGE_ENTRIES}
+            rows = connection.execute(_NEXT[direction], given).all()
+            sequences = [direction * sequence for tag, sequence in rows if tag == identifier]
+            sequences = [sequence for sequence in sequences if sequence <= until]
             if len(sequences) == RANGE_ENTRIES:
                 complete = min(complete, sequences[-1])
             found += sequences

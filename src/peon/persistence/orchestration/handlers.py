@@ -41,6 +41,7 @@ from peon.persistence.orchestration.loaded_rows import (
     LoadedMessage,
     LoadedTurn,
 )
+from peon.persistence.orchestration.nul_characters import with_visible_nul
 from peon.persistence.schema.timestamps import format_timestamp
 
 EventT = TypeVar("EventT", bound=Event)
@@ -82,13 +83,14 @@ def _turn_of(batch: Batch, event: Any) -> LoadedTurn:
 def create_project(batch: Batch, event: ProjectCreated, sequence: int) -> None:
     batch.projects.add(event.project_id, True)
     moment = format_timestamp(event.occurred_at)
-    batch.add(statements.INSERT_PROJECT, batch.projects.key(event.project_id), event.name, event.path, moment, sequence)
+    name, path = with_visible_nul(event.name), with_visible_nul(event.path)
+    batch.add(statements.INSERT_PROJECT, batch.projects.key(event.project_id), name, path, moment, sequence)
 
 
 @handles(ProjectRenamed, projects="project_id")
 def rename_project(batch: Batch, event: ProjectRenamed, _: int) -> None:
     batch.projects.get(event.project_id)
-    batch.add(statements.RENAME_PROJECT, event.name, batch.projects.key(event.project_id))
+    batch.add(statements.RENAME_PROJECT, with_visible_nul(event.name), batch.projects.key(event.project_id))
 
 
 @handles(ProjectDeleted, projects="project_id")
@@ -106,9 +108,9 @@ def create_thread(batch: Batch, event: ThreadCreated, sequence: int) -> None:
         statements.INSERT_THREAD,
         batch.threads.key(event.thread_id),
         batch.projects.key(event.project_id),
-        event.title,
+        with_visible_nul(event.title),
         event.provider.value,
-        event.model,
+        with_visible_nul(event.model),
         event.runtime_mode.value,
         ThreadStatus.IDLE.value,
         None,
@@ -134,7 +136,8 @@ def select_thread(batch: Batch, event: ThreadSelected, _: int) -> None:
 def change_thread_status(batch: Batch, event: ThreadStatusChanged, _: int) -> None:
     batch.threads.get(event.thread_id)
     batch.touch(event.thread_id, event.occurred_at)
-    batch.add(statements.SET_THREAD_STATUS, event.status.value, event.error, batch.threads.key(event.thread_id))
+    error = with_visible_nul(event.error)
+    batch.add(statements.SET_THREAD_STATUS, event.status.value, error, batch.threads.key(event.thread_id))
 
 
 @handles(TurnStarted, threads="thread_id", turns="turn_id")
@@ -164,7 +167,7 @@ def _end_turn(
         raise Contradiction(f"turn {event.turn_id} has ended already")
     turn.running = False
     batch.touch(event.thread_id, event.occurred_at)
-    error = event.error if isinstance(event, TurnFailed) else None
+    error = with_visible_nul(event.error) if isinstance(event, TurnFailed) else None
     batch.add(
         statements.END_TURN, status.value, error, format_timestamp(event.occurred_at), batch.turns.key(event.turn_id)
     )
@@ -233,7 +236,7 @@ def request_approval(batch: Batch, event: ApprovalRequested, sequence: int) -> N
         batch.approvals.key(event.approval_id),
         turn.thread_key,
         batch.turns.key(event.turn_id),
-        event.action,
+        with_visible_nul(event.action),
         to_json(event.detail).decode(),
         ApprovalStatus.PENDING.value,
         None,
@@ -263,7 +266,7 @@ def approve_action(batch: Batch, event: ActionApproved, _: int) -> None:
 
 @handles(ActionRejected, approvals="approval_id")
 def reject_action(batch: Batch, event: ActionRejected, _: int) -> None:
-    _decide(batch, event, ApprovalStatus.REJECTED, event.reason)
+    _decide(batch, event, ApprovalStatus.REJECTED, with_visible_nul(event.reason))
 
 
 @handles(CheckpointCreated, turns="turn_id", checkpoints="checkpoint_id")
@@ -298,7 +301,12 @@ def commit_changes(batch: Batch, event: ChangesCommitted, sequence: int) -> None
     batch.touch(event.thread_id, event.occurred_at)
     moment = format_timestamp(event.occurred_at)
     batch.add(
-        statements.INSERT_COMMIT, sequence, batch.threads.key(event.thread_id), event.commit, event.message, moment
+        statements.INSERT_COMMIT,
+        sequence,
+        batch.threads.key(event.thread_id),
+        event.commit,
+        with_visible_nul(event.message),
+        moment,
     )
 
 

@@ -1,12 +1,11 @@
 """The projection of the domain: projects, threads, turns, messages, and what belongs to them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from typing import Any
 
 from sqlalchemy import Connection
 
 from peon.orchestration import BranchCreated, BranchPushed, OrchestrationEvent, ProjectDeleted, ThreadDeleted
-from peon.orchestration.events import Event
 from peon.persistence import schema
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.interface import Backend
@@ -14,15 +13,16 @@ from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.orchestration.batch import Batch
 from peon.persistence.orchestration.handlers import HANDLERS
 from peon.persistence.orchestration.loaded_rows import Contradiction
+from peon.persistence.orchestration.nul_characters import IDENTIFYING_FIELDS
 from peon.persistence.projections.base import Projection, Refusal
 from peon.persistence.runtime.event_loop import with_pauses
 
 
 class OrchestrationProjection(Projection):
-    """Fills the tables of the read model."""
+    """Fills the tables of the read model. Events that are not the domain's pass by it."""
 
     name = "orchestration"
-    version = 1
+    version = 2
     tables = (
         schema.projection_projects,
         schema.projection_threads,
@@ -36,7 +36,7 @@ class OrchestrationProjection(Projection):
         schema.projection_selected_thread,
     )
 
-    def apply(self, connection: Connection, events: Sequence[StoredEvent[OrchestrationEvent]]) -> Iterable[Refusal]:
+    def apply(self, connection: Connection, events: Sequence[StoredEvent[Any]]) -> Iterable[Refusal]:
         refusals: list[Refusal] = []
         backend = backend_of(connection)
         has_limits = not backend.stores_nul or backend.maximum_key_bytes is not None
@@ -44,23 +44,24 @@ class OrchestrationProjection(Projection):
             batch = Batch()
             wanted = batch.wanted()
             for _, event, _ in with_pauses(part, connection.dialect):
-                for table, field in HANDLERS[type(event)].reads:
-                    wanted[table].add(getattr(event, field))
+                if (handler := HANDLERS.get(type(event))) is not None:
+                    for table, field in handler.reads:
+                        wanted[table].add(getattr(event, field))
             batch.load(connection)
             for sequence, event, _ in with_pauses(part, connection.dialect):
+                if (handler := HANDLERS.get(type(event))) is None:
+                    continue
                 try:
                     if has_limits:
                         _require_storable(event, backend)
-                    HANDLERS[type(event)].apply(batch, event, sequence)
+                    handler.apply(batch, event, sequence)
                 except Contradiction as contradiction:
                     refusals.append(Refusal(sequence, str(contradiction)))
             batch.write(connection)
         return refusals
 
 
-def _parts(
-    events: Sequence[StoredEvent[OrchestrationEvent]],
-) -> Iterator[Sequence[StoredEvent[OrchestrationEvent]]]:
+def _parts(events: Sequence[StoredEvent[Any]]) -> Iterator[Sequence[StoredEvent[Any]]]:
     """Splits events after each deletion: the database, which deletes dependent rows, must have all earlier rows."""
     start = 0
     for end, (_, event, _) in enumerate(events, 1):
@@ -71,17 +72,10 @@ def _parts(
         yield events[start:] if start else events
 
 
-@cache
-def _columns_of_text(event: type[Event]) -> tuple[str, ...]:
-    """Returns the fields that are stored as plain text. Those that are stored as JSON can hold any character."""
-    fields = event.model_fields.items()
-    return tuple(name for name, field in fields if field.annotation in (str, str | None) and name != "delta")
-
-
 def _require_storable(event: OrchestrationEvent, backend: Backend) -> None:
     if not backend.stores_nul:
-        for name in _columns_of_text(type(event)):
-            if "\0" in (getattr(event, name) or ""):
+        for name in IDENTIFYING_FIELDS.get(type(event), ()):
+            if "\0" in getattr(event, name):
                 raise Contradiction(f"PostgreSQL cannot hold the NUL character in its {name}")
     limit = backend.maximum_key_bytes
     if limit is not None and isinstance(event, BranchCreated | BranchPushed):

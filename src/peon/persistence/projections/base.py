@@ -44,5 +44,5 @@ class Projection(ABC):
         Returns:
             The events that contradict the tables, if any; nothing of them was written. In an append they raise
             `ProjectionError`; events that are stored already are recorded as problems. An exception fails the
-            append, or the catch-up.
+            append, or the catch-up; it keeps its type, and gets a note with the projection and the event.
         """

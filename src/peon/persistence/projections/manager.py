@@ -1,5 +1,6 @@
 """Keeps projections equal to the log: updates them in each append, catches up at start-up, rebuilds, verifies."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.driver_errors import DriverErrors, database_name, explain
 from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.backends.retries import OwnTransaction, in_own_transaction, with_own_commit
-from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
+from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate, ProjectionsTooNew
 from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.projections import table_setup
@@ -24,12 +25,19 @@ from peon.persistence.projections.positions import (
     set_position,
 )
 from peon.persistence.projections.replay import Meter, Progress, Replay, applied
-from peon.persistence.projections.shadow_tables import shadowed
+from peon.persistence.projections.shadow_tables import declared_in_log, shadowed
+from peon.persistence.projections.table_shape import are_as_declared
 from peon.persistence.projections.verification import Difference, compare, compare_position, compare_problems
 from peon.persistence.schema import LAST_SEQUENCE, projection_problems
 
+logger = logging.getLogger(__name__)
+
 PAGES_A_COMMIT = 10
 """Pages of the log in one transaction of a catch-up. Fewer need more commits; more make appends wait longer."""
+
+
+class _UnusableTables(Exception):  # noqa: N818 - handled where it is met
+    """The tables of a projection cannot be emptied or filled; the cause says why."""
 
 
 class Projections:
@@ -59,11 +67,13 @@ class Projections:
 
         Raises:
             ProjectionError: At the first event that contradicts the tables. The transaction must be rolled back.
-            ProjectionsOutOfDate: Another version has built the tables.
+            ProjectionsOutOfDate: The tables are not those that this version has built, or hold events that were removed
+                from the end of the log.
         """
         first, last = stored[0].sequence, stored[-1].sequence
-        if not advance(connection, self._projections, first - 1, last):
-            self._close_gaps(connection, first - 1, last)
+        moved = advance(connection, self._projections, first - 1, last)
+        if moved < len(self._projections):
+            self._close_gaps(connection, first - 1, last, moved)
         for projection in self._projections:
             refusals = applied(projection, connection, stored)
             if refusals:
@@ -86,52 +96,62 @@ class Projections:
         """Applies the stored events that were not applied yet; does nothing if there are none.
 
         It saves its position with every few pages, so that another call resumes where this one was interrupted.
-        Events that cannot be applied become problems. A projection that another version of the code has built is
-        rebuilt, as by `rebuild`.
+        Events that cannot be applied become problems. A projection is rebuilt, as by `rebuild`, if an older version of
+        the code has built it, or if its position does not fit its tables or the log, as after a partial restore.
 
         Args:
             progress: Called after each page with the number of events done and to do.
 
         Raises:
+            ProjectionsTooNew: A newer version has built a projection. Nothing was written.
             StoreUnavailable: The database is locked, read-only, full or damaged.
         """
         with self._driver_errors:
             with self._reads.connect() as connection:
+                self._backend.require_fitting_end(connection)
                 end = connection.scalars(LAST_SEQUENCE).one()
                 found = {projection: position_of(connection, projection) for projection in self._projections}
-            changed, behind, total = [], [], 0
-            for projection, position in found.items():
-                if position is not None and position.version != projection.version:
-                    changed.append(projection)
-                    total += end
-                elif position is None or position.sequence < end:
-                    behind.append(projection)
-                    total += end - (position.sequence if position is not None else 0)
+                for projection, position in found.items():
+                    self._require_not_newer(projection, position)
+                unfit: dict[Projection, str] = {}
+                behind, total = [], 0
+                for projection, position in found.items():
+                    if reason := _reason_to_rebuild(connection, projection, position, end):
+                        unfit[projection] = reason
+                        total += end
+                    elif position is None or position.sequence < end:
+                        behind.append(projection)
+                        total += end - (position.sequence if position is not None else 0)
             meter = Meter(progress, total)
-            for projection in changed:
-                self._rebuild(projection, meter)
+            for projection, reason in unfit.items():
+                self._rebuild(projection, meter, reason)
             for projection in behind:
                 self._catch_up(projection, meter)
             meter.finish()
 
-    def rebuild(self, progress: Progress | None = None) -> None:
+    def rebuild(self, progress: Progress | None = None, *, replace_newer: bool = False) -> None:
         """Rebuilds all projections from the log.
 
-        Readers see the old rows of a projection until its new ones are complete. Appends wait only while the new rows
+        It needs nothing but the log: tables that are damaged, missing or of another shape are created again. Readers
+        see the old rows of a projection until its new ones are complete. Appends wait only while the new rows
         replace the old ones. Each projection is replaced in one transaction; an interrupted rebuild leaves the
         remaining projections as they were.
 
         Args:
             progress: See `catch_up`.
+            replace_newer: Rebuild even what a newer version of the code has built.
 
         Raises:
+            ProjectionsTooNew: A newer version has built a projection, and `replace_newer` is off.
             StoreUnavailable: The database is locked, read-only, full or damaged.
         """
         with self._driver_errors:
             with self._reads.connect() as connection:
                 meter = Meter(progress, connection.scalars(LAST_SEQUENCE).one() * len(self._projections))
+                if not replace_newer:
+                    self._require_none_newer(connection)
             for projection in self._projections:
-                self._rebuild(projection, meter)
+                self._rebuild(projection, meter, "rebuild() was called", replace_newer=replace_newer)
 
     def verify(self, progress: Progress | None = None) -> list[Difference]:
         """Computes all rows from the log again, in temporary tables, and compares them; changes nothing.
@@ -154,17 +174,46 @@ class Projections:
                 for difference in self._differences(connection, projection, meter)
             ]
 
-    def _close_gaps(self, connection: Connection, before: int, last: int) -> None:
-        """Applies events that were stored without this projection, perhaps by an older version of the application."""
-        for projection in self._projections:
-            position = position_of(connection, projection)
-            if position is None or position.version != projection.version or position.sequence > last:
-                raise ProjectionsOutOfDate(
-                    f"projection {projection.name} in {database_name(self._engine)} was built by another version "
-                    "of the application: run the same version in all processes, and open the database again"
-                )
-            if position.sequence == last:  # `advance` has moved it already
+    def _require_not_newer(self, projection: Projection, position: Position | None) -> None:
+        if position is not None and position.version > projection.version:
+            raise ProjectionsTooNew(
+                projection.name,
+                database=database_name(self._engine),
+                found=position.version,
+                expected=projection.version,
+            )
+
+    def _require_none_newer(self, connection: Connection) -> None:
+        try:
+            for projection in self._projections:
+                self._require_not_newer(projection, position_of(connection, projection))
+        except Exception as error:
+            if not self._is_fault_of_tables(error):  # a rebuild needs nothing but the log
+                raise
+
+    def _is_fault_of_tables(self, error: Exception) -> bool:
+        cause = self._driver_errors.cause_of(error)
+        return cause is not None and self._backend.is_fault_of_tables(cause)
+
+    def _close_gaps(self, connection: Connection, before: int, last: int, moved: int) -> None:
+        """Applies events that were stored without this projection, perhaps by an older version of the application.
+
+        Args:
+            moved: The number of projections that `advance` has moved to `last`.
+        """
+        found = [(projection, position_of(connection, projection)) for projection in self._projections]
+        at_last = [each for each, position in found if position == Position(each.version, last)]
+        for projection, position in found:
+            self._require_not_newer(projection, position)
+            # More than `advance` has moved: then some were there before, and hold events that were removed.
+            if projection in at_last and len(at_last) == moved:
                 continue
+            reason = _reason_to_rebuild(connection, projection, position, before)
+            if position is None or reason:
+                raise ProjectionsOutOfDate(
+                    f"projection {projection.name} in {database_name(self._engine)} must be rebuilt, because "
+                    f"{reason or 'it has no position in this log'}: open the database again"
+                )
             self._replay.apply_pages(connection, projection, position.sequence, until=before)
             set_position(connection, projection, last)
 
@@ -177,7 +226,7 @@ class Projections:
             if last == before:
                 return
             meter.add(last - before)
-        self._rebuild(projection, meter)  # another version has rebuilt it meanwhile
+        self._rebuild(projection, meter, "another version has built it meanwhile")
 
     def _apply_some(self, projection: Projection, connection: Connection) -> tuple[int, int] | None:
         """Returns the old and the new position of the projection; `None` if another version has built it."""
@@ -194,11 +243,54 @@ class Projections:
             advance(connection, [projection], position.sequence, last)
         return position.sequence, last
 
-    def _rebuild(self, projection: Projection, meter: Meter) -> None:
+    def _rebuild(self, projection: Projection, meter: Meter, reason: str, *, replace_newer: bool = False) -> None:
+        logger.info("rebuilding projection %s of %s: %s", projection.name, database_name(self._engine), reason)
+        usable = self._can_be_emptied(projection)
         reads = self._engine.execution_options(**{READ_ONLY: True})
-        with_own_commit(reads, self._driver_errors, partial(self._build_and_replace, projection, meter))
+        work = partial(self._build_and_replace, projection, meter, replace_newer=replace_newer)
+        if usable:
+            try:
+                with_own_commit(reads, self._driver_errors, partial(work, unreadable=None))
+            except _UnusableTables as error:
+                usable = False
+                logger.warning(
+                    "the tables of projection %s are unusable: %s", projection.name, explain(error.__cause__ or error)
+                )
+        if not usable:
+            logger.warning(
+                "creating the tables of projection %s again: they are damaged, missing or of another shape",
+                projection.name,
+            )
+            with self._reads.connect() as connection:
+                unreadable = table_setup.unreadable_tables(connection, projection)
+            with_own_commit(reads, self._driver_errors, partial(work, unreadable=unreadable))
 
-    def _build_and_replace(self, projection: Projection, meter: Meter, own: OwnTransaction) -> None:
+    def _can_be_emptied(self, projection: Projection) -> bool:
+        """Returns whether the tables have the declared shape, as far as that can be seen without reading their rows."""
+        with self._reads.connect() as connection:
+            try:
+                position = position_of(connection, projection)
+            except Exception as error:
+                if not self._is_fault_of_tables(error):
+                    raise
+                return False
+            kept = table_setup.tables_to_empty(projection, position and position.version)
+            return not kept or are_as_declared(connection, declared_in_log(connection, kept))
+
+    def _build_and_replace(
+        self,
+        projection: Projection,
+        meter: Meter,
+        own: OwnTransaction,
+        *,
+        replace_newer: bool,
+        unreadable: set[str] | None,
+    ) -> None:
+        """Builds the projection in shadow tables, and replaces the rows of the real ones.
+
+        Args:
+            unreadable: Create the real tables again, of which these cannot be read. `None` to keep the tables.
+        """
         connection = own.connection
         tables = [*projection.tables, projection_problems]
         with self._backend.large_cache(connection), shadowed(connection, tables) as pair:
@@ -214,9 +306,20 @@ class Projections:
                 connection.execution_options(**{READ_ONLY: False})
             self._backend.join_append(connection)
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
-            position = position_of(connection, projection)
-            table_setup.replace(connection, projection, pair, version=position and position.version)
-            set_position(connection, projection, last)
+            try:
+                if unreadable is not None:
+                    table_setup.recreate(connection, projection, pair, unreadable)
+                position = position_of(connection, projection)
+                if not replace_newer:
+                    self._require_not_newer(projection, position)
+                if unreadable is None:
+                    table_setup.empty(connection, projection, pair, version=position and position.version)
+                table_setup.fill(connection, pair)
+                set_position(connection, projection, last)
+            except Exception as error:
+                if unreadable is not None or not self._is_fault_of_tables(error):
+                    raise
+                raise _UnusableTables from self._driver_errors.cause_of(error)
             own.commit()
 
     def _differences(self, connection: Connection, projection: Projection, meter: Meter) -> list[Difference]:
@@ -234,3 +337,22 @@ class Projections:
                 if table.name != projection_problems.name:
                     differences += compare(connection, shadow, table)
         return differences
+
+
+def _reason_to_rebuild(
+    connection: Connection, projection: Projection, position: Position | None, end: int
+) -> str | None:
+    """Returns why the tables cannot be brought up to date from the position, if so.
+
+    A position that does not belong to the tables comes from a restore of some of the tables. The signs that cost
+    nothing are looked for; a position in the middle of the log has none.
+    """
+    if position is None:
+        return None  # whatever the tables hold is removed first
+    if position.version != projection.version:
+        return f"its version {position.version} has built it, and the present version is {projection.version}"
+    if position.sequence > end:
+        return f"it has applied events up to {position.sequence}, but the log ended at {end}: events were removed"
+    if position.sequence == 0 and table_setup.is_filled(connection, projection):
+        return "its tables are filled although it has applied no event"
+    return None

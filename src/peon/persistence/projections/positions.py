@@ -53,10 +53,9 @@ class Problem(NamedTuple):
     reason: str
 
 
-def advance(connection: Connection, projections: Sequence[Projection], before: int, last: int) -> bool:
-    """Moves the projections whose position is `before` to `last`, and returns whether that was all of them."""
-    rows = [(last, projection.name, projection.version, before) for projection in projections]
-    return _ADVANCE.run(connection, rows) == len(rows)
+def advance(connection: Connection, projections: Sequence[Projection], before: int, last: int) -> int:
+    """Moves the projections whose position is `before` to `last`, and returns how many those were."""
+    return _ADVANCE.run(connection, [(last, projection.name, projection.version, before) for projection in projections])
 
 
 def position_of(connection: Connection, projection: Projection) -> Position | None:

@@ -31,10 +31,7 @@ class Shadows(NamedTuple):
 def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadows]:
     """Creates an empty shadow table for each table; at the end, rolls back and drops the shadow tables."""
     backend = backend_of(connection)
-    pair = Shadows(
-        _shadow_tables(tuple(tables), backend.temporary_schema),
-        _hidden_tables(tuple(tables), backend.schema_of_log(connection)),
-    )
+    pair = Shadows(_shadow_tables(tuple(tables), backend.temporary_schema), declared_in_log(connection, tables))
     with backend.nothing_prepared(connection):
         try:
             for shadow in pair.shadows:
@@ -42,6 +39,11 @@ def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadow
             yield pair
         finally:
             _remove(pair.shadows, connection)
+
+
+def declared_in_log(connection: Connection, tables: Sequence[Table]) -> Sequence[Table]:
+    """Returns the tables with the schema that holds the log, parents first: no shadow table hides them."""
+    return _hidden_tables(tuple(tables), backend_of(connection).schema_of_log(connection))
 
 
 def _remove(shadows: Sequence[Table], connection: Connection) -> None:

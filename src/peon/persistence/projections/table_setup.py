@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy import Connection, Table, delete, exists, insert, select
 from sqlalchemy.schema import DropTable
 
 from peon.persistence import schema
+from peon.persistence.backends import backend_of
 from peon.persistence.projections.base import Projection
-from peon.persistence.projections.shadow_tables import Shadows
+from peon.persistence.projections.shadow_tables import Shadows, declared_in_log
+from peon.persistence.projections.table_shape import are_as_declared
 
 
 def check(projections: Sequence[Projection]) -> None:
@@ -57,6 +59,11 @@ def is_migrated(table: Table) -> bool:
     return table.metadata is schema.metadata
 
 
+def is_filled(connection: Connection, projection: Projection) -> bool:
+    """Returns whether a table of the projection holds a row."""
+    return any(connection.scalar(select(exists(select(1).select_from(table)))) for table in projection.tables)
+
+
 def prepare(connection: Connection, projection: Projection) -> None:
     """Empties the tables and the problems of a projection; creates the tables that no migration creates."""
     own = _own_table_names(projection)
@@ -70,23 +77,65 @@ def prepare(connection: Connection, projection: Projection) -> None:
     _delete_problems(connection, projection, schema.projection_problems)
 
 
-def replace(connection: Connection, projection: Projection, pair: Shadows, *, version: int | None) -> None:
-    """Replaces the rows of the hidden tables by those of the shadow tables.
+def unreadable_tables(connection: Connection, projection: Projection) -> set[str]:
+    """Returns the names of the tables that are missing or damaged, of the projection or of its records."""
+    tables = [*projection.tables, schema.projection_positions, schema.projection_problems]
+    backend = backend_of(connection)
+    return {t.name for t in declared_in_log(connection, tables) if not backend.is_readable(connection, t)}
+
+
+def recreate(connection: Connection, projection: Projection, pair: Shadows, unreadable: set[str]) -> None:
+    """Creates the hidden tables again, whatever state they are in, instead of emptying them.
+
+    The positions and problems of other projections are lost if their table is unusable. A projection without a
+    position is built from the log at the next start-up of an application that has it.
 
     Args:
-        version: The version of the code that has built the hidden tables; `None` if none has.
+        unreadable: See `unreadable_tables`; found in an earlier transaction.
     """
-    own = _own_table_names(projection) if version != projection.version else set()
+    discard = backend_of(connection).discard_table
+    records = declared_in_log(connection, [schema.projection_positions, schema.projection_problems])
+    unusable = [t for t in records if t.name in unreadable or not are_as_declared(connection, [t])]
+    of_projection = [table for table in pair.hidden if table.name != schema.projection_problems.name]
+    for table in [*unusable, *reversed(of_projection)]:
+        discard(connection, table, readable=table.name not in unreadable)
+    for table in [*unusable, *of_projection]:
+        table.create(connection, checkfirst=False)
+    (problems,) = [table for table in pair.hidden if table.name == schema.projection_problems.name]
+    _delete_problems(connection, projection, problems)
+
+
+def tables_to_empty(projection: Projection, version: int | None) -> list[Table]:
+    """Returns the tables that a rebuild keeps; the others are created again.
+
+    Args:
+        version: The version of the code that has built the tables; `None` if none has.
+    """
+    return [table for table in projection.tables if is_migrated(table) or version == projection.version]
+
+
+def empty(connection: Connection, projection: Projection, pair: Shadows, *, version: int | None) -> None:
+    """Empties the hidden tables, or creates them again.
+
+    Args:
+        version: See `tables_to_empty`.
+    """
+    kept = {table.name for table in tables_to_empty(projection, version)}
     for table in reversed(pair.hidden):
-        if table.name in own:
-            connection.execute(DropTable(table, if_exists=True))
-        elif table.name == schema.projection_problems.name:
+        if table.name == schema.projection_problems.name:
             _delete_problems(connection, projection, table)
-        else:
+        elif table.name in kept:
             connection.execute(delete(table))
-    for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
-        if table.name in own:
+        else:
+            connection.execute(DropTable(table, if_exists=True))
+    for table in pair.hidden:
+        if table.name not in kept and table.name != schema.projection_problems.name:
             table.create(connection, checkfirst=False)
+
+
+def fill(connection: Connection, pair: Shadows) -> None:
+    """Copies the rows of the shadow tables into the hidden tables."""
+    for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
         columns = [column.name for column in table.columns]
         connection.execute(insert(table).from_select(columns, select(shadow)))
 

@@ -1,4 +1,4 @@
-"""The one fork handler: what must be replaced in a forked child process registers itself here.
+"""The one fork handler: what a fork has to wait for, and what must be replaced in a child process, registers here.
 
 A forked child has a copy of every lock, but only the thread that called `fork`. A lock that another thread held is
 never released there, and a database connection must not be used by two processes
@@ -6,14 +6,35 @@ never released there, and a database connection must not be used by two processe
 """
 
 import os
+import time
 from collections.abc import Callable
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from contextlib import suppress
+from threading import RLock, get_ident
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 OwnerT = TypeVar("OwnerT")
 
+FORK_WAIT_SECONDS = 5.0
+"""The longest wait of a fork for the calls of other threads: longer than a statement or a commit usually takes."""
+
+
+class Gated(Protocol):
+    """What must not be in the middle of a call when the process forks.
+
+    Attributes:
+        fork_lock: Is held during each call; set by `gate`.
+    """
+
+    fork_lock: RLock
+
+
 _resets: WeakKeyDictionary[Any, Callable[[Any], object]] = WeakKeyDictionary()
 _inherited: list[object] = []
+_gated: WeakSet[Any] = WeakSet()
+_registering: RLock = RLock()
+_held: dict[int, list[RLock]] = {}
+"""The locks that a thread holds while it forks."""
 
 
 def reset_after_fork(owner: OwnerT, reset: Callable[[OwnerT], object]) -> None:
@@ -34,10 +55,55 @@ def keep_inherited(value: object) -> None:
     _inherited.append(value)
 
 
-def _reset_all() -> None:
+def gate(owner: Gated) -> None:
+    """Gives `owner` its `fork_lock`. A fork waits, for up to `FORK_WAIT_SECONDS`, until no other thread holds it.
+
+    A library in C may hold locks of its own during a call, which no Python code can see.
+
+    Args:
+        owner: Is kept by a weak reference.
+    """
+    owner.fork_lock = RLock()  # reentrant: a call may run Python code that makes another, or forks
+    with _registering:
+        _gated.add(owner)
+
+
+def _before() -> None:
+    deadline = time.monotonic() + FORK_WAIT_SECONDS
+    # Noted before it is acquired: a signal handler may raise in between, and the fork takes place nevertheless.
+    held = _held[get_ident()] = [_registering]
+    _registering.acquire(timeout=FORK_WAIT_SECONDS)  # nobody else can register until the fork is over
+    for owner in list(_gated):
+        lock = owner.fork_lock
+        held.append(lock)
+        if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            held.pop()
+
+
+def _after_in_parent() -> None:
+    _release(_held.pop(get_ident(), []))
+
+
+def _release(held: list[RLock]) -> None:
+    try:
+        while held:
+            with suppress(RuntimeError):  # it was not acquired
+                held[-1].release()
+            held.pop()
+    finally:
+        if held:  # a signal handler has raised
+            _release(held)
+
+
+def _after_in_child() -> None:
+    global _registering
+    _registering = RLock()
+    _held.clear()
+    for owner in list(_gated):
+        owner.fork_lock = RLock()
     for owner, reset in list(_resets.items()):
         reset(owner)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_reset_all)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

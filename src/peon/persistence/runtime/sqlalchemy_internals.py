@@ -6,7 +6,7 @@ limits SQLAlchemy to the releases that were tested.
 
 from typing import Any
 
-from sqlalchemy import Compiled
+from sqlalchemy import Compiled, Connection
 from sqlalchemy.sql.compiler import ExpandedState, SQLCompiler
 
 # Awaits a coroutine from blocking code that SQLAlchemy runs in a greenlet, and starts such code. The asynchronous
@@ -14,7 +14,7 @@ from sqlalchemy.sql.compiler import ExpandedState, SQLCompiler
 from sqlalchemy.util import await_only as await_in_greenlet
 from sqlalchemy.util import greenlet_spawn as run_in_greenlet
 
-__all__ = ["await_in_greenlet", "expand_parameters", "positional_names", "run_in_greenlet"]
+__all__ = ["await_in_greenlet", "expand_parameters", "is_autocommit", "positional_names", "run_in_greenlet"]
 
 
 def positional_names(compiled: Compiled) -> list[str] | None:
@@ -24,6 +24,15 @@ def positional_names(compiled: Compiled) -> list[str] | None:
     """
     names: list[str] | None = compiled.positiontup  # type: ignore[attr-defined]
     return names
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Returns whether the isolation level of a connection, by itself or by its engine, is AUTOCOMMIT.
+
+    `Connection.get_isolation_level` never returns AUTOCOMMIT, and the execution options lack the level that an engine
+    was created with.
+    """
+    return connection._is_autocommit_isolation()
 
 
 def expand_parameters(compiled: SQLCompiler, parameters: dict[str, Any]) -> ExpandedState:

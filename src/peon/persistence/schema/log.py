@@ -41,6 +41,14 @@ append_lock = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
 )
 
+# The identity of the log, in the only row, number 1. Each log has its own, and gets a new one when it is restored.
+log_identity = Table(
+    "log_identity",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("identity", Text, nullable=False),
+)
+
 # The index of tags: which events have a field, such as thread_id, with a value. It is derived from the log when a
 # query first asks for the field. The type of an event counts as a field.
 tags = Table(

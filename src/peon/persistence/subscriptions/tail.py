@@ -14,29 +14,31 @@ class Tail(Generic[StoredT]):
 
     Args:
         pages: See `LogPages.read`.
-        last_sequence: Returns the end of the log; given if the pages leave out events, so that those are not read
-            again.
+        end_after: See `LogReader.end_after`.
+        leaves_out: Whether the pages leave out events. Those are not read again.
         keep: See `decoded`.
 
     Attributes:
-        position: The sequence of the last event that was returned.
+        position: The sequence up to which the log was read: every event up to there was returned or left out.
     """
 
     def __init__(
         self,
         pages: Pages,
-        last_sequence: Callable[[], int] | None,
+        end_after: Callable[[int], int],
         codec: EventCodec[Any],
         after: int,
         *,
+        leaves_out: bool,
         keep: bool,
     ) -> None:
         self._pages = pages
-        self._last_sequence = last_sequence
+        self._end_after = end_after
+        self._leaves_out = leaves_out
+        self._is_checked = False
         self._codec = codec
         self._keep = keep
         self._events: Iterator[StoredEvent[StoredT]] = iter(())
-        self._read_to = after
         self.position = after
 
     @classmethod
@@ -44,34 +46,42 @@ class Tail(Generic[StoredT]):
         """Returns the tail of a log; raises what `EventStore.stream` raises for the same arguments."""
         after = checked_number("after", after)
         keep = keeps_undecodable(selection.undecodable)
-        everything = selection.event_types is None and selection.query is None
-        last_sequence = None if everything else reader.last_sequence
-        return cls(reader.pages(selection), last_sequence, reader.codec, after, keep=keep)
+        leaves_out = selection.event_types is not None or selection.query is not None
+        return cls(reader.pages(selection), reader.end_after, reader.codec, after, leaves_out=leaves_out, keep=keep)
 
     def move(self, after: int) -> None:
         self._events = iter(())
-        self._read_to = self.position = after
+        self._is_checked = False
+        self.position = after
 
     def next(self) -> StoredEvent[StoredT] | None:
         """Returns the next event, `None` if there is none yet.
 
         Raises:
             EventDecodeError: It cannot be decoded; another call raises again.
+            PositionBeyondEnd: The log ends before the position.
             StoreUnavailable: The database cannot be read; another call may succeed.
         """
-        while (stored := next(self._events, None)) is None:
+        while (stored := self.next_read()) is None:
             if not self._read():
                 return None
-        self.position = self._read_to = stored.sequence
+        return stored
+
+    def next_read(self) -> StoredEvent[StoredT] | None:
+        """Like `next`, without reading the database again: `None` if another page is needed."""
+        stored = next(self._events, None)
+        if stored is not None:
+            self.position = stored.sequence
         return stored
 
     def _read(self) -> bool:
         """Reads a page; returns whether there was one."""
         # Before the page: events that are stored after this moment must not be skipped.
-        end = self._last_sequence() if self._last_sequence is not None else 0
-        page = next(self._pages(self._read_to, None), None)
+        end = self._end_after(self.position) if self._leaves_out or not self._is_checked else 0
+        self._is_checked = True
+        page = next(self._pages(self.position, None), None)
         if page is None:
-            self._read_to = max(self._read_to, end)
+            self.position = max(self.position, end if self._leaves_out else 0)
             return False
         self._events = decoded([page], self._codec, keep=self._keep)
         return True

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from peon.persistence.backends import backend_of
+from peon.persistence.backends.address import is_missing
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.engine import for_threads
 
@@ -77,6 +78,8 @@ class Watcher:
 
     def _connect(self) -> Any:
         """Returns a connection of the driver that no pool owns."""
+        if is_missing(self._engine.url):
+            raise FileNotFoundError(self._engine.url.database)  # connecting would create an empty file
         connection = self._pool.connect()
         connection.detach()
         return connection.dbapi_connection
