@@ -1,5 +1,6 @@
 """A file that is deleted, moved or replaced while it is open: nothing is acknowledged, and no empty file is created."""
 
+import os
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from helpers.gone_files import WAYS, delete, move
 from helpers.migrated_databases import file_of, names_in
 from helpers.processes import PATIENCE
-from helpers.unavailable_databases import assert_works, in_child, renamed, sqlite
+from helpers.unavailable_databases import NOBODY, assert_works, in_child, renamed, sqlite
 from sqlalchemy import URL, text
 
 from peon.orchestration import ProjectCreated
@@ -288,8 +289,11 @@ def test_appends_without_their_write_ahead_log_are_soon_refused_and_saved_by_clo
 
 
 def test_a_folder_that_may_not_be_entered_any_more_is_told(folder: Path) -> None:
-    folder.chmod(0o777)
     path = folder / "data" / "peon.db"
+    Database.open(url=sqlite(path), maintain_projections=False).close()
+    if os.geteuid() == 0:
+        for owned in (folder, path.parent, path):
+            os.chown(owned, NOBODY, NOBODY)
 
     def attempt() -> None:
         with Database.open(url=sqlite(path), maintain_projections=False) as database:

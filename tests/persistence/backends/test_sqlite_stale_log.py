@@ -104,20 +104,21 @@ def damaged(tmp_path: Path) -> Path:
         database.events.append_all([renamed() for _ in range(10)])
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA writable_schema = ON")
-        row = connection.execute("SELECT * FROM sqlite_schema WHERE name = 'idx_events_sequence'").fetchone()
-        connection.execute("DELETE FROM sqlite_schema WHERE name IN ('idx_events_sequence', 'events_refuse_delete')")
+        hidden = "name IN ('idx_events_sequence', 'events_refuse_delete')"
+        rows = connection.execute(f"SELECT * FROM sqlite_schema WHERE {hidden}").fetchall()
+        connection.execute(f"DELETE FROM sqlite_schema WHERE {hidden}")
         connection.commit()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DELETE FROM events WHERE sequence > 6")
         connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", row)
+        connection.executemany("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", rows)
         connection.commit()
     return path
 
 
 def test_a_log_whose_end_does_not_fit_is_not_opened(damaged: Path) -> None:
     with pytest.raises(StoreUnavailable, match="its log ends with event 6, and 10 events have been numbered"):
-        Database.open(url=sqlite(damaged), maintain_projections=False)
+        Database.open(url=sqlite(damaged))
 
 
 def test_a_log_whose_end_does_not_fit_is_not_appended_to(damaged: Path) -> None:
