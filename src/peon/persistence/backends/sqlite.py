@@ -29,10 +29,9 @@ from peon.persistence.backends.sqlite_connections import (
     WRITE_LOCK_TIMEOUT,
     create_private_file,
     driver_connection,
-    first_row,
 )
 from peon.persistence.backends.sqlite_consumer_lock import FileConsumerLock, ProcessConsumerLock
-from peon.persistence.backends.sqlite_driver import GatedConnection
+from peon.persistence.backends.sqlite_driver import GatedConnection, first_row
 from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
 from peon.persistence.runtime.sqlalchemy_internals import is_autocommit

@@ -5,7 +5,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from peon.persistence.backends.address import is_file, is_memory
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import READ_ONLY, Synchronous
-from peon.persistence.backends.sqlite_driver import GatedConnection
+from peon.persistence.backends.sqlite_driver import GatedConnection, first_row
 from peon.persistence.backends.sqlite_file import DatabaseFile, OpenFile
 from peon.persistence.backends.sqlite_file_locks import PATIENCE_SECONDS, is_busy, reason_for_no_locks
 from peon.persistence.backends.sqlite_write_lock import WriteLock
@@ -174,17 +174,6 @@ def driver_connection(connection: Connection) -> sqlite3.Connection:
     """
     driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
     return driver
-
-
-def first_row(connection: sqlite3.Connection, query: str) -> tuple[Any, ...]:
-    """Returns the first row of a query that is run by the driver.
-
-    SQLAlchemy 2.0's adapter for an event loop returns rows from its cursors only, not from what `execute` returns.
-    """
-    with closing(connection.cursor()) as cursor:
-        cursor.execute(query)
-        row: tuple[Any, ...] = cursor.fetchone()
-        return row
 
 
 def sqlite_path(connection: sqlite3.Connection) -> str:

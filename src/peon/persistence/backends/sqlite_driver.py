@@ -6,7 +6,7 @@ child waits for it for ever as soon as it opens a database (measured in docs/exp
 
 import sqlite3
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from threading import RLock
 from typing import Any
 
@@ -110,3 +110,14 @@ class GatedConnection(sqlite3.Connection):
     def __del__(self) -> None:
         with suppress(sqlite3.ProgrammingError):  # it was never opened, or belongs to another thread
             self.close()
+
+
+def first_row(connection: sqlite3.Connection, query: str) -> tuple[Any, ...]:
+    """Returns the first row of a query that is run by the driver.
+
+    SQLAlchemy 2.0's adapter for an event loop returns rows from its cursors only, not from what `execute` returns.
+    """
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(query)
+        row: tuple[Any, ...] = cursor.fetchone()
+        return row

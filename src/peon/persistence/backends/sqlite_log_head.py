@@ -11,7 +11,8 @@ from sqlalchemy.dialects import sqlite
 from peon.persistence.backends.compiled import CompiledStatement, insert_into
 from peon.persistence.backends.driver_errors import database_name, no_sequence_left
 from peon.persistence.backends.interface import LogHead
-from peon.persistence.backends.sqlite_connections import driver_connection, first_row
+from peon.persistence.backends.sqlite_connections import driver_connection
+from peon.persistence.backends.sqlite_driver import first_row
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.schema import LAST_SEQUENCE, MAXIMUM_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from peon.persistence.backends.sqlite_driver import first_row
 from peon.persistence.backends.sqlite_file_locks import is_busy
 
 if sys.platform != "win32":
@@ -51,7 +52,7 @@ class WriteLock:
         """
         if self._sqlite_waits:
             # Not restored after each BEGIN: the two statements take a tenth of the time of an append of one event.
-            connection.execute("PRAGMA busy_timeout = 0").close()
+            first_row(connection, "PRAGMA busy_timeout = 0")
             self._sqlite_waits = False
         start = time.monotonic()
         if self._waiting_writers.exist():
@@ -65,7 +66,7 @@ class WriteLock:
     def let_sqlite_wait(self, connection: sqlite3.Connection) -> None:
         """Lets SQLite wait for locks as on any connection, for statements that are not a BEGIN of this class."""
         if not self._sqlite_waits:
-            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}").close()
+            first_row(connection, f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
             self._sqlite_waits = True
 
     def _wait(self, connection: sqlite3.Connection, since: float, deadline: float) -> None:
