@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import sqlalchemy
 from helpers.migrated_databases import engine_of, file_of, names_in, populate, revision_of, schema_of, state_of, thaw
 from sqlalchemy import URL, text
 
@@ -36,7 +37,14 @@ def test_the_error_for_a_database_out_of_date_names_the_command_to_run(
     Database.open(url=lasting_url, migrate=False, maintain_projections=False).close()
 
 
-@pytest.mark.parametrize("name", ["it's my $HOME.db", "a?b=c&d%20#e.db", "größe;`\\n.db"])
+NOT_IN_AN_ADDRESS_OF_2_0 = pytest.mark.skipif(
+    sqlalchemy.__version__ < "2.1", reason="SQLAlchemy 2.0 does not quote the file name in an address"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["it's my $HOME.db", pytest.param("a?b=c&d%20#e.db", marks=NOT_IN_AN_ADDRESS_OF_2_0), "größe;`\\n.db"]
+)
 def test_the_command_works_for_any_file_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = URL.create("sqlite", database=str(tmp_path / "data" / name))
 
