@@ -34,6 +34,11 @@ PAGES = [page for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")
 LINKING_PAGES = sorted({*PAGES, *ROOT.glob("*.md")})
 SHELL_SECONDS = 120
 
+NAMED_FROM = [ROOT, ROOT / "src", ROOT / "src" / "peon", ROOT / "src" / "peon" / "persistence", ROOT / "tests"]
+"""The folders from which pages name files."""
+
+EXAMPLE_NAMES = ["alembic/versions/006_what_it_does.py"]
+
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>python|sh)\n(?P<code>.*?)^```$"
     r"(?:\n+```text\n(?P<output>.*?)^```$)?",
@@ -107,7 +112,29 @@ def prose_of(page: Path) -> str:
 def anchors_of(page: Path) -> list[str]:
     """Returns the anchors that GitHub and MyST give the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)
-    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return [anchor_of(heading) for heading in headings]
+
+
+def anchor_of(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_decision_is_in_the_index_of_decisions() -> None:
+    explanation = ROOT / "docs" / "explanation"
+    indexed = re.findall(r"\]\((decisions/[^)]+)\)", prose_of(explanation / "decisions.md"))
+    decisions = [
+        f"decisions/{page.name}#{anchor_of(heading)}"
+        for page in explanation.glob("decisions/*.md")
+        for heading in re.findall(r"^## (.*)$", prose_of(page), re.MULTILINE)
+    ]
+    assert sorted(set(decisions) - set(indexed)) == []
+
+
+@pytest.mark.parametrize("page", LINKING_PAGES, ids=name_of)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:\w+/)+\w+\.(?:py|toml|svg|jsonl))`", prose_of(page))
+    missing = [name for name in named if not any((folder / name).exists() for folder in NAMED_FROM)]
+    assert [name for name in missing if name not in EXAMPLE_NAMES] == []
 
 
 def test_every_page_is_in_the_navigation() -> None:

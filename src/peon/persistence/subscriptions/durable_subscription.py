@@ -16,10 +16,10 @@ class DurableSubscription(Subscription[StoredT]):
 
     One consumer of a name is active at a time, among all processes. From its first event until it is closed, no other
     consumer of the name is given an event. Another one waits for its first event, and takes over within a tenth of a
-    second after the active one was closed or its process has ended. On PostgreSQL, the active consumer holds one more
-    connection. If that is lost, the consumer must become active again before it is given another event. If another
-    consumer has moved the position meanwhile, and this one has not saved its last events, asking for the next event
-    raises `SubscriptionConflict`.
+    second after the active one was closed or its process has ended. On PostgreSQL, each consumer holds one more
+    connection, also while it waits. If the active one loses it, it must become active again before it is given another
+    event. If another consumer has moved the position meanwhile, and this one has not saved its last events, asking
+    for the next event raises `SubscriptionConflict`.
     """
 
     def __init__(
