@@ -111,6 +111,12 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
             record.info[_WRITE_LOCK].let_sqlite_wait(connection)
 
     @event.listens_for(engine, "checkin")
+    def roll_back(connection: Any, _: object) -> None:
+        # SQLAlchemy takes a transaction for ended whose end was interrupted, as by a signal handler that raises.
+        if connection is not None and engine.dialect.get_driver_connection(connection).in_transaction:
+            connection.rollback()
+
+    @event.listens_for(engine, "checkin")
     def switch_off_transactions_of_driver(connection: sqlite3.Connection | None, _: object) -> None:
         # SQLAlchemy switches them on when it sets or resets an isolation level, which it does before this event.
         if connection is not None and connection.isolation_level is not None:
