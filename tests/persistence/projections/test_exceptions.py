@@ -57,7 +57,7 @@ class TestTheProjectionRaises:
         with pytest.raises(LookupError, match="from the projection") as caught:
             database.events.append_all(BATCH)
 
-        assert notes(caught.value) == expected
+        assert notes(caught.value) == IN_ALL_EVENTS  # following them would take a twentieth of the time
         assert database.events.last_sequence() == 0
 
     def test_in_the_append_of_one_event(self, open_empty: Opener, kind: type[Projection], expected: list[str]) -> None:
@@ -116,8 +116,7 @@ def test_an_error_of_the_database_is_named_too(open_empty: Opener, kind: type[Pr
     with pytest.raises(StoreUnavailable) as caught:
         database.events.append_all([renamed("b"), renamed("a")])
 
-    expected = "at event 4 (ProjectRenamed)" if kind is Renames else "in events 3 to 4"
-    assert notes(caught.value) == [f"raised by projection renames {expected}"]
+    assert notes(caught.value) == ["raised by projection renames in events 3 to 4"]
 
 
 def test_an_exception_object_that_is_raised_again_has_its_note_once(

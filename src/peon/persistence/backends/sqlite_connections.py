@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Pool, event
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, Pool, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -51,7 +51,9 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
     in_memory = is_memory(engine.url)
     milliseconds = round(busy_timeout * 1000)
     path = Path(str(engine.url.database)) if is_file(engine.url) else None
-    if not in_memory:
+    if in_memory:
+        _keep_when_interrupted(engine)
+    else:
         _listen_for_changed_files(engine, path)
 
     @event.listens_for(engine, "connect")
@@ -109,10 +111,29 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
             record.info[_WRITE_LOCK].let_sqlite_wait(connection)
 
     @event.listens_for(engine, "checkin")
+    def roll_back(connection: Any, _: object) -> None:
+        # SQLAlchemy takes a transaction for ended whose end was interrupted, as by a signal handler that raises.
+        if connection is not None and engine.dialect.get_driver_connection(connection).in_transaction:
+            connection.rollback()
+
+    @event.listens_for(engine, "checkin")
     def switch_off_transactions_of_driver(connection: sqlite3.Connection | None, _: object) -> None:
         # SQLAlchemy switches them on when it sets or resets an isolation level, which it does before this event.
         if connection is not None and connection.isolation_level is not None:
             connection.isolation_level = None
+
+
+def _keep_when_interrupted(engine: Engine) -> None:
+    """Keeps the connection of a database in memory when a statement is interrupted: without it, the data is gone.
+
+    SQLAlchemy closes a connection after an interrupt, as by a signal handler that raises, because it does not know
+    whether the driver can still use it. SQLite's can: the statement takes place or does not.
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def keep(context: ExceptionContext) -> None:
+        if not isinstance(context.original_exception, Exception):
+            context.is_disconnect = False
 
 
 def _require_locks(connection: sqlite3.Connection, path: Path, milliseconds: int) -> None:

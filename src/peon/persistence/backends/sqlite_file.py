@@ -11,8 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Never
 
+from peon.persistence.backends.sqlite_inherited_locks import acquire_locks_of_parent
 from peon.persistence.backends.sqlite_stale_log import require_fitting_log
 from peon.persistence.errors import StoreUnavailable
+from peon.persistence.runtime.forking import reset_after_fork
 
 LOG_CHECK_SECONDS = 0.05
 """Between two looks at the -wal file; one with every commit took a twentieth of an append to a file in memory."""
@@ -100,6 +102,7 @@ class DatabaseFile:
         self._database = database
         self._path = None if path is None else str(path)
         self._expected: Identity | None = None
+        reset_after_fork(self, DatabaseFile._lock_in_child)
 
     @property
     def may_be_created(self) -> bool:
@@ -143,6 +146,11 @@ class DatabaseFile:
         opened.require_in_place()
         self._expected = self._expected or opened.identity
         return opened
+
+    def _lock_in_child(self) -> None:
+        with suppress(OSError):
+            if self._path is not None and self._expected == Identity.at(self._path):
+                acquire_locks_of_parent(self._path)
 
     def forget(self) -> None:
         """Lets the next connection open or create another file."""

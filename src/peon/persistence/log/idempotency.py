@@ -1,6 +1,7 @@
 """Idempotent commands: a receipt of what a command stored, and the comparison of a repetition with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
 from typing import NamedTuple
 from uuid import UUID
 
@@ -67,13 +68,12 @@ class Command:
         for index, (before, now) in enumerate(zip(stored, self._events, strict=True)):
             if type(before) is not type(now):
                 return f"event {index} was {type(before).__name__}, and is {type(now).__name__}"
-            dump_before, dump_now = (event.model_dump(by_alias=False) for event in (before, now))
             for name in type(now).model_fields:
                 if name in self._generated[index]:
                     continue
+                values = getattr(before, name), getattr(now, name)
                 # Compared as text too: to Python, 1 and True are equal.
-                same = equal_as_instants(getattr(before, name), getattr(now, name))
-                if not same or _canonical_text(dump_before.get(name)) != _canonical_text(dump_now.get(name)):
+                if not equal_as_instants(*values) or len({_canonical_text(value) for value in values}) > 1:
                     return f"event {index} ({type(now).__name__}) has another {name}"
         return None
 
@@ -96,11 +96,19 @@ def _is_generated(field: FieldInfo, value: object) -> bool:
 
 
 def _canonical_text(value: object) -> str:
-    """Returns text close to JSON in which unordered values are sorted, so that equal sets give equal text."""
-    if isinstance(value, dict):
+    """Returns text close to JSON in which unordered values are sorted, so that equal sets give equal text.
+
+    Not of what `model_dump` returns, which fails for a set of models: the dictionaries of models are not hashable.
+    """
+    if isinstance(value, BaseModel):
+        value = {**value.__dict__, **(value.__pydantic_extra__ or {})}
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value) if field.compare}
+    if isinstance(value, Mapping):
         return f"{{{sorted((_canonical_text(key), _canonical_text(each)) for key, each in value.items())}}}"
-    if isinstance(value, set | frozenset):
+    if isinstance(value, Set):
         return f"{{{sorted(map(_canonical_text, value))}}}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         return f"{[*map(_canonical_text, value)]}"
-    return to_json(value, bytes_mode="base64", fallback=repr).decode()
+    # Other types only have to be equal to Python; their own text may differ for equal values.
+    return to_json(value, bytes_mode="base64", fallback=lambda other: type(other).__qualname__).decode()

@@ -17,7 +17,7 @@ def equal_as_instants(one: object, other: object) -> bool:
 
 
 def _in_utc(value: Any) -> Any:
-    """Returns what is equal for equal values, with all times in UTC; it is hashable if the value is."""
+    """Returns what is equal for equal values, with all times in UTC; it is usually hashable if the value is."""
     if isinstance(value, datetime):
         return _moment_in_utc(value)
     if isinstance(value, BaseModel):
@@ -35,7 +35,10 @@ def _in_utc(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_in_utc, value))
     if isinstance(value, set | frozenset):
-        return frozenset(map(_in_utc, value))
+        try:
+            return frozenset(map(_in_utc, value))
+        except TypeError:  # the class of an element has a hash of its own, and fields that have none
+            return value
     return value
 
 

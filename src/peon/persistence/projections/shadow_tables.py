@@ -38,7 +38,17 @@ def shadowed(connection: Connection, tables: Sequence[Table]) -> Iterator[Shadow
                 shadow.create(connection, checkfirst=False)
             yield pair
         finally:
-            _remove(pair.shadows, connection)
+            try:
+                _drop(pair.shadows, connection)
+            except BaseException:
+                # Another user of the connection would read the shadow tables.
+                if is_memory(connection.engine.url):  # the connection is the database
+                    # To SQLAlchemy, a transaction is over whose BEGIN or ROLLBACK was interrupted.
+                    connection.dialect.do_rollback(connection.connection)
+                    _drop(pair.shadows, connection)
+                else:
+                    connection.invalidate()
+                raise
 
 
 def declared_in_log(connection: Connection, tables: Sequence[Table]) -> Sequence[Table]:
@@ -46,19 +56,13 @@ def declared_in_log(connection: Connection, tables: Sequence[Table]) -> Sequence
     return _hidden_tables(tuple(tables), backend_of(connection).schema_of_log(connection))
 
 
-def _remove(shadows: Sequence[Table], connection: Connection) -> None:
-    try:
-        connection.rollback()
-        if not backend_of(connection).temporary_tables_end_with_transaction:
-            connection.execution_options(**{READ_ONLY: True})  # temporary tables do not need the write lock
-            for shadow in reversed(shadows):
-                connection.execute(DropTable(shadow, if_exists=True))
-            connection.commit()
-    except BaseException:
-        # Another user of the connection would read the shadow tables. In memory, the connection is the database.
-        if not is_memory(connection.engine.url):
-            connection.invalidate()
-        raise
+def _drop(shadows: Sequence[Table], connection: Connection) -> None:
+    connection.rollback()
+    if not backend_of(connection).temporary_tables_end_with_transaction:
+        connection.execution_options(**{READ_ONLY: True})  # temporary tables do not need the write lock
+        for shadow in reversed(shadows):
+            connection.execute(DropTable(shadow, if_exists=True))
+        connection.commit()
 
 
 # SQLAlchemy compiles each statement again for a new `Table`: with cached ones, a repeated `verify` of a small log takes

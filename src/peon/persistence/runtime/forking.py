@@ -6,6 +6,7 @@ never released there, and a database connection must not be used by two processe
 """
 
 import os
+import select
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -68,6 +69,36 @@ def gate(owner: Gated) -> None:
         _gated.add(owner)
 
 
+class _ChildIsReady:
+    """Lets the parent wait until the child has done its resets, for up to `FORK_WAIT_SECONDS`.
+
+    A reset may acquire locks of a file, which a parent that closes the file at once must find.
+    """
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+
+    def announce(self) -> None:
+        self.close()  # the parent reads the end of the pipe
+
+    def wait(self) -> None:
+        os.close(self._writing)
+        self._writing = -1
+        ready = select.poll()  # `select.select` fails for descriptors above 1,023
+        ready.register(self._reading)
+        ready.poll(FORK_WAIT_SECONDS * 1000)
+        self.close()
+
+    def close(self) -> None:
+        for descriptor in (self._reading, self._writing):
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+_children: dict[int, _ChildIsReady] = {}
+"""By the thread that forks."""
+
+
 def _before() -> None:
     deadline = time.monotonic() + FORK_WAIT_SECONDS
     # Noted before it is acquired: a signal handler may raise in between, and the fork takes place nevertheless.
@@ -78,10 +109,18 @@ def _before() -> None:
         held.append(lock)
         if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             held.pop()
+    if _resets:
+        with suppress(OSError):  # no descriptor is left: the fork has to do without
+            _children[get_ident()] = _ChildIsReady()
 
 
 def _after_in_parent() -> None:
-    _release(_held.pop(get_ident(), []))
+    child = _children.pop(get_ident(), None)
+    try:
+        if child is not None:
+            child.wait()
+    finally:
+        _release(_held.pop(get_ident(), []))
 
 
 def _release(held: list[RLock]) -> None:
@@ -103,6 +142,9 @@ def _after_in_child() -> None:
         owner.fork_lock = RLock()
     for owner, reset in list(_resets.items()):
         reset(owner)
+    for child in _children.values():
+        child.announce()
+    _children.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
