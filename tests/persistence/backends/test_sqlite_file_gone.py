@@ -14,7 +14,7 @@ from helpers.gone_files import WAYS, delete, move
 from helpers.migrated_databases import file_of, names_in
 from helpers.processes import PATIENCE
 from helpers.unavailable_databases import NOBODY, assert_works, in_child, renamed, sqlite
-from sqlalchemy import URL, text
+from sqlalchemy import URL, event, text
 
 from peon.orchestration import ProjectCreated
 from peon.persistence import Database, EventStore, StoreUnavailable, Subscription, create_engine
@@ -305,3 +305,15 @@ def test_a_folder_that_may_not_be_entered_any_more_is_told(folder: Path) -> None
             assert len(database.events.append_all([renamed()])) == 1
 
     in_child(attempt, as_nobody=True)
+
+
+def test_a_file_that_disappears_while_a_connection_is_opened_is_not_created_again(folder: Path) -> None:
+    path = folder / "data" / "peon.db"
+    with Database.open(url=sqlite(path), maintain_projections=False) as database:
+        database.engine.pool.dispose()
+        event.listen(database.engine, "do_connect", lambda *_: path.unlink(missing_ok=True))
+
+        with pytest.raises(StoreUnavailable, match="the file cannot be opened"):
+            database.events.last_sequence()
+
+        assert not path.exists()

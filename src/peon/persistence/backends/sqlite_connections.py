@@ -155,9 +155,14 @@ def _listen_for_changed_files(engine: Engine, path: Path | None) -> None:
     file = DatabaseFile(database_name(engine), path)
 
     @event.listens_for(engine, "do_connect")
-    def prepare_file(_dialect: object, record: ConnectionPoolEntry, *_: object) -> None:
-        if path is not None and file.may_be_created:
-            create_private_file(path)
+    def prepare_file(
+        _dialect: object, record: ConnectionPoolEntry, arguments: list[Any], options: dict[str, Any]
+    ) -> None:
+        if path is not None:
+            if file.may_be_created:
+                create_private_file(path)
+            # SQLite must not create the file again if it disappears now.
+            arguments[0], options["uri"] = f"{path.as_uri()}?mode=rw", True
         record.info[_FILE] = file.before_connecting()
 
     @event.listens_for(engine, "connect")
