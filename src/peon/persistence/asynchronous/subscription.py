@@ -18,10 +18,10 @@ from peon.persistence.subscriptions import Notifier, StopEvent, Tail
 from peon.persistence.subscriptions.subscription import (
     ACTIVE_POLL_SECONDS,
     BATCH_EVENTS,
-    STOP_POLL_SECONDS,
     require_batch,
     require_callback,
     require_stop_event,
+    seconds_to_wait,
 )
 from peon.persistence.subscriptions.watcher import Watcher
 
@@ -201,10 +201,7 @@ class AsyncSubscription(Generic[StoredT]):
                 return False
             if polled_at is not None and now >= polled_at:
                 return True
-            pauses = [moment - now for moment in (deadline, polled_at) if moment is not None]
-            if self._stop is not None:
-                pauses.append(STOP_POLL_SECONDS)
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(pauses, default=None)):
+                async with asyncio.timeout(seconds_to_wait(now, deadline, polled_at, self._stop)):
                     await self._news.wait()
         return True

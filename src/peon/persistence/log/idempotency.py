@@ -27,8 +27,8 @@ _FIND = CompiledQuery(
 class Receipt(NamedTuple):
     """What a command stored: a number of events from `first_sequence` on, which is 0 if there are none.
 
-    `stored_at` is the text in that column of its events. If somebody removes the last event of the log, PostgreSQL uses
-    its sequence again; the time tells the two events apart.
+    `stored_at` is the text in that column of its events. If the last event of the log is removed, PostgreSQL uses its
+    sequence again. The time distinguishes the two events.
     """
 
     first_sequence: int

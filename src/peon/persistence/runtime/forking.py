@@ -103,7 +103,7 @@ def _before() -> None:
     deadline = time.monotonic() + FORK_WAIT_SECONDS
     # Noted before it is acquired: a signal handler may raise in between, and the fork takes place nevertheless.
     held = _held[get_ident()] = [_registering]
-    _registering.acquire(timeout=FORK_WAIT_SECONDS)  # nobody else can register until the fork is over
+    _registering.acquire(timeout=FORK_WAIT_SECONDS)  # no other thread can register until the fork is over
     for owner in list(_gated):
         lock = owner.fork_lock
         held.append(lock)

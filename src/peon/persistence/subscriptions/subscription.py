@@ -57,6 +57,16 @@ def require_batch(max_events: object, timeout: object) -> None:
         raise ValueError(f"timeout is a number of seconds from 0 on, not {timeout}")
 
 
+def seconds_to_wait(
+    now: float, deadline: float | None, polled_at: float | None, stop: StopEvent | None
+) -> float | None:
+    """Returns the time until the first of two moments, or until the next look at `stop`; `None` if there is none."""
+    pauses = [moment - now for moment in (deadline, polled_at) if moment is not None]
+    if stop is not None:
+        pauses.append(STOP_POLL_SECONDS)
+    return min(pauses, default=None)
+
+
 class Subscription(Generic[StoredT]):
     """Yields stored events, then new ones as they are stored: in order, without a gap, each once.
 
@@ -205,10 +215,7 @@ class Subscription(Generic[StoredT]):
                 return False
             if polled_at is not None and now >= polled_at:
                 return True
-            pauses = [moment - now for moment in (deadline, polled_at) if moment is not None]
-            if self._stop is not None:
-                pauses.append(STOP_POLL_SECONDS)
-            if self._news.wait(min(pauses, default=None)):
+            if self._news.wait(seconds_to_wait(now, deadline, polled_at, self._stop)):
                 return True
         return True
 
