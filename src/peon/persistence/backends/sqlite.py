@@ -127,8 +127,9 @@ class SQLiteBackend(Backend):
         return not engine.dialect.is_async  # SQLAlchemy's adapter fetches all rows of a result at once
 
     def is_damaged_text(self, error: Exception) -> bool:
+        cause = error.orig if isinstance(error, DBAPIError) else error
         # Errors of SQLite have a code. Those of Python's module do not: it has met text that is not UTF-8.
-        return isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")
+        return isinstance(cause, sqlite3.OperationalError) and not hasattr(cause, "sqlite_errorcode")
 
     @contextmanager
     def text_decoded_by(self, connection: Connection, decode: Callable[[bytes], str | bytes]) -> Iterator[None]:
