@@ -14,8 +14,6 @@ from sqlalchemy.exc import OperationalError
 from peon.persistence.backends.compiled import CompiledStatement
 from peon.persistence.backends.driver_errors import database_name, no_sequence_left
 from peon.persistence.backends.interface import LogHead
-from peon.persistence.backends.sqlite_connections import driver_connection
-from peon.persistence.backends.sqlite_driver import first_row
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.schema import LAST_SEQUENCE, MAXIMUM_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp
@@ -65,9 +63,9 @@ def require_fitting_end(connection: Connection) -> None:
     """
     if _END_FITS in connection.info:
         return
-    driver = driver_connection(connection)
-    counter, in_table, in_index = first_row(driver, _ENDS)
-    if not counter == in_table == in_index and first_row(driver, "PRAGMA integrity_check(1)") != ("ok",):
+    counter, in_table, in_index = connection.exec_driver_sql(_ENDS).one()
+    agree = counter == in_table == in_index
+    if not agree and connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one() != "ok":
         raise StoreUnavailable(
             f"{database_name(connection.engine)}: the file is damaged: its log ends with event {in_table}, and "
             f"{counter} events have been numbered. Was a backup put beside the -wal file of another state? Move the "
