@@ -132,6 +132,7 @@ class EngineArguments(TypedDict):
     pool_size: int | None
     pool_timeout: float | None
     connect_args: Mapping[str, Any] | None
+    version_table: str
 
 
 def engine_arguments(
@@ -148,6 +149,7 @@ def engine_arguments(
         "pool_size": config.database.pool_size,
         "pool_timeout": config.database.pool_timeout,
         "connect_args": connect_args,
+        "version_table": config.database.version_table,
     }
 
 
