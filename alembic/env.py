@@ -114,12 +114,15 @@ def run_command() -> None:
         configure(url=url, literal_binds=True, version_table=config.database.version_table)
         run()
         return
-    engine = create_engine(
-        url,
-        synchronous=config.database.synchronous,
-        busy_timeout=config.database.busy_timeout,
-        version_table=config.database.version_table,
-    )
+    try:
+        engine = create_engine(
+            url,
+            synchronous=config.database.synchronous,
+            busy_timeout=config.database.busy_timeout,
+            version_table=config.database.version_table,
+        )
+    except ValueError as error:  # Peon has a table of this name
+        raise CommandError(str(error)) from error
     if is_missing(engine.url) and not creates_database(engine.url):
         raise CommandError(f"there is no database {database_name(engine)}; alembic upgrade head creates it")
     try:
