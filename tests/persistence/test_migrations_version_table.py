@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 from alembic import command
+from alembic.autogenerate import compare_metadata
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from helpers.command_processes import run_alembic
 from helpers.migrated_databases import address, engine_of, file_of, names_in, schema_of, thaw
-from sqlalchemy import URL, inspect, text
+from sqlalchemy import URL, MetaData, inspect, text
 
 from peon.config import AppConfig
 from peon.persistence import Database, SchemaError, SchemaOutOfDate, SchemaTooNew, create_engine, upgrade
@@ -21,6 +23,8 @@ from peon.persistence.asynchronous import AsyncDatabase
 from peon.persistence.asynchronous import create_async_engine as create_async
 from peon.persistence.copying import copy_database
 from peon.persistence.migrations import alembic_folder, exclude_peon_tables, migration_transaction, revisions
+from peon.persistence.orchestration.projection import OrchestrationProjection
+from peon.persistence.projections.shadow_tables import shadowed
 
 HEAD = revisions()[-1]
 NAME = "peon_version"
@@ -312,8 +316,19 @@ def test_the_tables_of_peon_are_excluded(monkeypatch: pytest.MonkeyPatch, migrat
     assert not exclude_peon_tables("mine", "table", {}, version_table="mine")
 
 
+def test_autogenerate_proposes_nothing_about_tables_indexes_and_shadow_tables(migrated_lasting_url: URL) -> None:
+    with (
+        engine_of(migrated_lasting_url) as engine,
+        engine.connect() as connection,
+        shadowed(connection, OrchestrationProjection.tables),
+    ):
+        options = {"include_name": exclude_peon_tables, "version_table": "own_version"}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, MetaData()) == []
+
+
 def test_what_is_not_a_table_of_peon_is_compared() -> None:
-    own = sqlalchemy.Table("words", sqlalchemy.MetaData())
+    own = sqlalchemy.Table("words", MetaData())
     assert exclude_peon_tables("words", "table", {"schema_name": None})
     assert not exclude_peon_tables("words", "table", {"schema_name": None}, tables=[own])
     for kind in ("schema", "column", "index", "unique_constraint", "foreign_key_constraint"):

@@ -258,7 +258,10 @@ def upgrade(engine: Engine) -> None:
 
 @contextmanager
 def migration_transaction(engine: Engine) -> Iterator[Connection]:
-    """Yields a connection in a transaction that excludes other migrations; commits it at the end."""
+    """Yields a connection in a transaction that excludes other migrations; commits it at the end.
+
+    On SQLite, foreign keys are not enforced meanwhile, because Alembic changes a table by copying it.
+    """
     with engine.connect() as connection, backend_of(engine).migration_transaction(connection):
         yield connection
 
