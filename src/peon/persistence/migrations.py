@@ -68,7 +68,7 @@ def exclude_peon_tables(
         tables: The tables of your own projections, which Peon creates, too.
 
     Returns:
-        Whether Alembic compares what has this name: `False` for Peon's tables, and so for their indexes and columns.
+        Whether Alembic compares what has this name. For Peon's tables, and so for their indexes and columns, `False`.
 
     Raises:
         ConfigError: `version_table` is not given, and the configuration is wrong.
