@@ -177,26 +177,30 @@ def test_a_forgotten_name_is_found_beside_another_tree(migrated_lasting_url: URL
     assert message.endswith(f"not in alembic_version: set database.version_table to {NAME}")
 
 
+def test_the_statement_quotes_the_names(migrated_lasting_url: URL) -> None:
+    run(migrated_lasting_url, 'ALTER TABLE alembic_version RENAME TO "Group"')
+    message = refusal(migrated_lasting_url, named("order"), SchemaError)
+    run(migrated_lasting_url, message.partition("or run  ")[2])
+    assert revisions_in(migrated_lasting_url, "order") == [HEAD]
+
+
 def test_a_version_table_that_the_role_may_not_read_is_passed_over(migrated_postgresql_url: URL) -> None:
-    run(migrated_postgresql_url, RENAME, "CREATE ROLE peon_reader_of_revisions")
     schema = str(migrated_postgresql_url.query["options"]).rpartition("=")[2]
+    role = f"reader_of_{schema}"
+    run(
+        migrated_postgresql_url,
+        RENAME,
+        "CREATE TABLE a_version (version_num VARCHAR(32) NOT NULL)",
+        f"CREATE ROLE {role}",
+        f"GRANT USAGE ON SCHEMA {schema} TO {role}",
+        f"GRANT SELECT ON {NAME} TO {role}",
+    )
     try:
-        run(
-            migrated_postgresql_url,
-            "CREATE TABLE a_version (version_num VARCHAR(32) NOT NULL)",
-            f"GRANT USAGE ON SCHEMA {schema} TO peon_reader_of_revisions",
-            f"GRANT SELECT ON {NAME} TO peon_reader_of_revisions",
-        )
-        options = f"-csearch_path={schema} -crole=peon_reader_of_revisions"
-        url = migrated_postgresql_url.set(query={"options": options})
+        url = migrated_postgresql_url.set(query={"options": f"-csearch_path={schema} -crole={role}"})
         with pytest.raises(SchemaError, match=f"set database.version_table to {NAME}"):
             Database.open(url=url, migrate=False)
     finally:
-        run(
-            migrated_postgresql_url,
-            "DROP OWNED BY peon_reader_of_revisions",
-            "DROP ROLE peon_reader_of_revisions",
-        )
+        run(migrated_postgresql_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 # A version table of another tree

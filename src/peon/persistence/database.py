@@ -78,10 +78,12 @@ class Database:
 
         Raises:
             ConfigError: The configuration is wrong.
-            SchemaTooNew: A newer version has migrated the database. Nothing was written.
+            SchemaTooNew: A newer version has migrated the database, or the version table is of another Alembic tree.
+                Nothing was written.
             SchemaOutOfDate: The database is not at the newest revision, and `migrate` is off.
             MigrationFailed: A migration failed. The database is as it was before.
-            SchemaError: A trigger or a row that appends need was removed; the message says which.
+            SchemaError: A trigger or a row that appends need was removed, or the revision is in another table than
+                `database.version_table`; the message says which.
             StoreUnavailable: It is locked, read-only, full, damaged, not a database or not reachable.
             PersistenceError: The URL cannot be used, or its driver is not installed.
             ValueError: See `create_engine`.

@@ -120,10 +120,12 @@ def known_revision(connection: Connection) -> str | None:
         return revision
     name, database = version_table_of(connection), database_name(connection.engine)
     if has_log and (elsewhere := _table_with_revision(connection, schema)):
+        quoted = connection.dialect.identifier_preparer.quote
         raise _schema_error(
             connection,
             f"Peon's revision is in the table {elsewhere} of {database}, not in {name}: set database.version_table to "
-            f"{elsewhere}" + ("" if revision else f", or run  ALTER TABLE {elsewhere} RENAME TO {name}"),
+            f"{elsewhere}"
+            + ("" if revision else f", or run  ALTER TABLE {quoted(elsewhere)} RENAME TO {quoted(name)}"),
             revision=revision,
         )
     if revision is None:
