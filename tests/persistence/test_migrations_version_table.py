@@ -230,6 +230,14 @@ def test_a_newer_version_is_told_from_another_tree(migrated_lasting_url: URL) ->
     assert "another Alembic tree" not in message
 
 
+def test_a_newer_version_is_not_taken_for_another_tree_because_of_an_old_table(migrated_lasting_url: URL) -> None:
+    run(migrated_lasting_url, "CREATE TABLE an_old_version AS SELECT * FROM alembic_version")
+    run(migrated_lasting_url, "UPDATE alembic_version SET version_num = '999_future'")
+    message = refusal(migrated_lasting_url, AppConfig(), SchemaTooNew)
+    assert "install a newer version of peon" in message
+    assert message.endswith("is of another Alembic tree, set database.version_table to an_old_version")
+
+
 def test_two_trees_in_one_table_are_refused(migrated_lasting_url: URL) -> None:
     run(migrated_lasting_url, f"INSERT INTO alembic_version VALUES ('{THEIRS}')")
     message = refusal(migrated_lasting_url, AppConfig(), SchemaError)

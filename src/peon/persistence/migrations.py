@@ -118,29 +118,33 @@ def known_revision(connection: Connection) -> str | None:
     has_log = connection.dialect.has_table(connection, events.name, schema=schema)
     if revision in (revisions() if has_log else [None]):
         return revision
-    name, database = version_table_of(connection), database_name(connection.engine)
-    if has_log and (elsewhere := _table_with_revision(connection, schema)):
-        quoted = connection.dialect.identifier_preparer.quote
-        raise _schema_error(
-            connection,
-            f"Peon's revision is in the table {elsewhere} of {database}, not in {name}: set database.version_table to "
-            f"{elsewhere}"
-            + ("" if revision else f", or run  ALTER TABLE {quoted(elsewhere)} RENAME TO {quoted(name)}"),
-            revision=revision,
-        )
-    if revision is None:
+    elsewhere = _table_with_revision(connection, schema) if has_log else None
+    if revision is None and elsewhere is None:
         return None
-    if has_log and re.fullmatch(r"\d{3}_\w+", revision):
-        advice = (
+    name, database = version_table_of(connection), database_name(connection.engine)
+    kind: type[SchemaError] = SchemaTooNew
+    if revision and has_log and re.fullmatch(r"\d{3}_\w+", revision):  # as Peon's revisions are named
+        message = (
             f"{database} is at revision {revision}, which this version of peon does not know (its newest is "
             f"{revisions()[-1]}): install a newer version of peon, or open another database"
         )
+        if elsewhere:
+            message += f". If {name} is of another Alembic tree, set database.version_table to {elsewhere}"
+    elif elsewhere:
+        kind = SchemaError
+        message = (
+            f"Peon's revision is in the table {elsewhere} of {database}, not in {name}: set database.version_table to "
+            f"{elsewhere}"
+        )
+        if revision is None:
+            quote = connection.dialect.identifier_preparer.quote
+            message += f", or run  ALTER TABLE {quote(elsewhere)} RENAME TO {quote(name)}"
     else:
-        advice = (
+        message = (
             f"the table {name} of {database} holds the revision {revision} of another Alembic tree: give Peon a "
             "version table of its own with database.version_table, or open another database"
         )
-    raise _schema_error(connection, advice, revision=revision, kind=SchemaTooNew)
+    raise _schema_error(connection, message, revision=revision, kind=kind)
 
 
 def _revisions_in(connection: Connection, name: str, schema: str | None) -> Sequence[str]:
