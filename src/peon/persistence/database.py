@@ -63,6 +63,7 @@ class Database:
         maintain_projections: bool = True,
         progress: Progress | None = None,
         connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
     ) -> Self:
         """Opens a database at the newest revision; creates the folder and the file of an SQLite database.
 
@@ -75,6 +76,7 @@ class Database:
                 append. Off, the log is opened alone, and the projections are left as they are.
             progress: Called while projections catch up, with the number of events done and to do.
             connect_args: Further arguments of the driver's `connect`. See `create_engine`.
+            echo: Log each statement. See `create_engine`.
 
         Raises:
             ConfigError: The configuration is wrong.
@@ -88,7 +90,7 @@ class Database:
             PersistenceError: The URL cannot be used, or its driver is not installed.
             ValueError: See `create_engine`.
         """
-        engine = create_engine(**engine_arguments(config, url, connect_args))
+        engine = create_engine(**engine_arguments(config, url, connect_args, echo=echo))
         try:
             bring_to_head(engine, migrate=migrate)
             database = cls(engine, projections=projections, maintain_projections=maintain_projections)
@@ -135,10 +137,11 @@ class EngineArguments(TypedDict):
     pool_timeout: float | None
     connect_args: Mapping[str, Any] | None
     version_table: str
+    echo: bool
 
 
 def engine_arguments(
-    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None
+    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None, *, echo: bool
 ) -> EngineArguments:
     """Returns the configured address, or the one that is given instead, with the configured options."""
     if not isinstance(config, AppConfig | None):
@@ -152,6 +155,7 @@ def engine_arguments(
         "pool_timeout": config.database.pool_timeout,
         "connect_args": connect_args,
         "version_table": config.database.version_table,
+        "echo": echo,
     }
 
 

@@ -43,6 +43,7 @@ def create_engine(
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
     version_table: str = DEFAULT_VERSION_TABLE,
+    echo: bool = False,
 ) -> Engine:
     """Returns an engine on which each transaction is durable once it is committed.
 
@@ -61,6 +62,8 @@ def create_engine(
             for a database in memory.
         connect_args: Further arguments of the driver's `connect`, such as `keepalives` or `prepare_threshold`.
         version_table: The table in which migrations keep the revision of Peon's tables.
+        echo: Log each statement, without its parameters, to the logger `sqlalchemy.engine.Engine` and to standard
+            output. See SQLAlchemy's `create_engine`.
 
     Raises:
         PersistenceError: The URL is malformed, of another database system, or its driver is not installed.
@@ -68,7 +71,7 @@ def create_engine(
         ValueError: `pool_size` or `pool_timeout` is out of range, the pool of a database in memory is to have several
             connections, `connect_args` has an argument that Peon sets itself, or no version table can have the name.
     """
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table)
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
     engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
     _set_up(engine, synchronous, options, time.sleep)
     return engine
@@ -83,6 +86,7 @@ def create_async_engine(
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
     version_table: str = DEFAULT_VERSION_TABLE,
+    echo: bool = False,
 ) -> "AsyncEngine":
     """Returns an engine like that of `create_engine`, for the tasks of one event loop.
 
@@ -94,6 +98,7 @@ def create_async_engine(
         pool_timeout: See `create_engine`.
         connect_args: See `create_engine`.
         version_table: See `create_engine`.
+        echo: See `create_engine`.
 
     Raises:
         PersistenceError: See `create_engine`.
@@ -105,7 +110,7 @@ def create_async_engine(
     if find_spec("greenlet") is None:
         raise PersistenceError("greenlet is not installed; for an event loop, install peon with its extra 'async'")
     address = with_asynchronous_driver(parse_url(url))
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table)
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
     engine = _create(asyncio.create_async_engine, address, options, AsyncAdaptedQueuePool)
     _set_up(engine.sync_engine, synchronous, options, sleep_in_event_loop)
     return engine
@@ -124,6 +129,7 @@ class _Options(NamedTuple):
     pool_timeout: float | None
     connect_args: Mapping[str, Any]
     version_table: str
+    echo: bool
 
 
 # By dialect: an engine has one for its whole life, and shares it with those that are derived from it. Not an execution
@@ -133,7 +139,10 @@ _connect_args: WeakKeyDictionary[Dialect, Mapping[str, Any]] = WeakKeyDictionary
 
 def _create(create: Callable[..., EngineT], url: URL, given: _Options, pool: type[Pool]) -> EngineT:
     address = with_absolute_path(url)
-    options: dict[str, Any] = {"hide_parameters": True}  # they are payloads, and would end up in logs
+    options: dict[str, Any] = {
+        "echo": given.echo,
+        "hide_parameters": True,
+    }  # they are payloads, and would end up in logs
     backend = BACKENDS[address.get_backend_name()]
     options |= backend.engine_options(address, busy_timeout=given.busy_timeout, pool=pool)
     options |= _pool_options(address, given, pool)
