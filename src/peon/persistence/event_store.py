@@ -19,7 +19,7 @@ from peon.persistence.log.codec import EventCodec, UndecodableEvent
 from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
-from peon.persistence.log.tag_index import TakesLong
+from peon.persistence.log.tag_walk import TakesLong
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 from peon.persistence.subscriptions import (

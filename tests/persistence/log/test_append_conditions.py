@@ -34,7 +34,6 @@ MATCHES: list[tuple[EventQuery, OrchestrationEvent, bool]] = [
     (EventQuery(event_types=["ThreadDeleted"]), ThreadDeleted(thread_id=THREAD), True),
     (EventQuery(event_types=["ThreadSelected", "ThreadDeleted"]), ThreadDeleted(thread_id=THREAD), True),
     (EventQuery(event_types=["ThreadSelected"]), ThreadDeleted(thread_id=THREAD), False),
-    (EventQuery(event_types=[]), ThreadDeleted(thread_id=THREAD), False),
     (EventQuery(thread_id=THREAD), ThreadDeleted(thread_id=THREAD), True),
     (EventQuery(thread_id=str(THREAD).upper()), ThreadDeleted(thread_id=THREAD), True),
     (EventQuery(thread_id=OTHER), ThreadDeleted(thread_id=THREAD), False),

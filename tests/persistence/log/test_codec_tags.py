@@ -1,4 +1,4 @@
-"""Which fields of events can be tags."""
+"""Which fields of events can be tags, and which queries an event can match."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -35,6 +35,13 @@ class Share(Enum):
         Optional[Course],  # noqa: UP045 - another class than the union above
         Named,
         TypeAliasType("Alias", str | int),
+        list[str],
+        str | Annotated[list[str], Field(max_length=3)],
+        set[UUID] | None,
+        frozenset[Course | None],
+        tuple[int, ...],
+        tuple[str, Literal[1]],
+        TypeAliasType("Names", list[Named]),
     ],
 )
 def test_fields_of_text_integers_or_identifiers_can_be_tags(annotation: Any) -> None:
@@ -47,16 +54,18 @@ def test_fields_of_text_integers_or_identifiers_can_be_tags(annotation: Any) -> 
         bool,
         float,
         Annotated[float, Field(gt=0)] | None,
-        list[str],
+        list,
+        list[float],
+        list[list[str]],
+        list[str] | float,
         dict[str, str] | None,
-        str | Annotated[list[str], Field(max_length=3)],
         Literal["a", True],
         Share,
         datetime,
         Decimal,
         Any,
         create_model("Nested"),
-        TypeAliasType("Alias", list[str]),
+        TypeAliasType("Alias", list[bool]),
     ],
 )
 def test_a_field_of_other_values_is_refused_as_a_tag(annotation: Any) -> None:

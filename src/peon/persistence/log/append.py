@@ -22,9 +22,10 @@ from peon.persistence.errors import (
 from peon.persistence.log.codec import EventCodec, EventT
 from peon.persistence.log.idempotency import Command, Receipt, add_receipt, receipt_of
 from peon.persistence.log.pages import LogPages
-from peon.persistence.log.query import AppendCondition, EventQuery, canonical, require_tags
+from peon.persistence.log.query import AppendCondition, EventQuery, canonical
 from peon.persistence.log.stored_event import StoredEvent, decoded
-from peon.persistence.log.tag_index import TagIndex, TakesLong
+from peon.persistence.log.tag_index import TagIndex
+from peon.persistence.log.tag_walk import TakesLong
 from peon.persistence.runtime.event_loop import with_pauses
 from peon.persistence.schema.timestamps import format_timestamp
 
@@ -73,7 +74,7 @@ class Appender(Generic[EventT]):
         self._on_append = on_append
         self._driver_errors = driver_errors
         self._log = LogPages(engine, driver_errors)
-        self.index = TagIndex(engine, driver_errors)
+        self.index = TagIndex(engine, driver_errors, codec.query_tags.lists)
 
     def request(
         self, events: Iterable[EventT], condition: AppendCondition | None, command_id: UUID | str | None
@@ -87,7 +88,7 @@ class Appender(Generic[EventT]):
         if condition is not None:
             if not isinstance(condition, AppendCondition):
                 raise TypeError(f"condition is an AppendCondition, not {type(condition).__name__}")
-            require_tags(condition.query, self._codec.tags)
+            self._codec.query_tags.require_possible(condition.query)
         command = None if command_id is None else Command(canonical("command_id", command_id), batch)
         return AppendRequest(batch, *columns, condition, command)
 
@@ -166,7 +167,7 @@ class Appender(Generic[EventT]):
         except TakesLong:
             if not may_take_long:
                 raise
-        self.index.extend(head.connection, query.wanted())
+        self.index.extend(head.connection, self.index.names(query))
         return self.index.first_match(head.connection, query, after, head.last, may_take_long=True)
 
     def _store(self, head: LogHead, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
