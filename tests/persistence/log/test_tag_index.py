@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from helpers.conditions import OTHER, PROJECT, THREAD, TURN, conflict, padding
@@ -186,12 +186,16 @@ def test_queries_read_ranges_of_the_index(request: pytest.FixtureRequest, backen
         both = EventQuery(event_types=["TurnStarted"], turn_id=TURN)
         assert len(list(database.events.stream(query=query))) == 4_005
         assert len(list(database.events.stream(query=both))) == 5
+        either = EventQuery.any_of(both, EventQuery(thread_id=UUID(int=100)))
+        assert len(list(database.events.stream(query=either))) == 6
         with database.engine.connect() as connection:
             if analyzed:
                 connection.exec_driver_sql("ANALYZE")
                 connection.commit()
             with statements_of_the_index(database) as statements:
                 list(database.events.stream(query=query))
+                list(database.events.stream(query=either))
+                list(database.events.stream(query=either, newest_first=True))
                 assert conflict(database.events, AppendCondition(both, after=0)) == 4_001
             assert len(statements) > 10
             explain = "EXPLAIN QUERY PLAN " if backend == "sqlite_url" else "EXPLAIN "

@@ -68,10 +68,10 @@ class CodecTags:
         types = list(self._values if event_types is None else event_types)
         if any(all(self._values[name].get(tag, 0) >= number for tag, number in asked.items()) for name in types):
             return
-        tags = " and ".join(tag if number == 1 else f"{number} values of {tag}" for tag, number in asked.items())
+        described = (tag if number == 1 else f"{number} values of {tag}" for tag, number in sorted(asked.items()))
         of_types = "" if event_types is None else f" of type {' or '.join(types[:5])}"
         raise ValueError(
-            f"no event{of_types} has {tags}, so none can match: "
+            f"no event{of_types} has {' and '.join(described)}, so none can match: "
             "to match events that have one or the other, pass several queries to EventQuery.any_of"
         )
 
