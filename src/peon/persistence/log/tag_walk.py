@@ -35,8 +35,8 @@ class TakesLong(Exception):  # noqa: N818
 class Walk:
     """Finds the sequences of the events that meet all clauses of at least one item.
 
-    Each item keeps what it has found, and only the items that are furthest behind read on. So an item with many
-    events is not read far ahead, and an item with few is not read again for each page.
+    Only the items that are furthest behind read on, and what they find is kept. So an item with many events is not read
+    far ahead, and an item with few is not read again for each page.
 
     Args:
         after: The sequence before the first one of the range.
@@ -64,6 +64,7 @@ class Walk:
             [[known[clause.tag, key] for key in clause.keys if (clause.tag, key) in known] for clause in item]
             for item in items
         ]
+        self._found: list[int] = []
         self._items = [_ItemWalk(of_item, after, until, direction) for of_item in of_items if all(of_item)]
 
     def first(self, connection: Connection, after: int, limit: int) -> list[int]:
@@ -72,19 +73,21 @@ class Walk:
         Raises:
             TakesLong: See `rounds`.
         """
-        for item in self._items:
-            item.drop(after)
         while True:
+            del self._found[: bisect_right(self._found, after)]
             known = min((item.after for item in self._items), default=self.until)
-            found = {sequence for item in self._items for sequence in item.found_until(known)}
-            if known >= self.until or len(found) >= limit:
-                return sorted(found)[:limit]
+            count = bisect_right(self._found, known)
+            if known >= self.until or count >= limit:
+                return self._found[: min(count, limit)]
+            found: list[int] = []
             for item in self._items:
                 if item.after == known:
                     self._rounds -= 1
                     if self._rounds < 0:
                         raise TakesLong
-                    item.read_on(connection)
+                    found += item.read_on(connection)
+            if found:
+                self._found = sorted({*self._found, *found})
 
 
 class _ItemWalk:
@@ -105,20 +108,13 @@ class _ItemWalk:
         self._clauses = clauses
         self._until = until
         self._direction = direction
-        self._found: list[int] = []
 
-    def drop(self, after: int) -> None:
-        del self._found[: bisect_right(self._found, after)]
-        self.after = max(self.after, min(after, self._until))
-
-    def found_until(self, known: int) -> list[int]:
-        return self._found[: bisect_right(self._found, known)]
-
-    def read_on(self, connection: Connection) -> None:
+    def read_on(self, connection: Connection) -> set[int]:
+        """Reads the next entries of each clause, and returns the sequences of the events that meet all clauses."""
         ranges = [self._range(connection, identifiers) for identifiers in self._clauses]
-        self._found += sorted(set(ranges[0].sequences).intersection(*(each.sequences for each in ranges[1:])))
         known = min(each.until for each in ranges)
         self.after = max(each.next_above(known) for each in ranges) - 1
+        return set(ranges[0].sequences).intersection(*(each.sequences for each in ranges[1:]))
 
     def _range(self, connection: Connection, identifiers: Sequence[int]) -> "_Range":
         """Returns the next sequences of events that have one of the tags."""
