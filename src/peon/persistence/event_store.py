@@ -115,8 +115,7 @@ class EventStore(Generic[EventT]):
         except TakesLong:
             # Answering would hold the write lock for too long. So the condition is checked up to the present end of
             # the log without the lock; what others append meanwhile is little.
-            holds_until = self._appender.index.holds_until(condition.query, condition.after)  # type: ignore[union-attr]
-            request = request._replace(may_take_long=True, holds_until=holds_until)
+            request = self._appender.checked_outside(request)
             stored = self._writer.write(request, self._appender.perform)
         self._notifier.announce()
         return stored

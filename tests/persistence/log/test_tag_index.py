@@ -142,7 +142,7 @@ def test_threads_that_index_at_once_take_turns(migrated_lasting_url: URL, monkey
 
         def work(_: int) -> None:
             together.wait(PATIENCE)
-            index.catch_up(EventQuery(thread_id=THREAD))
+            index.catch_up(["thread_id"])
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(threads)))

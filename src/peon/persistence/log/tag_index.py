@@ -69,8 +69,11 @@ class TagIndex:
     def _log_backwards(self) -> LogPages:
         return LogPages(self._engine, self._driver_errors, newest_first=True)
 
+    def matcher(self, query: EventQuery) -> Matcher:
+        return Matcher(query, self._list_tags)
+
     def first_match(
-        self, connection: Connection, query: EventQuery, after: int, last: int, *, may_take_long: bool
+        self, connection: Connection, matcher: Matcher, after: int, last: int, *, may_take_long: bool
     ) -> int | None:
         """Returns the lowest sequence above `after` of an event that matches, `None` if there is none.
 
@@ -83,7 +86,6 @@ class TagIndex:
         """
         if after >= last:
             return None
-        matcher = self._matcher(query)
         if last - after <= TAIL_EVENTS or not matcher.names:
             with suppress(TakesLong):
                 return self._first_in_log(connection, matcher, after)
@@ -94,10 +96,9 @@ class TagIndex:
         found = self._first_in_index(connection, matcher, after, indexed, rounds)
         return self._first_in_log(connection, matcher, max(indexed, after)) if found is None else found
 
-    def holds_until(self, query: EventQuery, after: int) -> int:
-        """Indexes the tags of the query, and returns a sequence up to which no event above `after` matches."""
-        matcher = self._matcher(query)
-        self.catch_up(query)
+    def holds_until(self, matcher: Matcher, after: int) -> int:
+        """Indexes the tags, and returns a sequence up to which no event above `after` matches."""
+        self.catch_up(matcher.names)
         with self._driver_errors, self._reads.connect() as connection:
             indexed = self._position(connection, matcher.names)
             found = self._first_in_index(connection, matcher, after, indexed, inf)
@@ -132,11 +133,11 @@ class TagIndex:
 
     def pages(self, query: EventQuery, after: int, limit: int | None) -> Iterator[list[LogRow]]:
         """Yields the rows that match. See `LogPages.read`. Fills the index first if it is far behind."""
-        matcher = self._matcher(query)
+        matcher = self.matcher(query)
         remaining = limit
         walk: Walk | None = None
         with suppress(StoreUnavailable):  # a database that cannot be written now is read without it
-            self.catch_up(query, after, tail=TAIL_EVENTS, wait=False)
+            self.catch_up(matcher.names, after, tail=TAIL_EVENTS, wait=False)
         while remaining is None or remaining > 0:
             with self._driver_errors, self._reads.connect() as connection:
                 indexed = self._position(connection, matcher.names)
@@ -163,11 +164,11 @@ class TagIndex:
 
     def pages_backwards(self, query: EventQuery, after: int, limit: int | None, before: int) -> Iterator[list[LogRow]]:
         """Yields the rows above `after` and below `before` that match, newest first. See `pages`."""
-        matcher = self._matcher(query)
+        matcher = self.matcher(query)
         remaining = inf if limit is None else limit
         walk: Walk | None = None
         with suppress(StoreUnavailable):
-            self.catch_up(query, after, tail=TAIL_EVENTS, wait=False)
+            self.catch_up(matcher.names, after, tail=TAIL_EVENTS, wait=False)
         while remaining > 0 and before - 1 > after:
             with self._driver_errors, self._reads.connect() as connection:
                 indexed = max(self._position(connection, matcher.names), after)
@@ -189,15 +190,15 @@ class TagIndex:
             if page:
                 yield page
 
-    def catch_up(self, query: EventQuery, after: int = 0, *, tail: int = 0, wait: bool = True) -> None:
-        """Indexes the tags of the query up to the present end of the log, in transactions of its own.
+    def catch_up(self, names: Collection[str], after: int = 0, *, tail: int = 0, wait: bool = True) -> None:
+        """Indexes tags up to the present end of the log, in transactions of its own.
 
         Args:
+            names: See `Matcher.names`.
             after: The query does not ask for the part of the log up to this sequence.
             tail: The number of events that may stay unindexed.
             wait: Wait for locks that others hold; otherwise raise `StoreUnavailable`.
         """
-        names = self.names(query)
         if not names:
             return
         with self._driver_errors:
@@ -265,13 +266,6 @@ class TagIndex:
         keys = [{"name": name, "value": value} for name, value in sorted({key for key, _ in found})]
         connection.execute(self._add_tag, keys)
         _INSERT_EVENT_TAG.run(connection, [(sequence, name, value) for (name, value), sequence in found])
-
-    def names(self, query: EventQuery) -> list[str]:
-        """See `Matcher.names`."""
-        return self._matcher(query).names
-
-    def _matcher(self, query: EventQuery) -> Matcher:
-        return Matcher(query, self._list_tags)
 
     def _position(self, connection: Connection, names: Collection[str]) -> int:
         """Returns the sequence up to which all the tags are indexed."""
