@@ -78,7 +78,7 @@ class EventQuery:
 
         Raises:
             TypeError: One of them is not an `EventQuery`.
-            ValueError: None was given.
+            ValueError: No query was given.
         """
         for query in queries:
             if not isinstance(query, EventQuery):
