@@ -37,7 +37,7 @@ class CodecTags:
         if missing := self.names - having:
             raise ValueError(f"tag {min(missing)!r} is a field of no member of the union")
         self.lists = frozenset(name for values in self._values.values() for name in values if values[name] == inf)
-        anything = dict.fromkeys(self.names, inf)
+        anything = {name: inf if name in self.lists else 1 for name in self.names}
         for event_type in {*converted, *(name for name, model in models.items() if _keeps_other_fields(model))}:
             self._values[event_type] = anything
 
