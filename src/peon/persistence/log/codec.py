@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, overload
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json, to_json
+from typing_extensions import TypeForm
 
 from peon.payloads import event_type_name
 from peon.persistence.errors import EventDecodeError, EventEncodeError
@@ -75,6 +76,7 @@ class EventCodec(Generic[EventT]):
 
     Attributes:
         decoders: Fast path, by event type: raises raw errors. Use `decode` for explained ones.
+        event_classes: The members of the union.
         tags: The names of the tags.
 
     Raises:
@@ -83,42 +85,26 @@ class EventCodec(Generic[EventT]):
             of a tag's name, or the field has other values or is stored under an alias.
     """
 
-    @overload
     def __init__(
         self,
-        union: type[EventT],
-        *,
-        upcasters: Iterable[Upcaster] = (),
-        check: Callable[[EventT], None] | None = None,
-        tags: Iterable[str] = (),
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        union: Any,
-        *,
-        upcasters: Iterable[Upcaster] = (),
-        check: Callable[[EventT], None] | None = None,
-        tags: Iterable[str] = (),
-    ) -> None: ...
-    def __init__(
-        self,
-        union: Any,
+        union: TypeForm[EventT],
         *,
         upcasters: Iterable[Upcaster] = (),
         check: Callable[[EventT], None] | None = None,
         tags: Iterable[str] = (),
     ) -> None:
-        self._check = check
+        self._union = union
+        self._upcasters = tuple(upcasters)
         self._types: dict[type[BaseModel], _EventType] = {}
         self.decoders: dict[str, Callable[[str | bytes], EventT]] = {}
         for model in _members(union):
-            event_type = _EventType(model)
+            event_type = _EventType(model, check)
             if event_type.name in self.decoders:
                 raise ValueError(f"two members of the union have the type {event_type.name}")
             self._types[model] = event_type
             refuses = event_type.refuses_other_versions
             self.decoders[event_type.name] = event_type.read if refuses else self._reader_of_version_one(event_type)
+        self.event_classes: frozenset[type[BaseModel]] = frozenset(self._types)
         self._current = {event_type.name: event_type for event_type in self._types.values()}
         self.tags = _checked_tags(tags, self._types)
         self._names: set[object] = set()
@@ -128,7 +114,7 @@ class EventCodec(Generic[EventT]):
         current = {(event_type.name, event_type.version) for event_type in self._types.values()}
         # The types whose version has to be looked at; the others are decoded directly.
         versioned = {name for name, version in current if version != 1}
-        for upcaster in upcasters:
+        for upcaster in self._upcasters:
             versioned.add(upcaster.event_type)
             step = (upcaster.event_type, upcaster.from_version)
             if step in self._lifts:
@@ -142,6 +128,21 @@ class EventCodec(Generic[EventT]):
         for name in versioned:
             self.decoders[name] = partial(self._lift_and_decode, name)
 
+    def including(self, part: "EventCodec[Any]") -> "EventCodec[EventT]":
+        """Returns this codec with the tags and upcasters of another one, and its check for the events of that one.
+
+        Raises:
+            ValueError: See `EventCodec`, for the tags and upcasters of both.
+        """
+        codec = EventCodec(
+            self._union,
+            upcasters=dict.fromkeys((*self._upcasters, *part._upcasters)),
+            tags=self.tags | part.tags,
+        )
+        for model, event_type in codec._types.items():
+            event_type.check = part._types.get(model, self._types[model]).check
+        return codec
+
     def encode(self, events: Iterable[EventT]) -> tuple[list[str], list[str]]:
         """Returns the columns `event_type` and `payload`.
 
@@ -151,10 +152,10 @@ class EventCodec(Generic[EventT]):
         names = []
         payloads = []
         types = self._types
-        check = self._check
         for index, event in enumerate(events):
             try:
                 event_type = types[type(event)]
+                check = event_type.check
                 if check is not None:
                     check(event)
                 payload = event_type.write(event).decode()
@@ -265,8 +266,9 @@ class EventCodec(Generic[EventT]):
 class _EventType:
     """One member of the union, with the pydantic functions that are called for each event."""
 
-    def __init__(self, model: type[BaseModel]) -> None:
+    def __init__(self, model: type[BaseModel], check: Callable[[Any], None] | None) -> None:
         self.name = event_type_name(model)
+        self.check = check
         adapter = TypeAdapter(model)
         field = model.model_fields.get(SCHEMA_VERSION)
         self.version = 1 if field is None else _version_of(model, field)
