@@ -55,12 +55,12 @@ class Database(Generic[EventT]):
         projections: Sequence[Projection] = (),
         maintain_projections: bool = True,
     ) -> None:
-        self.engine = engine
-        self.projections = all_projections(engine, projections, codec)
+        self.engine: Engine = engine
+        self.projections: Projections = all_projections(engine, projections, codec)
         on_append = self.projections.apply if maintain_projections else None
         self.events: EventStore[EventT] = EventStore(engine, codec, on_append=on_append)
-        self.read_model = ReadModel(engine)
-        self.settings = SettingsStore(engine)
+        self.read_model: ReadModel = ReadModel(engine)
+        self.settings: SettingsStore = SettingsStore(engine)
 
     def __repr__(self) -> str:
         return f"<Database {database_name(self.engine)}>"

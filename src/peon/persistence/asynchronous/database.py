@@ -58,14 +58,14 @@ class AsyncDatabase(Generic[EventT]):
         projections: Sequence[Projection] = (),
         maintain_projections: bool = True,
     ) -> None:
-        self.engine = engine
+        self.engine: AsyncEngine = engine
         self._calls = Calls()
         blocking = all_projections(engine.sync_engine, projections, codec)
         on_append = blocking.apply if maintain_projections else None
         self.events: AsyncEventStore[EventT] = AsyncEventStore(engine, codec, on_append=on_append, calls=self._calls)
-        self.projections = AsyncProjections(blocking, self._calls)
-        self.read_model = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
-        self.settings = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
+        self.projections: AsyncProjections = AsyncProjections(blocking, self._calls)
+        self.read_model: AsyncReadModel = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
+        self.settings: AsyncSettingsStore = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
 
     def __repr__(self) -> str:
         return f"<AsyncDatabase {database_name(self.engine.sync_engine)}>"

@@ -106,7 +106,7 @@ class EventCodec(Generic[EventT]):
             self.decoders[event_type.name] = event_type.read if refuses else self._reader_of_version_one(event_type)
         self.event_classes: frozenset[type[BaseModel]] = frozenset(self._types)
         self._current = {event_type.name: event_type for event_type in self._types.values()}
-        self.tags = _checked_tags(tags, self._types)
+        self.tags: frozenset[str] = _checked_tags(tags, self._types)
         self._names: set[object] = set()
         for model in self._types:
             collect_names(model, self._names)

@@ -6,7 +6,9 @@ from peon.orchestration import OrchestrationEvent
 from peon.orchestration.model import require_intact
 from peon.persistence.log.codec import EventCodec, EventT
 
-orchestration_codec = EventCodec(OrchestrationEvent, check=require_intact, tags=["project_id", "thread_id", "turn_id"])
+orchestration_codec: EventCodec[OrchestrationEvent] = EventCodec(
+    OrchestrationEvent, check=require_intact, tags=["project_id", "thread_id", "turn_id"]
+)
 
 
 def codec_of_store(codec: EventCodec[EventT] | None) -> EventCodec[Any]:
