@@ -7,7 +7,7 @@ transaction, with the domain's tables and with the table of this projection.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -77,7 +77,7 @@ class TokensPerThread(Projection):
                     pass
 
 
-class TokenUsage(NamedTuple):
+class TokenUsage(BaseModel):
     """The tokens that a thread has used."""
 
     input_tokens: int
@@ -88,4 +88,4 @@ def tokens_of_thread(connection: Connection, thread_id: UUID) -> TokenUsage | No
     """Returns what a thread has used; `None` if there is no such thread."""
     used = select(tokens_per_thread.c.input_tokens, tokens_per_thread.c.output_tokens)
     row = connection.execute(used.where(tokens_per_thread.c.thread_id == str(thread_id))).one_or_none()
-    return None if row is None else TokenUsage(row.input_tokens, row.output_tokens)
+    return None if row is None else TokenUsage(input_tokens=row.input_tokens, output_tokens=row.output_tokens)
