@@ -1,6 +1,7 @@
 """One log with the domain's events and an application's own: one order, one transaction, both kinds of projections."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -35,10 +36,10 @@ from peon.persistence import (
     ProjectionError,
     create_engine,
 )
+from peon.persistence.log.codec import UNKNOWN_TYPE
 
 OPTIONS: dict[str, Any] = {"codec": codec, "projections": [Notes()]}
 BATCH = [*SCENE[:4], noted(), *SCENE[4:], noted("grace", OTHER_THREAD), renamed("Tides"), noted("ada")]
-UNKNOWN_TYPE = "no event of this type is known; a newer version may have written it"
 
 
 @pytest.fixture
@@ -210,7 +211,9 @@ class TestWithoutTheCodec:
         with Database.open(url=database.engine.url, **OPTIONS) as again:
             assert_both_follow(again, [*BATCH, renamed("without")])
 
-    def test_what_it_has_passed_over_is_applied_by_a_rebuild(self, open_lasting: Opener) -> None:
+    def test_what_was_passed_over_is_applied_when_it_is_opened_with_the_codec_again(
+        self, open_lasting: Opener, caplog: pytest.LogCaptureFixture
+    ) -> None:
         database = open_lasting(**OPTIONS)
         own_alone(database, *BATCH)
         own = [at for at, event in enumerate(BATCH, 1) if isinstance(event, Noted)]
@@ -220,10 +223,16 @@ class TestWithoutTheCodec:
                 Problem(name, at, "Noted", UNKNOWN_TYPE) for name in ("orchestration", "notes") for at in own
             ]
             assert [row[1] for row in rows(without)] == [0, 0]
+            without.projections.catch_up()
+            assert len(without.projections.problems()) == 2 * len(own)
 
-        with Database.open(url=database.engine.url, **OPTIONS) as again:
-            again.projections.rebuild()
+        with caplog.at_level(logging.INFO, "peon"), Database.open(url=database.engine.url, **OPTIONS) as again:
             assert_both_follow(again, BATCH)
+            reason = "it has passed over events of type Noted, which is known now"
+            assert [record.message.rpartition(": ")[2] for record in caplog.records] == [reason, reason]
+            caplog.clear()
+            again.projections.catch_up()
+            assert caplog.records == []
 
 
 class TestRefusals:

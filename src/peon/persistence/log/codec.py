@@ -27,6 +27,9 @@ EventT = TypeVar("EventT", bound=BaseModel)
 SCHEMA_VERSION = "schema_version"
 """The field of a payload that has the version of the event class that wrote it; without it, the version is 1."""
 
+UNKNOWN_TYPE = "no event of this type is known; a newer version may have written it"
+"""Why an event whose type is not in the union cannot be decoded. Projections record it, so do not change the text."""
+
 _VERSION_KEY = f'"{SCHEMA_VERSION}"'
 """What a payload with a version contains. Within a text of the payload, the quotation marks would be escaped."""
 
@@ -178,7 +181,7 @@ class EventCodec(Generic[EventT]):
         except ValidationError as error:
             reason = self._refusal_of_version(event_type, payload) or describe(error, self._names)
         except KeyError:
-            reason = "no event of this type is known; a newer version may have written it"
+            reason = UNKNOWN_TYPE
         except _Refused as error:
             reason = str(error)
         # Outside the handlers, as pydantic's error shows parts of the payload.
