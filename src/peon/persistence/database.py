@@ -78,6 +78,7 @@ class Database(Generic[EventT]):
         maintain_projections: bool = True,
         progress: Progress | None = None,
         connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
     ) -> Self: ...
     @overload
     @classmethod
@@ -92,6 +93,7 @@ class Database(Generic[EventT]):
         maintain_projections: bool = True,
         progress: Progress | None = None,
         connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
     ) -> "Database[OwnT]": ...
     @classmethod
     def open(
@@ -105,6 +107,7 @@ class Database(Generic[EventT]):
         maintain_projections: bool = True,
         progress: Progress | None = None,
         connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
     ) -> "Database[Any]":
         """Opens a database at the newest revision; creates the folder and the file of an SQLite database.
 
@@ -119,6 +122,7 @@ class Database(Generic[EventT]):
                 append. Off, the log is opened alone, and the projections are left as they are.
             progress: Called while projections catch up, with the number of events done and to do.
             connect_args: Further arguments of the driver's `connect`. See `create_engine`.
+            echo: Log each statement. See `create_engine`.
 
         Raises:
             ConfigError: The configuration is wrong.
@@ -130,7 +134,7 @@ class Database(Generic[EventT]):
             PersistenceError: The URL cannot be used, or its driver is not installed.
             ValueError: The codec lacks events of the domain. See also `EventCodec` and `create_engine`.
         """
-        engine = create_engine(**engine_arguments(config, url, connect_args))
+        engine = create_engine(**engine_arguments(config, url, connect_args, echo=echo))
         try:
             bring_to_head(engine, migrate=migrate)
             database = cls(engine, codec, projections=projections, maintain_projections=maintain_projections)
@@ -176,10 +180,11 @@ class EngineArguments(TypedDict):
     pool_size: int | None
     pool_timeout: float | None
     connect_args: Mapping[str, Any] | None
+    echo: bool
 
 
 def engine_arguments(
-    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None
+    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None, *, echo: bool
 ) -> EngineArguments:
     """Returns the configured address, or the one that is given instead, with the configured options."""
     if not isinstance(config, AppConfig | None):
@@ -192,6 +197,7 @@ def engine_arguments(
         "pool_size": config.database.pool_size,
         "pool_timeout": config.database.pool_timeout,
         "connect_args": connect_args,
+        "echo": echo,
     }
 
 

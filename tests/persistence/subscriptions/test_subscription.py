@@ -461,9 +461,15 @@ class TestErrors:
             coming = consumers.submit(next, subscription)
             until_waiting(database)
             engine = create_engine(migrated_postgresql_url)
-            ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = :name"
+            # Not the pool's connections: the one that is terminated while it reads would end the subscription.
+            ended = (
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE application_name = :name AND query = :last"
+            )
             with engine.connect() as connection:
-                connection.execute(text(ended), {"name": name})
+                assert connection.execute(
+                    text(ended), {"name": name, "last": postgresql_watching.SCHEMA_OF_LOG}
+                ).all() == [(True,)]
             engine.dispose()
             append_names(address(migrated_postgresql_url), ["a"])
             assert coming.result(PATIENCE).sequence == 1

@@ -40,6 +40,7 @@ def create_engine(
     pool_size: int | None = None,
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
+    echo: bool = False,
 ) -> Engine:
     """Returns an engine on which each transaction is durable once it is committed.
 
@@ -57,6 +58,8 @@ def create_engine(
         pool_timeout: Seconds to wait for a connection of the pool; by default SQLAlchemy's 30, and `busy_timeout`
             for a database in memory.
         connect_args: Further arguments of the driver's `connect`, such as `keepalives` or `prepare_threshold`.
+        echo: Log each statement, without its parameters, to the logger `sqlalchemy.engine.Engine` and to standard
+            output. See SQLAlchemy's `create_engine`.
 
     Raises:
         PersistenceError: The URL is malformed, of another database system, or its driver is not installed.
@@ -64,7 +67,7 @@ def create_engine(
         ValueError: `pool_size` or `pool_timeout` is out of range, the pool of a database in memory is to have several
             connections, or `connect_args` has an argument that Peon sets itself.
     """
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {})
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, echo)
     engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
     _set_up(engine, synchronous, options, time.sleep)
     return engine
@@ -78,6 +81,7 @@ def create_async_engine(
     pool_size: int | None = None,
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
+    echo: bool = False,
 ) -> "AsyncEngine":
     """Returns an engine like that of `create_engine`, for the tasks of one event loop.
 
@@ -88,6 +92,7 @@ def create_async_engine(
         pool_size: See `create_engine`.
         pool_timeout: See `create_engine`.
         connect_args: See `create_engine`.
+        echo: See `create_engine`.
 
     Raises:
         PersistenceError: See `create_engine`.
@@ -99,7 +104,7 @@ def create_async_engine(
     if find_spec("greenlet") is None:
         raise PersistenceError("greenlet is not installed; for an event loop, install peon with its extra 'async'")
     address = with_asynchronous_driver(parse_url(url))
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {})
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, echo)
     engine = _create(asyncio.create_async_engine, address, options, AsyncAdaptedQueuePool)
     _set_up(engine.sync_engine, synchronous, options, sleep_in_event_loop)
     return engine
@@ -117,6 +122,7 @@ class _Options(NamedTuple):
     pool_size: int | None
     pool_timeout: float | None
     connect_args: Mapping[str, Any]
+    echo: bool
 
 
 # By dialect: an engine has one for its whole life, and shares it with those that are derived from it. Not an execution
@@ -126,7 +132,10 @@ _connect_args: WeakKeyDictionary[Dialect, Mapping[str, Any]] = WeakKeyDictionary
 
 def _create(create: Callable[..., EngineT], url: URL, given: _Options, pool: type[Pool]) -> EngineT:
     address = with_absolute_path(url)
-    options: dict[str, Any] = {"hide_parameters": True}  # they are payloads, and would end up in logs
+    options: dict[str, Any] = {
+        "echo": given.echo,
+        "hide_parameters": True,
+    }  # they are payloads, and would end up in logs
     backend = BACKENDS[address.get_backend_name()]
     options |= backend.engine_options(address, busy_timeout=given.busy_timeout, pool=pool)
     options |= _pool_options(address, given, pool)

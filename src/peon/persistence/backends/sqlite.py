@@ -96,7 +96,7 @@ class SQLiteBackend(Backend):
         # an INSERT, and not for a SAVEPOINT, whose end would then be a commit.
         driver: Any = connection.connection.driver_connection
         if not driver.in_transaction:
-            driver_connection(connection).execute("BEGIN IMMEDIATE")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     @contextmanager
     def transaction_without_waiting(self, engine: Engine) -> Iterator[Connection]:
@@ -127,8 +127,9 @@ class SQLiteBackend(Backend):
         return not engine.dialect.is_async  # SQLAlchemy's adapter fetches all rows of a result at once
 
     def is_damaged_text(self, error: Exception) -> bool:
+        cause = error.orig if isinstance(error, DBAPIError) else error
         # Errors of SQLite have a code. Those of Python's module do not: it has met text that is not UTF-8.
-        return isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")
+        return isinstance(cause, sqlite3.OperationalError) and not hasattr(cause, "sqlite_errorcode")
 
     @contextmanager
     def text_decoded_by(self, connection: Connection, decode: Callable[[bytes], str | bytes]) -> Iterator[None]:
@@ -224,12 +225,12 @@ class SQLiteBackend(Backend):
             return
         # DROP TABLE reads the pages that it frees, and a transaction that has met a damaged page cannot write any more.
         # The pages remain unused until the next VACUUM.
-        driver = driver_connection(connection)
-        driver.execute("PRAGMA writable_schema = ON")
+        connection.exec_driver_sql("PRAGMA writable_schema = ON")
         try:
-            driver.execute(f"DELETE FROM {table.schema}.sqlite_master WHERE tbl_name = ?", (table.name,))  # noqa: S608
+            entries = f"DELETE FROM {table.schema}.sqlite_master WHERE tbl_name = ?"  # noqa: S608
+            connection.exec_driver_sql(entries, (table.name,))
         finally:
-            driver.execute("PRAGMA writable_schema = RESET")  # off; tables are looked up again
+            connection.exec_driver_sql("PRAGMA writable_schema = RESET")  # off; tables are looked up again
 
     def statements_that_may_fail(self, connection: Connection) -> nullcontext[None]:
         return nullcontext()  # a savepoint could not be ended after a damaged page was met
