@@ -466,10 +466,11 @@ class TestErrors:
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
                 "WHERE application_name = :name AND query = :last"
             )
+            watcher_of_name = {"name": name, "last": postgresql_watching.SCHEMA_OF_LOG}
             with engine.connect() as connection:
-                assert connection.execute(
-                    text(ended), {"name": name, "last": postgresql_watching.SCHEMA_OF_LOG}
-                ).all() == [(True,)]
+                deadline = time.monotonic() + PATIENCE
+                while not connection.execute(text(ended), watcher_of_name).all():  # it has yet to begin
+                    assert time.monotonic() < deadline
             engine.dispose()
             append_names(address(migrated_postgresql_url), ["a"])
             assert coming.result(PATIENCE).sequence == 1

@@ -34,6 +34,7 @@ from peon.persistence.backends.sqlite_consumer_lock import FileConsumerLock, Pro
 from peon.persistence.backends.sqlite_driver import GatedConnection, first_row
 from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
 from peon.persistence.schema import append_lock, events, log_identity
 
@@ -299,6 +300,7 @@ def _main_file(connection: Connection) -> Path | None:
 
 
 def _is_populated(connection: Connection) -> bool:
-    always_filled = {"alembic_version", append_lock.name, log_identity.name}  # each has its one row from the beginning
+    # Each has its one row from the beginning.
+    always_filled = {version_table_of(connection), append_lock.name, log_identity.name}
     tables = [name for name in inspect(connection).get_table_names() if name not in always_filled]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)
