@@ -20,7 +20,7 @@ from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.log.tag_walk import TakesLong
-from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.orchestration.codec import codec_of_store
 from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 from peon.persistence.subscriptions import (
     DurableSubscription,
@@ -45,7 +45,8 @@ class EventStore(Generic[EventT]):
 
     Args:
         engine: One of `create_engine`. Any other engine of SQLite or PostgreSQL works, with its own durability.
-        codec: Encodes and decodes the events; the domain's own events by default.
+        codec: Encodes and decodes the events; the domain's own events by default. In a union that has all of those,
+            they keep their check, tags and upcasters.
         on_append: Called in the transaction of each append, after its events were stored. An exception that it
             raises fails the append.
     """
@@ -55,7 +56,7 @@ class EventStore(Generic[EventT]):
     ) -> None:
         if not isinstance(engine, Engine):
             raise TypeError(f"EventStore takes an Engine, not {type(engine).__name__}; AsyncEventStore an AsyncEngine")
-        used_codec: EventCodec[Any] = orchestration_codec if codec is None else codec
+        used_codec = codec_of_store(codec)
         self._engine = engine
         self._driver_errors = DriverErrors(engine, expects_tables=True)
         self._reader = LogReader(engine, used_codec, self._driver_errors)

@@ -18,7 +18,7 @@ from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
-from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.orchestration.codec import codec_of_store
 from peon.persistence.subscriptions import SavedPosition, StopEvent, Tail, notifier_of
 
 SubscriptionT = TypeVar("SubscriptionT", bound=AsyncSubscription[Any])
@@ -50,7 +50,7 @@ class AsyncEventStore(Generic[EventT]):
         self._calls = calls or Calls()
         self._store: EventStore[EventT] = EventStore(self._engine, codec, on_append=on_append)
         self._driver_errors = DriverErrors(self._engine)
-        self._reader = LogReader(self._engine, orchestration_codec if codec is None else codec, self._driver_errors)
+        self._reader = LogReader(self._engine, codec_of_store(codec), self._driver_errors)
         self._notifier = notifier_of(self._engine)
         self._subscriptions: WeakSet[AsyncSubscription[Any]] = WeakSet()
 

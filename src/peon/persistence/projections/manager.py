@@ -12,7 +12,7 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name,
 from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.backends.retries import OwnTransaction, in_own_transaction, with_own_commit
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate, ProjectionsTooNew
-from peon.persistence.log.codec import EventCodec
+from peon.persistence.log.codec import UNKNOWN_TYPE, EventCodec
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
@@ -23,6 +23,7 @@ from peon.persistence.projections.positions import (
     position_of,
     problems_of,
     set_position,
+    types_recorded_with,
 )
 from peon.persistence.projections.replay import Meter, Progress, Replay, applied
 from peon.persistence.projections.shadow_tables import declared_in_log, shadowed
@@ -57,6 +58,7 @@ class Projections:
         self._reads = self._backend.consistent_reads(engine)
         self._projections = tuple(projections)
         self._replay = Replay(engine, codec)
+        self._known_types = codec.decoders.keys()
         self._driver_errors = DriverErrors(engine)
 
     def __repr__(self) -> str:
@@ -97,7 +99,8 @@ class Projections:
 
         It saves its position with every few pages, so that another call resumes where this one was interrupted.
         Events that cannot be applied become problems. A projection is rebuilt, as by `rebuild`, if an older version of
-        the code has built it, or if its position does not fit its tables or the log, as after a partial restore.
+        the code has built it, if its position does not fit its tables or the log, as after a partial restore, or if it
+        has passed over events of a type that was unknown and is known now.
 
         Args:
             progress: Called after each page with the number of events done and to do.
@@ -116,7 +119,8 @@ class Projections:
                 unfit: dict[Projection, str] = {}
                 behind, total = [], 0
                 for projection, position in found.items():
-                    if reason := _reason_to_rebuild(connection, projection, position, end):
+                    reason = _reason_to_rebuild(connection, projection, position, end)
+                    if reason := reason or self._reason_to_decode_again(connection, projection):
                         unfit[projection] = reason
                         total += end
                     elif position is None or position.sequence < end:
@@ -173,6 +177,11 @@ class Projections:
                 for projection in self._projections
                 for difference in self._differences(connection, projection, meter)
             ]
+
+    def _reason_to_decode_again(self, connection: Connection, projection: Projection) -> str | None:
+        """Returns why an application with another codec has left the projection without events, if so."""
+        known_now = types_recorded_with(connection, projection, UNKNOWN_TYPE) & self._known_types
+        return f"it has passed over events of type {min(known_now)}, which is known now" if known_now else None
 
     def _require_not_newer(self, projection: Projection, position: Position | None) -> None:
         if position is not None and position.version > projection.version:
