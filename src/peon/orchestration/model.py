@@ -136,6 +136,30 @@ class Thread(Value):
     updated_at: UtcDatetime
 
 
+class ThreadSummary(Thread):
+    """A thread as a list of threads shows it.
+
+    Attributes:
+        first_words: The first words of the first message with text, other than those of the system, in one line;
+            `None` if there is none. Text that was streamed to the message later is not included.
+        turn_count: The number of its turns.
+        message_count: The number of its messages.
+        pending_approvals: The number of actions that wait for a decision of the user.
+        last_sequence: The place in the log of the last event of the thread, other than streamed text.
+    """
+
+    first_words: str | None
+    turn_count: int
+    message_count: int
+    pending_approvals: int
+    last_sequence: int
+
+    @property
+    def label(self) -> str | None:
+        """The title, or the first words if there is no title."""
+        return self.title or self.first_words
+
+
 class Turn(Value):
     """One request to the agent, and its answer; `error` has the text of the status `failed`."""
 
@@ -153,6 +177,12 @@ class Message(Value):
     role: MessageRole
     content: MessageContent
     created_at: UtcDatetime
+
+
+class ToolCallMessage(Message):
+    """A message with the call of a tool."""
+
+    content: ToolCallContent
 
 
 class Checkpoint(Value):

@@ -12,6 +12,11 @@ def _sequence() -> Column[int]:
     return Column("sequence", BigInteger, nullable=False, server_default=text("0"))
 
 
+def _partial(name: str, column: Column[int], rows: str) -> None:
+    """Adds an index of few rows, which costs nothing for the others. A query must contain the condition literally."""
+    Index(name, column, sqlite_where=text(rows), postgresql_where=text(rows))
+
+
 projection_projects = Table(
     "projection_projects",
     metadata,
@@ -37,8 +42,17 @@ projection_threads = Table(
     Column("created_at", Text, nullable=False),
     Column("updated_at", Text, nullable=False),
     _sequence(),
+    # Kept here, so that a list of threads reads no turns and no messages.
+    Column("last_sequence", BigInteger, nullable=False, server_default=text("0")),  # of the last event that is no chunk
+    Column("turn_count", Integer, nullable=False, server_default=text("0")),
+    Column("message_count", Integer, nullable=False, server_default=text("0")),
+    Column("first_words", Text),
 )
 Index(None, projection_threads.c.project_id, projection_threads.c.sequence)
+Index(None, projection_threads.c.last_sequence)
+Index(None, projection_threads.c.project_id, projection_threads.c.last_sequence)
+
+_partial("idx_unfinished_threads", projection_threads.c.sequence, "status IN ('running', 'awaiting_approval')")
 
 projection_turns = Table(
     "projection_turns",
@@ -53,6 +67,7 @@ projection_turns = Table(
 )
 Index("idx_turns_thread", projection_turns.c.thread_id)
 Index(None, projection_turns.c.thread_id, projection_turns.c.sequence)
+_partial("idx_running_turns", projection_turns.c.sequence, "status = 'running'")
 
 projection_messages = Table(
     "projection_messages",
@@ -79,6 +94,16 @@ projection_message_chunks = Table(
     Column("message_id", Text, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("delta", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# The calls of tools that have no result yet.
+projection_open_tool_calls = Table(
+    "projection_open_tool_calls",
+    metadata,
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),  # of the message with the call
+    Column("tool_call_id", Text, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -113,6 +138,7 @@ projection_approvals = Table(
 Index(None, projection_approvals.c.status, projection_approvals.c.thread_id, projection_approvals.c.sequence)
 Index(None, projection_approvals.c.thread_id)
 Index(None, projection_approvals.c.turn_id)
+_partial("idx_pending_approvals", projection_approvals.c.sequence, "status = 'pending'")
 
 projection_commits = Table(
     "projection_commits",
