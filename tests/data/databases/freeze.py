@@ -98,46 +98,15 @@ def rows_of_other_tables(
 ) -> dict[str, list[tuple[str | int | None, ...]]]:
     titled, running, message = str(uuid4()), str(uuid4()), str(uuid4())
     text = '{"type":"text","text":"Ebbe?"}'
+    first_agent, second_agent = ("claude", "a-model", "supervised"), ("codex", "another", "full_access")
     return {
         "projection_projects": [
             (project, "Gezeitentafel, 潮汐表 🌊", "/home/ada/tide-table", MOMENT, 1),
             (str(uuid4()), "", "/", MOMENT, 2),
         ],
         "projection_threads": [
-            (
-                thread,
-                project,
-                None,
-                "claude",
-                "a-model",
-                "supervised",
-                "error",
-                "it hung up",
-                MOMENT,
-                LATER,
-                3,
-                17,
-                2,
-                2,
-                "Ebbe?",
-            ),
-            (
-                titled,
-                project,
-                "Ein Titel",
-                "codex",
-                "another",
-                "full_access",
-                "idle",
-                None,
-                MOMENT,
-                MOMENT,
-                4,
-                7,
-                1,
-                0,
-                None,
-            ),
+            (thread, project, None, *first_agent, "error", "it hung up", MOMENT, LATER, 3, 17, 2, 2, "Ebbe?"),
+            (titled, project, "Ein Titel", *second_agent, "idle", None, MOMENT, MOMENT, 4, 7, 1, 0, None),
         ],
         "projection_turns": [
             (turn, thread, "completed", None, MOMENT, LATER, 5),
