@@ -118,7 +118,7 @@ def rows_of_other_tables(
             (str(uuid4()), turn, "tool", text, LATER, 9, thread),
         ],
         "projection_message_chunks": [(running, message, 10, '"Ça va\\u0000"'), (running, message, 2**40, '""')],
-        "projection_open_tool_calls": [(thread, 9, "call-1"), (titled, 2**40, "größe")],
+        "projection_open_tool_calls": [(thread, 9, turn, message, "1"), (titled, 2**40, running, message, "größe")],
         "checkpoints": [
             (checkpoint, thread, turn, "refs/peon/1", MOMENT, 11, None),
             (str(uuid4()), thread, turn, "refs/peon/2", MOMENT, 12, LATER),

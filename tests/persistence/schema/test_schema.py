@@ -71,7 +71,13 @@ COLUMNS = {
         "thread_id": "TEXT NOT NULL DEFAULT ''",
     },
     "projection_message_chunks": {"turn_id": TEXT, "message_id": TEXT, "sequence": WIDE, "delta": TEXT},
-    "projection_open_tool_calls": {"thread_id": TEXT, "sequence": WIDE, "tool_call_id": TEXT},
+    "projection_open_tool_calls": {
+        "thread_id": TEXT,
+        "sequence": WIDE,
+        "turn_id": TEXT,
+        "message_id": TEXT,
+        "tool_call_id": TEXT,
+    },
     "projection_approvals": {
         "id": TEXT,
         "thread_id": TEXT,
@@ -131,6 +137,7 @@ INDEXES = {
     "idx_unfinished_threads": ("projection_threads", ["sequence"]),
     "idx_running_turns": ("projection_turns", ["sequence"]),
     "idx_pending_approvals": ("projection_approvals", ["sequence"]),
+    "idx_pending_approvals_thread_id": ("projection_approvals", ["thread_id", "sequence"]),
 } | {
     f"idx_{table}_{'_'.join(columns)}": (table, columns)
     for table, columns in [
@@ -143,7 +150,6 @@ INDEXES = {
         ("projection_messages", ["thread_id", "sequence"]),
         ("checkpoints", ["thread_id", "sequence"]),
         ("checkpoints", ["turn_id"]),
-        ("projection_approvals", ["status", "thread_id", "sequence"]),
         ("projection_approvals", ["thread_id"]),
         ("projection_approvals", ["turn_id"]),
         ("projection_commits", ["thread_id", "sequence"]),

@@ -209,9 +209,9 @@ def append_message(batch: Batch, event: MessageAppended, sequence: int) -> None:
     batch.messages.add(event.message_id, message)
     _count_message(batch.touch(event, sequence), event)
     if content.type == "tool_call":
-        batch.tool_calls.add_call(turn.thread_key, content.tool_call_id, sequence)
+        batch.tool_calls.add_call(content.tool_call_id, turn.thread_key, sequence, turn_key, key)
     elif content.type == "tool_result":
-        batch.tool_calls.add_result(turn.thread_key, content.tool_call_id, sequence)
+        batch.tool_calls.add_result(content.tool_call_id, turn.thread_key, sequence)
     row: list[object] = [
         key,
         turn_key,

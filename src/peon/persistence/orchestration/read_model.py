@@ -157,10 +157,9 @@ class ReadModel:
         call that `after` identifies may be answered by now.
         """
         calls, messages = projection_open_tool_calls, projection_messages
-        conditions = [calls.c.thread_id == str(thread_id)]
-        conditions += [messages.c.thread_id == calls.c.thread_id, messages.c.sequence == calls.c.sequence]
+        conditions = [calls.c.thread_id == str(thread_id), messages.c.id == calls.c.message_id]
         if turn_id is not None:
-            conditions.append(messages.c.turn_id == str(turn_id))
+            conditions.append(calls.c.turn_id == str(turn_id))
         place = _by_id(Message, after, messages.c.thread_id == str(thread_id))
         return self._list(
             ToolCallMessage, *conditions, order=calls.c.sequence, limit=limit, after=place, newest_first=newest_first

@@ -17,13 +17,14 @@ class ToolCalls:
     """
 
     def __init__(self) -> None:
-        self._calls: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        self._calls: defaultdict[tuple[str, str], list[tuple[str, int, str, str, str]]] = defaultdict(list)
         self._results: list[tuple[str, str, str, int]] = []
 
-    def add_call(self, thread_key: str, tool_call_id: str, sequence: int) -> None:
-        self._calls[thread_key, with_visible_nul(tool_call_id)].append(sequence)
+    def add_call(self, tool_call_id: str, thread_key: str, sequence: int, turn_key: str, message_key: str) -> None:
+        shown = with_visible_nul(tool_call_id)
+        self._calls[thread_key, shown].append((thread_key, sequence, turn_key, message_key, shown))
 
-    def add_result(self, thread_key: str, tool_call_id: str, sequence: int) -> None:
+    def add_result(self, tool_call_id: str, thread_key: str, sequence: int) -> None:
         shown = with_visible_nul(tool_call_id)
         if calls := self._calls.get((thread_key, shown)):
             calls.pop()
@@ -31,6 +32,5 @@ class ToolCalls:
             self._results.append((thread_key, thread_key, shown, sequence))
 
     def write(self, connection: Connection) -> None:
-        rows = [(key, sequence, call) for (key, call), sequences in self._calls.items() for sequence in sequences]
-        statements.INSERT_TOOL_CALL.run(connection, rows)
+        statements.INSERT_TOOL_CALL.run(connection, [row for rows in self._calls.values() for row in rows])
         statements.ANSWER_TOOL_CALL.run(connection, self._results)
