@@ -139,13 +139,9 @@ class Thread(Value):
 class ThreadSummary(Thread):
     """A thread as a list of threads shows it.
 
-    Attributes:
-        first_words: The first words of the first message with text, other than those of the system, in one line;
-            `None` if there is none. Text that was streamed to the message later is not included.
-        turn_count: The number of its turns.
-        message_count: The number of its messages.
-        pending_approvals: The number of actions that wait for a decision of the user.
-        last_sequence: The place in the log of the last event of the thread, other than streamed text.
+    `first_words` is the beginning of its first message with text, in one line; messages of the system and streamed text
+    do not count. `pending_approvals` is the number of actions that wait for a decision of the user. `last_sequence` is
+    the place in the log of its last event, other than streamed text.
     """
 
     first_words: str | None

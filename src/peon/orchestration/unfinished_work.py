@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from uuid import UUID, uuid5
 
-from peon.orchestration.events import ActionRejected, OrchestrationEvent, ThreadStatusChanged, TurnInterrupted
+from peon.orchestration.events import ActionRejected, ThreadStatusChanged, TurnInterrupted
 from peon.orchestration.model import Approval, ThreadStatus, ThreadSummary, Turn, Value
 
 _NAMESPACE = UUID("5a1f7c1e-6d0c-4b57-9a53-0f5f2d0e7c41")
@@ -14,10 +14,8 @@ REASON = "interrupted: the application ended"
 class UnfinishedWork(Value):
     """What is under way. When an application starts, it is what the process before it left open.
 
-    Attributes:
-        turns: The turns that are running.
-        pending_approvals: The actions that wait for a decision of the user.
-        threads: The threads whose status is `running` or `awaiting_approval`.
+    `turns` are running, `pending_approvals` wait for a decision of the user, and `threads` have the status `running` or
+    `awaiting_approval`.
     """
 
     turns: tuple[Turn, ...]
@@ -43,7 +41,7 @@ class UnfinishedWork(Value):
         ]
         return uuid5(_NAMESPACE, " ".join(map(str, open_ids)))
 
-    def closing_events(self) -> list[OrchestrationEvent]:
+    def closing_events(self) -> tuple[ActionRejected | TurnInterrupted | ThreadStatusChanged, ...]:
         """Returns the events that reject the approvals, interrupt the turns and make the threads idle."""
         rejections = [
             ActionRejected(
@@ -53,4 +51,4 @@ class UnfinishedWork(Value):
         ]
         interruptions = [TurnInterrupted(turn_id=turn.id, thread_id=turn.thread_id) for turn in self.turns]
         idle = [ThreadStatusChanged(thread_id=thread.id, status=ThreadStatus.IDLE) for thread in self.threads]
-        return [*rejections, *interruptions, *idle]
+        return (*rejections, *interruptions, *idle)

@@ -84,7 +84,7 @@ def test_one_append_closes_everything(database: Database) -> None:
 
     assert [each.event.type for each in stored] == CLOSING
     state = database.read_model
-    assert state.unfinished_work().closing_events() == []
+    assert state.unfinished_work().closing_events() == ()
     assert [thread.status for thread in state.threads(PROJECT)] == [ThreadStatus.IDLE] * 4
     turns = [state.turn(turn_id) for turn_id in (TURN, WAITING_TURN, ENDED_TURN)]
     ended = [TurnStatus.INTERRUPTED, TurnStatus.INTERRUPTED, TurnStatus.COMPLETED]
