@@ -41,7 +41,7 @@ TABLES: dict[type[Value], Table] = {
     Branch: schema.projection_branches,
 }
 
-# A literal, because a database uses an index of the pending approvals only for a condition that it knows in advance.
+# A literal, because a prepared statement of PostgreSQL does not use the index of pending approvals for a parameter.
 PENDING = schema.projection_approvals.c.status == literal_column("'pending'")
 
 _COMPUTED: dict[tuple[type[Value], str], ColumnElement[int]] = {
