@@ -17,6 +17,7 @@ from peon.persistence.backends.engine import create_engine
 from peon.persistence.errors import PersistenceError
 from peon.persistence.migrations import (
     LOCKED_CONNECTION,
+    ON_REVISION,
     current_revision,
     migration_transaction,
     refuse_unknown,
@@ -70,7 +71,12 @@ def creates_database(url: URL) -> bool:
 
 
 def configure_for(connection: Connection) -> None:
-    configure(connection=connection, version_table_schema=backend_of(connection).schema_for_new_tables(connection))
+    on_revision = context.config.attributes.get(ON_REVISION)
+    configure(
+        connection=connection,
+        version_table_schema=backend_of(connection).schema_for_new_tables(connection),
+        on_version_apply=None if on_revision is None else lambda *, step, **_: on_revision(step.up_revision_id),
+    )
 
 
 def run() -> None:

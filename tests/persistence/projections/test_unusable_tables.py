@@ -84,7 +84,7 @@ def test_tables_are_created_again(migrated_lasting_url: URL, statement: str, cap
     caplog.clear()
     with Database.open(url=migrated_lasting_url, projections=[WordCount()]) as database:
         database.projections.rebuild()
-    assert caplog.text == ""
+    assert "again" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A sequence of PostgreSQL hands out numbers before the commit, and loses those of
 lock the row of `append_lock` until they commit, and count on from the last committed event.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -125,7 +126,8 @@ class PostgreSQLLogHead(LogHead):
         finally:
             for cursor in cursors:
                 cursor.close()
-        self._opening = []
+        if self._opening:
+            self._opening, self.locked_at = [], time.monotonic()
         return value
 
     def _send(self, cursors: Sequence[DBAPICursor], statement: str, parameters: Sequence[object]) -> None:

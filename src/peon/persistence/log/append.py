@@ -26,6 +26,7 @@ from peon.persistence.log.query import AppendCondition, EventQuery, canonical, r
 from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.log.tag_index import TagIndex, TakesLong
 from peon.persistence.runtime.event_loop import with_pauses
+from peon.persistence.runtime.instrumentation import Operation
 from peon.persistence.schema.timestamps import format_timestamp
 
 AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
@@ -38,6 +39,7 @@ class AppendRequest(NamedTuple, Generic[EventT]):
         may_take_long: Index and read whatever the condition needs within the transaction. Otherwise the append
             gives up with `TakesLong`.
         holds_until: No event between the position of the condition and this sequence matches, as was seen before.
+        operation: Is told if the command was performed before.
     """
 
     batch: list[EventT]
@@ -47,6 +49,7 @@ class AppendRequest(NamedTuple, Generic[EventT]):
     command: Command | None = None
     may_take_long: bool = False
     holds_until: int = 0
+    operation: Operation | None = None
 
     @property
     def is_conditional(self) -> bool:
@@ -150,6 +153,8 @@ class Appender(Generic[EventT]):
             stored = list(decoded([own], self._codec, keep=False))
             if reason := command.difference([earlier.event for earlier in stored]):
                 raise CommandConflict(command.id, reason)
+            if request.operation is not None:
+                request.operation.repeated()
             return stored
         if (condition := request.condition) is not None:
             if condition.after > head.last:
