@@ -69,18 +69,17 @@ def current_revision(connection: Connection) -> str | None:
     return found[0] if found else None
 
 
-def is_at_head(engine: Engine) -> bool:
-    """Returns whether the database is at the newest revision.
+def _known_revision(engine: Engine, *, complete: bool) -> str | None:
+    """Returns the revision of the database, `None` before the first.
+
+    Args:
+        complete: Also check that a database at the newest revision has all parts.
 
     Raises:
         SchemaTooNew: It is at a revision that this version does not know.
         SchemaError: It is damaged: it has several revisions, or lacks a trigger or a row that appends need.
         StoreUnavailable: It cannot be read.
     """
-    return _known_revision(engine, complete=True) == revisions()[-1]
-
-
-def _known_revision(engine: Engine, *, complete: bool) -> str | None:
     with DriverErrors(engine):
         if is_missing(engine.url):
             return None
