@@ -173,18 +173,19 @@ class _SpannedOperation(Operation):
         self._span.end()
 
     def _describe(self, kind: type[BaseException] | None) -> None:
-        self._span.set_attributes({**self._own, "peon.events": self._events})
+        found: dict[str, AttributeValue] = {**self._own, "peon.events": self._events}
         if self._events > 1 and self._is_append:  # the conventions leave out a batch of one
-            self._span.set_attribute("db.operation.batch.size", self._events)
+            found["db.operation.batch.size"] = self._events
         if self._is_repeated:
-            self._span.set_attribute("peon.append.repeated", True)
+            found["peon.append.repeated"] = True
         if self._requests:
-            self._span.set_attribute("peon.commit.requests", self._requests)
-            self._span.set_attribute("peon.lock.wait_time", self._lock_seconds)
+            found["peon.commit.requests"] = self._requests
+            found["peon.lock.wait_time"] = self._lock_seconds
         if kind is not None:
             # Without its message: an exception of the application's own may hold a payload.
-            self._span.set_attribute("error.type", kind.__name__)
+            found["error.type"] = kind.__name__
             self._span.set_status(trace.StatusCode.ERROR)
+        self._span.set_attributes(found)
 
     @property
     def _is_append(self) -> bool:
