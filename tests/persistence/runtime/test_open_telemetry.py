@@ -101,6 +101,7 @@ class TestAppend:
         store: EventStore[Any] = EventStore(open_empty(maintain_projections=False).engine, on_append=fail)
         with pytest.raises(RuntimeError):
             store.append_all([renamed()])
+        store.close()
 
         (failed,) = recorded.spans("append")
         assert attributes_of(failed)["error.type"] == "RuntimeError"
@@ -170,6 +171,7 @@ class TestStatements:
         with recorded.tracer.start_as_current_span("request") as request:
             store.append_all([renamed()])
         store.append_all([renamed()])
+        store.close()
 
         spans = recorded.spans("append")
         assert hook.found == [identity_of(span) for span in spans]
@@ -326,6 +328,7 @@ class TestWithout:
         hook = SpanOfHook()
         store: EventStore[Any] = EventStore(open_empty(maintain_projections=False).engine, on_append=hook)
         store.append_all([renamed()])
+        store.close()
         assert hook.found == [trace.INVALID_SPAN_ID]
 
     def test_open_telemetry_nothing_is_recorded(

@@ -174,9 +174,12 @@ class AppendTransactions(Generic[RequestT, ResultT]):
 
     def report(self) -> None:
         """Logs what the last transactions met. Call it without a lock."""
+        reports: list[Callable[[], None]] = []
         with suppress(IndexError):  # another thread does the same
             while True:
-                self.reports.popleft()()
+                reports.append(self.reports.popleft())
+        for log in reports:
+            log()  # a handler that appends gets here again
 
     def _reason_to_repeat(self, error: Exception) -> RetryReason | None:
         return reason_to_repeat(
