@@ -142,7 +142,8 @@ class _SpannedOperation(Operation):
         self._name = name
         self._attributes = attributes
         self._own = own
-        self._events = self._requests = 0
+        self._events: int | None = None
+        self._requests = 0
         self._lock_seconds = 0.0
         self._is_repeated = False
         self._token: Token[Context] | None = None
@@ -166,16 +167,18 @@ class _SpannedOperation(Operation):
         if kind is not None:
             attributes = {**attributes, "error.type": kind.__name__}
         self._instruments.duration.record(time.perf_counter() - self._started, attributes)
-        if kind is None and self._is_append and not self._is_repeated:
+        if kind is None and self._is_append and self._events and not self._is_repeated:
             self._instruments.stored.add(self._events, self._attributes)
         if self._span.is_recording():
             self._describe(kind)
         self._span.end()
 
     def _describe(self, kind: type[BaseException] | None) -> None:
-        found: dict[str, AttributeValue] = {**self._own, "peon.events": self._events}
-        if self._events > 1 and self._is_append:  # the conventions leave out a batch of one
-            found["db.operation.batch.size"] = self._events
+        found: dict[str, AttributeValue] = {**self._own}
+        if self._events is not None:
+            found["peon.events"] = self._events
+            if self._events > 1 and self._is_append:  # the conventions leave out a batch of one
+                found["db.operation.batch.size"] = self._events
         if self._is_repeated:
             found["peon.append.repeated"] = True
         if self._requests:
