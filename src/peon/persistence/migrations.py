@@ -4,10 +4,12 @@ import logging
 import re
 import shlex
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlalchemy import ColumnClause, Connection, Engine, Table, column, inspect, select, table
 from sqlalchemy.exc import DBAPIError
@@ -19,12 +21,15 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name,
 from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaError, SchemaOutOfDate, SchemaTooNew
 from peon.persistence.runtime.forking import reset_after_fork
+from peon.persistence.runtime.log_records import MIGRATIONS, report
+from peon.persistence.runtime.telemetry import telemetry_of
 from peon.persistence.schema import events, metadata
-
-logger = logging.getLogger(__name__)
 
 LOCKED_CONNECTION = "peon_locked_connection"
 """Attribute of Alembic's configuration: the connection of `upgrade`, which has the lock and has saved the copy."""
+
+ON_REVISION = "peon_on_revision"
+"""Attribute of Alembic's configuration: is called after each revision of `upgrade`, with its name."""
 
 
 @cache
@@ -169,18 +174,17 @@ def _schema_error(
     return kind(message, database=database_name(connection.engine), revision=revision, head=revisions()[-1])
 
 
-def is_at_head(engine: Engine) -> bool:
-    """Returns whether the database is at the newest revision.
+def _known_revision(engine: Engine, *, complete: bool) -> str | None:
+    """Returns the revision of the database, `None` before the first.
+
+    Args:
+        complete: Also check that a database at the newest revision has all parts.
 
     Raises:
         SchemaTooNew: See `known_revision`.
         SchemaError: See `known_revision`; or the database lacks a trigger or a row that appends need.
         StoreUnavailable: It cannot be read.
     """
-    return _known_revision(engine, complete=True) == revisions()[-1]
-
-
-def _known_revision(engine: Engine, *, complete: bool) -> str | None:
     with DriverErrors(engine):
         if is_missing(engine.url):
             return None
@@ -234,20 +238,64 @@ def upgrade(engine: Engine) -> None:
         MigrationFailed: A step failed. The database is as it was before; the message names the copy.
         StoreUnavailable: It cannot be written, or another migration holds the lock for longer than `busy_timeout`.
     """
-    if is_at_head(engine):
+    revision = _known_revision(engine, complete=True)
+    if revision == revisions()[-1]:
         return
+    facts = {"database": database_name(engine), "revision": revision or "base", "head": revisions()[-1]}
+    # Nothing is logged while the locks are held: a handler may use a database.
+    report(MIGRATIONS, logging.INFO, "migrating %(database)s from %(revision)s to %(head)s", **facts)
+    done = None
+    with telemetry_of(engine).operation("migrate", from_revision=facts["revision"], to_revision=facts["head"]):
+        done = _upgrade(engine)
+    if done is None:
+        report(MIGRATIONS, logging.INFO, "%(database)s was migrated to %(head)s by another process or thread", **facts)
+        return
+    for step in done.steps:
+        message = "applied revision %(revision)s to %(database)s in %(seconds).3f s"
+        report(MIGRATIONS, logging.INFO, message, database=facts["database"], **step._asdict())
+    message = "migrated %(database)s from %(revision)s to %(head)s in %(seconds).3f s" + (
+        "; a copy from before is %(copy)s" if done.copy else ""
+    )
+    copy = None if done.copy is None else str(done.copy)
+    report(MIGRATIONS, logging.INFO, message, **facts, seconds=done.seconds, copy=copy)
+
+
+class _Step(NamedTuple):
+    """An applied revision."""
+
+    revision: str
+    seconds: float
+
+
+class _Migration(NamedTuple):
+    """What was done by a migration.
+
+    Attributes:
+        copy: The copy from before.
+        seconds: How long all of it took, including the copy, without the wait for the lock.
+    """
+
+    steps: list[_Step]
+    copy: Path | None
+    seconds: float
+
+
+def _upgrade(engine: Engine) -> _Migration | None:
+    """Migrates a database; returns `None` if another process or thread was faster."""
     # Imported here, because that takes longer than opening an up-to-date database.
     from alembic import command
     from alembic.config import Config
 
+    steps: list[_Step] = []
     with _migration_lock.held(), DriverErrors(engine), migration_transaction(engine) as connection:
+        began = time.monotonic()
         revision = known_revision(connection)
         if revision == revisions()[-1]:
-            return  # another process has migrated it while this one waited for the lock
+            return None  # it was migrated while this one waited for the lock
         copy = backend_of(engine).save_copy(connection, revision)
-        logger.info("migrating %s from %s to %s", database_name(engine), revision or "base", revisions()[-1])
         config = Config(str(alembic_folder() / "alembic.ini"))
         config.attributes[LOCKED_CONNECTION] = connection
+        config.attributes[ON_REVISION] = _adding_to(steps)
         try:
             command.upgrade(config, "head")
         except Exception as error:
@@ -260,6 +308,18 @@ def upgrade(engine: Engine) -> None:
                 revision=revision,
                 head=revisions()[-1],
             ) from cause
+    return _Migration(steps, copy, time.monotonic() - began)
+
+
+def _adding_to(steps: list[_Step]) -> Callable[[str], None]:
+    before = time.monotonic()
+
+    def add(revision: str) -> None:
+        nonlocal before
+        before, began = time.monotonic(), before
+        steps.append(_Step(revision, before - began))
+
+    return add
 
 
 @contextmanager
