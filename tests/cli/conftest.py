@@ -1,37 +1,9 @@
-"""Runs `peon` in this process."""
-
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+"""The command `peon`."""
 
 import pytest
-from typer.testing import CliRunner
-
-from peon.cli.application import application
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command has printed, and how it has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on standard output."""
-        return json.loads(self.out)
-
-
-Peon = Callable[..., Done]
+from helpers.peon_command import Peon, run_peon
 
 
 @pytest.fixture
 def peon() -> Peon:
-    def run(*arguments: object, input: str | None = None) -> Done:  # noqa: A002
-        result = CliRunner().invoke(application, [str(argument) for argument in arguments], input=input)
-        return Done(result.exit_code, result.stdout, result.stderr)
-
-    return run
+    return run_peon

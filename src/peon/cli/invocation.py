@@ -95,7 +95,7 @@ class Invocation:
             advice = f"{behind}: run  peon migrate{self.address}"
         else:
             advice = f"it is at revision {revision}, and this version of peon knows {newest}: install a newer one"
-        return CommandFailed(f"{error}; {advice}{self.address if 'migrate' in advice else ''}", ExitCode.UNAVAILABLE)
+        return CommandFailed(f"{error}; {advice}", ExitCode.UNAVAILABLE)
 
     @contextmanager
     def writing(self) -> Iterator[Database]:

@@ -204,6 +204,8 @@ class PostgreSQLBackend(Backend):
         pass  # the server keeps its files together
 
     def connect_to_append(self, engine: Engine) -> Connection:
+        if engine.get_execution_options().get("postgresql_readonly"):  # the driver would not send it with that BEGIN
+            raise StoreUnavailable(f"{database_name(engine)} was opened to be read: open it again to append to it")
         # Under AUTOCOMMIT the driver sends no BEGIN, which would be a round trip more; `begin_append` sends it.
         return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
