@@ -44,6 +44,7 @@ class Invocation:
     debug: bool = False
     when_interrupted: str = "Nothing was changed."
     _report: Report | None = field(default=None, repr=False)
+    _console: Console | None = field(default=None, repr=False)
 
     @property
     def config(self) -> AppConfig:
@@ -124,9 +125,10 @@ class Invocation:
 
     def print(self, *people: RenderableType) -> None:
         """Shows text and tables to people. Text is not taken for markup."""
-        console = console_on(sys.stdout)
+        if self._console is None:
+            self._console = console_on(sys.stdout)
         for renderable in people:
-            console.print(renderable)
+            self._console.print(renderable)
 
     def note(self, sentence: str) -> None:
         """Says something beside the result, on standard error."""
