@@ -9,7 +9,7 @@ from rich.text import Text
 
 from peon.cli.status_document import Check, LogStatus, Status
 from peon.cli.subscriptions import tables_of
-from peon.cli.text import printable
+from peon.cli.text import printable, table_of
 
 SHOWN_USERS = 10
 
@@ -20,7 +20,7 @@ def status_for_people(status: Status) -> Iterator[RenderableType]:
         facts.add_row(name, value)
     yield facts
     if status.projections:
-        table = Table("projection", "version", "position", "lag", "problems")
+        table = table_of("projection", "version", "position", "lag", "problems")
         for each in status.projections:
             problems = Text(f"{each.problems:,}", "red" if each.problems else "")
             table.add_row(printable(each.name), str(each.version), f"{each.position:,}", f"{each.lag:,}", problems)
@@ -30,7 +30,7 @@ def status_for_people(status: Status) -> Iterator[RenderableType]:
 
 
 def checks_for_people(checks: list[Check]) -> Iterator[RenderableType]:
-    table = Table("check", "found", "limit", "")
+    table = table_of("check", "found", "limit", "")
     for each in checks:
         outcome = Text("ok", "green") if each.ok else Text("FAILED", "bold red")
         table.add_row(printable(each.name), printable(each.found), each.limit, outcome)
