@@ -134,7 +134,10 @@ class Invocation:
 
     def print_line(self, line: Text) -> None:
         """Shows one line to people, and leaves it to the terminal to wrap it."""
-        self._people.print(line, soft_wrap=True)
+        if self._people.is_terminal:
+            self._people.print(line, soft_wrap=True)
+        else:
+            sys.stdout.write(f"{line.plain}\n")  # a tenth of the time
 
     @cached_property
     def _people(self) -> Console:

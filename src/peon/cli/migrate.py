@@ -74,6 +74,8 @@ def migrate_database(
     A populated SQLite file is first copied to a file beside it. An older revision than the present one removes tables
     and columns, and asks first.
     """
+    if sql and invocation.json:
+        raise typer.BadParameter("--sql prints statements, not a JSON document: leave out --json")
     target = _revision_named(to)
     before = _revision_of(invocation)
     engine = create_engine(**engine_arguments(invocation.config, None, None))
