@@ -4,10 +4,12 @@ import inspect
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -244,3 +246,19 @@ import sys, time
 print("importing", file=sys.stderr, flush=True)
 time.sleep(30)
 """
+
+
+def test_a_file_that_another_process_holds_is_not_available(
+    peon: Peon, migrated_sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", "0")
+    at = ("--url", address(migrated_sqlite_url))
+    with closing(sqlite3.connect(file_of(migrated_sqlite_url))) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        assert peon("status", "--check", *at).code == 0  # readers do not wait for a writer
+        holder.rollback()
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN IMMEDIATE")
+        done = peon("status", "--check", *at)
+    assert done.code == ExitCode.UNAVAILABLE
+    assert "locked" in done.err

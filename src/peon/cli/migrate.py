@@ -90,7 +90,7 @@ def migrate_database(
         if done:
             if goes_back:
                 invocation.confirm(
-                    f"Go back from {before} to {to} and remove what is newer? The log stays"
+                    f"Go back from {before} to {target}, and remove the tables and columns that are newer?"
                     if target
                     else f"Remove all tables of {database_name(engine)}, and the log with them?",
                     yes=yes,

@@ -73,6 +73,7 @@ class SQLiteBackend(Backend):
     rebuilds_in_steps = True
     survives_interrupts = True
     stores_nul = True
+    measures_parts_by_reading = True
     maximum_key_bytes = None
 
     def engine_options(self, url: URL, *, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
