@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
-from sqlalchemy import ColumnClause, Connection, Engine, Table, column, inspect, select, table
+from sqlalchemy import URL, ColumnClause, Connection, Engine, Table, column, inspect, select, table
 from sqlalchemy.exc import DBAPIError
 
 from peon.config import DEFAULT_VERSION_TABLE, AppConfig
@@ -226,6 +226,31 @@ def require_head(engine: Engine, *, complete: bool = False) -> None:
     )
 
 
+class _Step(NamedTuple):
+    """A revision that was applied or reverted."""
+
+    revision: str
+    seconds: float
+
+
+class Migration(NamedTuple):
+    """What a migration has done.
+
+    Attributes:
+        before: The revision before it, `None` before the first.
+        after: The revision after it.
+        copy: A copy of the SQLite file from before the migration, if there is one.
+        steps: The revisions that it applied or reverted, in this order.
+        seconds: How long all of it took, including the copy, without the wait for the lock.
+    """
+
+    before: str | None
+    after: str | None
+    copy: Path | None = None
+    steps: Sequence[_Step] = ()
+    seconds: float = 0.0
+
+
 def upgrade(engine: Engine) -> None:
     """Migrates a database to the newest revision in one transaction; does nothing if it is there already.
 
@@ -241,47 +266,44 @@ def upgrade(engine: Engine) -> None:
     revision = _known_revision(engine, complete=True)
     if revision == revisions()[-1]:
         return
-    facts = {"database": database_name(engine), "revision": revision or "base", "head": revisions()[-1]}
+    _migrate(engine, revision, revisions()[-1])
+
+
+def migrate(engine: Engine, target: str | None) -> Migration:
+    """Upgrades or downgrades a database to a revision in one transaction. See `upgrade` for the copy and errors.
+
+    Args:
+        target: One of `revisions`; `None` to remove all tables.
+    """
+    return _migrate(engine, _known_revision(engine, complete=False), target)
+
+
+def _migrate(engine: Engine, revision: str | None, target: str | None) -> Migration:
+    """Migrates a database, which was seen at `revision`, and logs it."""
+    if revision == target:
+        return Migration(revision, target)
+    facts = {"database": database_name(engine), "revision": revision or "base", "head": target or "base"}
     # Nothing is logged while the locks are held: a handler may use a database.
     report(MIGRATIONS, logging.INFO, "migrating %(database)s from %(revision)s to %(head)s", **facts)
-    done = None
     with telemetry_of(engine).operation("migrate", from_revision=facts["revision"], to_revision=facts["head"]):
-        done = _upgrade(engine)
-    if done is None:
-        report(MIGRATIONS, logging.INFO, "%(database)s was migrated to %(head)s by another process or thread", **facts)
-        return
+        done = _migrate_under_lock(engine, target)
+    if done.before == target:
+        message = "%(database)s was migrated to %(head)s by another process or thread"
+        report(MIGRATIONS, logging.INFO, message, **facts)
+        return done
+    verb, where = ("reverted", "of") if is_downgrade(done.before, target) else ("applied", "to")
     for step in done.steps:
-        message = "applied revision %(revision)s to %(database)s in %(seconds).3f s"
+        message = f"{verb} revision %(revision)s {where} %(database)s in %(seconds).3f s"
         report(MIGRATIONS, logging.INFO, message, database=facts["database"], **step._asdict())
     message = "migrated %(database)s from %(revision)s to %(head)s in %(seconds).3f s" + (
         "; a copy from before is %(copy)s" if done.copy else ""
     )
     copy = None if done.copy is None else str(done.copy)
     report(MIGRATIONS, logging.INFO, message, **facts, seconds=done.seconds, copy=copy)
+    return done
 
 
-class _Step(NamedTuple):
-    """An applied revision."""
-
-    revision: str
-    seconds: float
-
-
-class _Migration(NamedTuple):
-    """What was done by a migration.
-
-    Attributes:
-        copy: The copy from before.
-        seconds: How long all of it took, including the copy, without the wait for the lock.
-    """
-
-    steps: list[_Step]
-    copy: Path | None
-    seconds: float
-
-
-def _upgrade(engine: Engine) -> _Migration | None:
-    """Migrates a database; returns `None` if another process or thread was faster."""
+def _migrate_under_lock(engine: Engine, target: str | None) -> Migration:
     # Imported here, because that takes longer than opening an up-to-date database.
     from alembic import command
     from alembic.config import Config
@@ -290,25 +312,29 @@ def _upgrade(engine: Engine) -> _Migration | None:
     with _migration_lock.held(), DriverErrors(engine), migration_transaction(engine) as connection:
         began = time.monotonic()
         revision = known_revision(connection)
-        if revision == revisions()[-1]:
-            return None  # it was migrated while this one waited for the lock
+        if revision == target:
+            return Migration(revision, target)  # another process or thread has done it while this one waited
         copy = backend_of(engine).save_copy(connection, revision)
+        goal = target or "base"
         config = Config(str(alembic_folder() / "alembic.ini"))
         config.attributes[LOCKED_CONNECTION] = connection
         config.attributes[ON_REVISION] = _adding_to(steps)
         try:
-            command.upgrade(config, "head")
+            if is_downgrade(revision, target):
+                command.downgrade(config, goal)
+            else:
+                command.upgrade(config, goal)
         except Exception as error:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             raise MigrationFailed(
-                f"{database_name(engine)} could not be migrated from {revision or 'base'} to {revisions()[-1]} "
+                f"{database_name(engine)} could not be migrated from {revision or 'base'} to {goal} "
                 f"and was left as it was: {explain(cause)}"
                 + (f". A copy from before the migration is {copy}" if copy else ""),
                 database=database_name(engine),
                 revision=revision,
                 head=revisions()[-1],
             ) from cause
-    return _Migration(steps, copy, time.monotonic() - began)
+    return Migration(revision, target, copy, steps, time.monotonic() - began)
 
 
 def _adding_to(steps: list[_Step]) -> Callable[[str], None]:
@@ -320,6 +346,38 @@ def _adding_to(steps: list[_Step]) -> Callable[[str], None]:
         steps.append(_Step(revision, before - began))
 
     return add
+
+
+def is_downgrade(revision: str | None, target: str | None) -> bool:
+    """Returns whether the target is older than the revision."""
+    order = [None, *revisions()]
+    return order.index(target) < order.index(revision)
+
+
+def write_statements(url: URL, revision: str | None, target: str | None, output: TextIO) -> None:
+    """Writes the SQL statements of a migration, without connecting to the database."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(str(alembic_folder() / "alembic.ini"), output_buffer=output)
+    address = url.render_as_string(hide_password=False)
+    config.set_main_option("sqlalchemy.url", address.replace("%", "%%"))
+    span = f"{revision or 'base'}:{target or 'base'}"
+    with _migration_lock.held():
+        if is_downgrade(revision, target):
+            command.downgrade(config, span, sql=True)
+        else:
+            command.upgrade(config, span, sql=True)
+
+
+def descriptions() -> dict[str, str]:
+    """Returns what each revision does, oldest first."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(Config(str(alembic_folder() / "alembic.ini")))
+    found = {script.revision: script.doc for script in scripts.walk_revisions()}
+    return {revision: found[revision] for revision in revisions()}
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from peon.persistence.backends.address import (
     with_asynchronous_driver,
     with_blocking_driver,
 )
-from peon.persistence.backends.interface import Synchronous
+from peon.persistence.backends.interface import Access, Synchronous
 from peon.persistence.backends.version_table import VERSION_TABLE, checked_version_table
 from peon.persistence.errors import PersistenceError
 from peon.persistence.runtime.event_loop import sleep_in_event_loop
@@ -75,6 +75,40 @@ def create_engine(
     engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
     _set_up(engine, synchronous, options, time.sleep)
     return engine
+
+
+def create_reading_engine(
+    url: str | URL,
+    *,
+    access: Access,
+    busy_timeout: float = 10.0,
+    pool_size: int | None = None,
+    pool_timeout: float | None = None,
+    connect_args: Mapping[str, Any] | None = None,
+    version_table: str = DEFAULT_VERSION_TABLE,
+    echo: bool = False,
+) -> Engine:
+    """Returns an engine whose transactions only read. It creates no file, and changes none.
+
+    Args:
+        url: See `create_engine`.
+        access: "read", or "read and compute" to allow temporary tables.
+        busy_timeout: See `create_engine`.
+        pool_size: See `create_engine`.
+        pool_timeout: See `create_engine`.
+        connect_args: See `create_engine`.
+        version_table: See `create_engine`.
+        echo: See `create_engine`.
+
+    Raises:
+        PersistenceError: See `create_engine`.
+        TypeError: See `create_engine`.
+        ValueError: See `create_engine`.
+    """
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
+    engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
+    _set_up(engine, "FULL", options, time.sleep, access)
+    return backend_of(engine).reads_only(engine, access)
 
 
 def create_async_engine(
@@ -194,8 +228,16 @@ def _merged(given: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     return {**given, **ours}
 
 
-def _set_up(engine: Engine, synchronous: Synchronous, given: _Options, pause: Callable[[float], object]) -> None:
-    backend_of(engine).set_up(engine, synchronous=synchronous, busy_timeout=given.busy_timeout, pause=pause)
+def _set_up(
+    engine: Engine,
+    synchronous: Synchronous,
+    given: _Options,
+    pause: Callable[[float], object],
+    access: Access = "write",
+) -> None:
+    backend_of(engine).set_up(
+        engine, synchronous=synchronous, busy_timeout=given.busy_timeout, pause=pause, access=access
+    )
     _connect_args[engine.dialect] = given.connect_args
     reset_after_fork(engine, _forget_inherited_connections)
 

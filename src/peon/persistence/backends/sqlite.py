@@ -14,14 +14,17 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends import sqlite_connections
+from peon.persistence.backends import sqlite_connections, sqlite_statistics
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import (
     CREATE_TRIGGER_AGAIN,
     READ_ONLY,
+    Access,
     Backend,
     ConsumerLock,
     LogHead,
+    SizeOfPart,
+    Storage,
     Synchronous,
 )
 from peon.persistence.backends.sqlite_connections import (
@@ -68,15 +71,25 @@ class SQLiteBackend(Backend):
     rebuilds_in_steps = True
     survives_interrupts = True
     stores_nul = True
+    measures_parts_by_reading = True
     maximum_key_bytes = None
 
     def engine_options(self, url: URL, *, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
         return sqlite_connections.connection_options(url, busy_timeout, pool)
 
     def set_up(
-        self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
+        self,
+        engine: Engine,
+        *,
+        synchronous: Synchronous,
+        busy_timeout: float,
+        pause: Callable[[float], object],
+        access: Access = "write",
     ) -> None:
-        sqlite_connections.listen(engine, synchronous, busy_timeout, pause)
+        sqlite_connections.listen(engine, synchronous, busy_timeout, pause, access)
+
+    def reads_only(self, engine: Engine, access: Access) -> Engine:
+        return engine.execution_options(**{READ_ONLY: True})
 
     def single_reads(self, engine: Engine) -> Engine:
         return self.consistent_reads(engine)
@@ -203,6 +216,19 @@ class SQLiteBackend(Backend):
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         pass  # the write lock is of the whole file
+
+    def version(self, connection: Connection) -> str:
+        return sqlite3.sqlite_version
+
+    def storage(self, connection: Connection) -> Storage:
+        return sqlite_statistics.storage_of(connection, _main_file(connection))
+
+    def sizes_of_parts(self, connection: Connection) -> list[SizeOfPart] | None:
+        return sqlite_statistics.sizes_of_parts(connection)
+
+    def users(self, connection: Connection) -> list[str] | None:
+        file = _main_file(connection)
+        return None if file is None else sqlite_statistics.processes_with(file)
 
     def is_fault_of_tables(self, error: Exception) -> bool:
         code: int | None = getattr(error, "sqlite_errorcode", None)
