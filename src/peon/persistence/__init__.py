@@ -1,7 +1,16 @@
 """The event log on SQLite or PostgreSQL, with projections, subscriptions, settings and schema migrations."""
 
 from peon.persistence.backends.engine import create_engine
-from peon.persistence.copying import LostRow, SalvageReport, copy_database, salvage_database
+from peon.persistence.copying import (
+    ExportReport,
+    ImportReport,
+    LostRow,
+    SalvageReport,
+    copy_database,
+    export_log,
+    import_log,
+    salvage_database,
+)
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
@@ -47,6 +56,8 @@ __all__ = [
     "EventEncodeError",
     "EventQuery",
     "EventStore",
+    "ExportReport",
+    "ImportReport",
     "LostRow",
     "MigrationFailed",
     "NamedSubscription",
@@ -74,6 +85,8 @@ __all__ = [
     "Upcaster",
     "copy_database",
     "create_engine",
+    "export_log",
+    "import_log",
     "salvage_database",
     "upgrade",
 ]
