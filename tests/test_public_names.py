@@ -13,19 +13,23 @@ PUBLIC = """
     AppConfig AppendCondition AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
     AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict CommandEventsRemoved ConcurrencyError
     ConfigError Database Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery
-    EventStore LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem Projection ProjectionError
+    EventStore ExportReport ImportReport LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem
+    Projection ProjectionError
     Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal SalvageReport SchemaError SchemaOutOfDate
     SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
-    UndecodableEvent Upcaster __version__ copy_database create_async_engine create_engine salvage_database upgrade
+    UndecodableEvent Upcaster __version__ copy_database create_async_engine create_engine export_log import_log
+    salvage_database upgrade
 """
 
 PERSISTENCE = """
     AppendCondition CommandConflict CommandEventsRemoved ConcurrencyError Database Difference EventCodec
-    EventDecodeError EventEncodeError EventQuery EventStore LostRow MigrationFailed NamedSubscription
+    EventDecodeError EventEncodeError EventQuery EventStore ExportReport ImportReport LostRow MigrationFailed
+    NamedSubscription
     PersistenceError PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate
     ProjectionsTooNew ReadModel Refusal SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SettingError
     SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster
-    copy_database create_engine salvage_database upgrade
+    copy_database create_engine export_log import_log
+    salvage_database upgrade
 """
 
 ORCHESTRATION = """

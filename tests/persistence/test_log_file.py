@@ -454,11 +454,8 @@ def test_a_full_disk_is_an_error_of_the_file(log_alone: Database) -> None:
         pytest.skip("only on Linux")
     log_alone.events.append_all(renamed("a"))
     with (
-        Path("/dev/full").open("wb") as full,
+        Path("/dev/full").open("wb", buffering=0) as full,
         pytest.raises(PersistenceError, match="/dev/full: No space left") as caught,
     ):
-        try:
-            export_log(log_alone.engine, full)
-        finally:
-            full.raw.close()
+        export_log(log_alone.engine, full)
     assert not isinstance(caught.value, StoreUnavailable)

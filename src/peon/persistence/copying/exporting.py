@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 from sqlalchemy import Connection, Engine, func, inspect, select
 
 from peon.persistence.backends import backend_of
+from peon.persistence.backends.address import require_existing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.copying.log_lines import (
     FORMAT,
@@ -75,6 +76,7 @@ def export_log(
         StoreUnavailable: The database is locked, damaged or not reachable.
         PersistenceError: The file exists, or cannot be written; the row of a receipt is damaged.
     """
+    require_existing(engine.url)
     path = file if isinstance(file, Path) else Path(str(getattr(file, "name", "the stream")))
     with _opened(file, replace) as stream, _reading(engine) as connection:
         return _Export(connection, stream, path, progress).run()

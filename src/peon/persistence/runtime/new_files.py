@@ -22,19 +22,26 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         PersistenceError: The file exists, or cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     with file_errors(path):
         _refuse_existing(path, replace)
-        try:
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        with private_file_beside(path) as partial:
             yield partial
             sync(partial)
             _refuse_existing(path, replace)
             partial.replace(path)
             sync_folder(path)
-        finally:
-            with suppress(OSError):  # of a disk that fails; the error that is raised tells more
-                partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def private_file_beside(path: Path) -> Iterator[Path]:
+    """Yields an empty private file in the same folder, and removes it at the end if it still has its name."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        yield partial
+    finally:
+        with suppress(OSError):  # of a disk that fails; the error that is raised tells more
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
