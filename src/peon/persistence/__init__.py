@@ -1,6 +1,13 @@
 """The event log on SQLite or PostgreSQL, with projections, subscriptions, settings and schema migrations."""
 
 from peon.persistence.backends.engine import create_engine
+from peon.persistence.backups import (
+    BackupReport,
+    RestoreReport,
+    ResumedSubscription,
+    back_up_database,
+    restore_database,
+)
 from peon.persistence.copying import (
     ExportReport,
     ImportReport,
@@ -45,6 +52,7 @@ NamedSubscription = DurableSubscription  # the old name, kept for code written b
 
 __all__ = [
     "AppendCondition",
+    "BackupReport",
     "CommandConflict",
     "CommandEventsRemoved",
     "ConcurrencyError",
@@ -71,6 +79,8 @@ __all__ = [
     "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "RestoreReport",
+    "ResumedSubscription",
     "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
@@ -83,10 +93,12 @@ __all__ = [
     "SubscriptionConflict",
     "UndecodableEvent",
     "Upcaster",
+    "back_up_database",
     "copy_database",
     "create_engine",
     "export_log",
     "import_log",
+    "restore_database",
     "salvage_database",
     "upgrade",
 ]
