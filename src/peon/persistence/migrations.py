@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from peon.persistence.backends import backend_of
@@ -128,6 +129,20 @@ def refuse_unknown(engine: Engine, revision: str | None) -> None:
     )
 
 
+class Migration(NamedTuple):
+    """What a migration has done.
+
+    Attributes:
+        before: The revision before it, `None` before the first.
+        after: The revision after it.
+        copy: A copy of the SQLite file from before the migration, if there is one.
+    """
+
+    before: str | None
+    after: str | None
+    copy: Path | None
+
+
 def upgrade(engine: Engine) -> None:
     """Migrates a database to the newest revision in one transaction; does nothing if it is there already.
 
@@ -140,6 +155,15 @@ def upgrade(engine: Engine) -> None:
     """
     if is_at_head(engine):
         return
+    migrate(engine, revisions()[-1])
+
+
+def migrate(engine: Engine, target: str | None) -> Migration:
+    """Upgrades or downgrades a database to a revision in one transaction. See `upgrade` for the copy and errors.
+
+    Args:
+        target: One of `revisions`; `None` to remove all tables.
+    """
     # Imported here, because that takes longer than opening an up-to-date database.
     from alembic import command
     from alembic.config import Config
@@ -147,24 +171,61 @@ def upgrade(engine: Engine) -> None:
     with _migration_lock.held(), DriverErrors(engine), migration_transaction(engine) as connection:
         revision = current_revision(connection)
         refuse_unknown(engine, revision)
-        if revision == revisions()[-1]:
-            return  # another process has migrated it while this one waited for the lock
+        if revision == target:
+            return Migration(revision, target, None)  # perhaps another process has done it while this one waited
         copy = backend_of(engine).save_copy(connection, revision)
-        logger.info("migrating %s from %s to %s", database_name(engine), revision or "base", revisions()[-1])
+        goal = target or "base"
+        logger.info("migrating %s from %s to %s", database_name(engine), revision or "base", goal)
         config = Config(str(alembic_folder() / "alembic.ini"))
         config.attributes[LOCKED_CONNECTION] = connection
         try:
-            command.upgrade(config, "head")
+            if is_downgrade(revision, target):
+                command.downgrade(config, goal)
+            else:
+                command.upgrade(config, goal)
         except Exception as error:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             raise MigrationFailed(
-                f"{database_name(engine)} could not be migrated from {revision or 'base'} to {revisions()[-1]} "
+                f"{database_name(engine)} could not be migrated from {revision or 'base'} to {goal} "
                 f"and was left as it was: {explain(cause)}"
                 + (f". A copy from before the migration is {copy}" if copy else ""),
                 database=database_name(engine),
                 revision=revision,
                 head=revisions()[-1],
             ) from cause
+    return Migration(revision, target, copy)
+
+
+def is_downgrade(revision: str | None, target: str | None) -> bool:
+    """Returns whether the target is older than the revision."""
+    order = [None, *revisions()]
+    return order.index(target) < order.index(revision)
+
+
+def write_statements(url: URL, revision: str | None, target: str | None, output: TextIO) -> None:
+    """Writes the SQL statements of a migration, without connecting to the database."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(str(alembic_folder() / "alembic.ini"), output_buffer=output)
+    address = url.render_as_string(hide_password=False)
+    config.set_main_option("sqlalchemy.url", address.replace("%", "%%"))
+    span = f"{revision or 'base'}:{target or 'base'}"
+    with _migration_lock.held():
+        if is_downgrade(revision, target):
+            command.downgrade(config, span, sql=True)
+        else:
+            command.upgrade(config, span, sql=True)
+
+
+def descriptions() -> dict[str, str]:
+    """Returns what each revision does, oldest first."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(Config(str(alembic_folder() / "alembic.ini")))
+    found = {script.revision: script.doc for script in scripts.walk_revisions()}
+    return {revision: found[revision] for revision in revisions()}
 
 
 @contextmanager

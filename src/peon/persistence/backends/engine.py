@@ -21,7 +21,7 @@ from peon.persistence.backends.address import (
     with_asynchronous_driver,
     with_blocking_driver,
 )
-from peon.persistence.backends.interface import Synchronous
+from peon.persistence.backends.interface import Access, Synchronous
 from peon.persistence.errors import PersistenceError
 from peon.persistence.runtime.event_loop import sleep_in_event_loop
 from peon.persistence.runtime.forking import keep_inherited, reset_after_fork
@@ -68,6 +68,36 @@ def create_engine(
     engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
     _set_up(engine, synchronous, options, time.sleep)
     return engine
+
+
+def create_reading_engine(
+    url: str | URL,
+    *,
+    access: Access,
+    busy_timeout: float = 10.0,
+    pool_size: int | None = None,
+    pool_timeout: float | None = None,
+    connect_args: Mapping[str, Any] | None = None,
+) -> Engine:
+    """Returns an engine whose transactions only read. It creates no file, and changes none.
+
+    Args:
+        url: See `create_engine`.
+        access: "read", or "read and compute" to allow temporary tables.
+        busy_timeout: See `create_engine`.
+        pool_size: See `create_engine`.
+        pool_timeout: See `create_engine`.
+        connect_args: See `create_engine`.
+
+    Raises:
+        PersistenceError: See `create_engine`.
+        TypeError: See `create_engine`.
+        ValueError: See `create_engine`.
+    """
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {})
+    engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
+    _set_up(engine, "FULL", options, time.sleep, access)
+    return backend_of(engine).reads_only(engine, access)
 
 
 def create_async_engine(
@@ -174,8 +204,16 @@ def _merged(given: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     return {**given, **ours}
 
 
-def _set_up(engine: Engine, synchronous: Synchronous, given: _Options, pause: Callable[[float], object]) -> None:
-    backend_of(engine).set_up(engine, synchronous=synchronous, busy_timeout=given.busy_timeout, pause=pause)
+def _set_up(
+    engine: Engine,
+    synchronous: Synchronous,
+    given: _Options,
+    pause: Callable[[float], object],
+    access: Access = "write",
+) -> None:
+    backend_of(engine).set_up(
+        engine, synchronous=synchronous, busy_timeout=given.busy_timeout, pause=pause, access=access
+    )
     _connect_args[engine.dialect] = given.connect_args
     reset_after_fork(engine, _forget_inherited_connections)
 

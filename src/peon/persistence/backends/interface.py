@@ -19,6 +19,9 @@ CREATE_TRIGGER_AGAIN = "create it again, as `alembic upgrade head --sql` prints 
 
 Synchronous = Literal["FULL", "NORMAL"]
 
+Access = Literal["write", "read", "read and compute"]
+"""What connections are for. Those that read and compute may fill temporary tables, and change nothing else."""
+
 
 class LogHead(ABC):
     """The end of the log in one transaction. No other transaction can append until this one ends.
@@ -107,15 +110,26 @@ class Backend(ABC):
 
     @abstractmethod
     def set_up(
-        self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
+        self,
+        engine: Engine,
+        *,
+        synchronous: Synchronous,
+        busy_timeout: float,
+        pause: Callable[[float], object],
+        access: Access = "write",
     ) -> None:
         """Adds the listeners that set up each connection and begin each transaction.
 
         Args:
             pause: Waits for a number of seconds.
+            access: What the connections are for.
         """
 
     # Transactions
+
+    @abstractmethod
+    def reads_only(self, engine: Engine, access: Access) -> Engine:
+        """Returns the engine with transactions that cannot write, for `access` other than "write"."""
 
     @abstractmethod
     def single_reads(self, engine: Engine) -> Engine:

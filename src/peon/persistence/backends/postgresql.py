@@ -15,7 +15,14 @@ from sqlalchemy.schema import DropTable
 
 from peon.persistence.backends import postgresql_watching
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.interface import CREATE_TRIGGER_AGAIN, Backend, ConsumerLock, LogHead, Synchronous
+from peon.persistence.backends.interface import (
+    CREATE_TRIGGER_AGAIN,
+    Access,
+    Backend,
+    ConsumerLock,
+    LogHead,
+    Synchronous,
+)
 from peon.persistence.backends.postgresql_consumer_lock import PostgreSQLConsumerLock
 from peon.persistence.backends.postgresql_dead_connections import connect_timeout, set_limits
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
@@ -89,7 +96,13 @@ class PostgreSQLBackend(Backend):
         }
 
     def set_up(
-        self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
+        self,
+        engine: Engine,
+        *,
+        synchronous: Synchronous,
+        busy_timeout: float,
+        pause: Callable[[float], object],
+        access: Access = "write",
     ) -> None:
         @event.listens_for(engine, "connect")
         def notice_if_dead(_: object, record: ConnectionPoolEntry) -> None:
@@ -114,6 +127,10 @@ class PostgreSQLBackend(Backend):
             driver: Any = None if record is None else record.driver_connection
             if driver is not None and driver.info.pipeline_status:
                 raise InterruptedError("the connection was interrupted in pipeline mode")
+
+    def reads_only(self, engine: Engine, access: Access) -> Engine:
+        # A read-only transaction of PostgreSQL cannot create temporary tables.
+        return engine.execution_options(postgresql_readonly=True) if access == "read" else engine
 
     def single_reads(self, engine: Engine) -> Engine:
         return _at_level(engine, "AUTOCOMMIT")
@@ -187,6 +204,8 @@ class PostgreSQLBackend(Backend):
         pass  # the server keeps its files together
 
     def connect_to_append(self, engine: Engine) -> Connection:
+        if engine.get_execution_options().get("postgresql_readonly"):  # the driver would not send it with that BEGIN
+            raise StoreUnavailable(f"{database_name(engine)} was opened to be read: open it again to append to it")
         # Under AUTOCOMMIT the driver sends no BEGIN, which would be a round trip more; `begin_append` sends it.
         return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 

@@ -20,6 +20,7 @@ from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import (
     CREATE_TRIGGER_AGAIN,
     READ_ONLY,
+    Access,
     Backend,
     ConsumerLock,
     LogHead,
@@ -76,9 +77,18 @@ class SQLiteBackend(Backend):
         return sqlite_connections.connection_options(url, busy_timeout, pool)
 
     def set_up(
-        self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
+        self,
+        engine: Engine,
+        *,
+        synchronous: Synchronous,
+        busy_timeout: float,
+        pause: Callable[[float], object],
+        access: Access = "write",
     ) -> None:
-        sqlite_connections.listen(engine, synchronous, busy_timeout, pause)
+        sqlite_connections.listen(engine, synchronous, busy_timeout, pause, access)
+
+    def reads_only(self, engine: Engine, access: Access) -> Engine:
+        return engine.execution_options(**{READ_ONLY: True})
 
     def single_reads(self, engine: Engine) -> Engine:
         return self.consistent_reads(engine)

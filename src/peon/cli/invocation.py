@@ -1,0 +1,212 @@
+"""One run of a command: the options that all commands have, its database, and what it shows."""
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console, RenderableType
+
+from peon.cli.errors import CommandFailed, ExitCode, code_of, message_of
+from peon.cli.progress import Report, reported
+from peon.config import AppConfig
+from peon.persistence import Database, PersistenceError, StoreUnavailable, migrations
+from peon.persistence.backends.address import parse_url
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.reading import opened_for_reading
+
+WIDTH_OF_PIPES = 240
+"""Columns of tables that are not shown on a terminal. Rich would assume 80, and cut values."""
+
+
+@dataclass
+class Invocation:
+    """One run of a command.
+
+    Attributes:
+        url: The option `--url`.
+        data_dir: The option `--data-dir`.
+        json: The option `--json`: show one machine-readable document instead of tables.
+        debug: The option `--debug`: show where an error was raised.
+        when_interrupted: What Ctrl-C leaves behind at this moment, as a sentence.
+    """
+
+    url: str | None = None
+    data_dir: Path | None = None
+    json: bool = False
+    debug: bool = False
+    when_interrupted: str = "Nothing was changed."
+    _report: Report | None = field(default=None, repr=False)
+    _console: Console | None = field(default=None, repr=False)
+
+    @property
+    def config(self) -> AppConfig:
+        """The configuration, with the database that the options name.
+
+        Raises:
+            ConfigError: The configuration is wrong.
+        """
+        if self.url is not None:
+            return AppConfig(database={"url": self.url})
+        if self.data_dir is not None:
+            return AppConfig(general={"data_dir": self.data_dir}, database={"url": None})
+        return AppConfig()
+
+    @property
+    def address(self) -> str:
+        """The options that name the same database again, for a command that a message shows; without a password."""
+        if self.url is not None:
+            with suppress(PersistenceError):
+                return f" --url {shlex.quote(parse_url(self.url).render_as_string(hide_password=True))}"
+            return ""
+        return "" if self.data_dir is None else f" --data-dir {shlex.quote(str(self.data_dir))}"
+
+    # Databases
+
+    @contextmanager
+    def reading(self, *, temporary_tables: bool = False) -> Iterator[Database]:
+        """Yields the database for a command that only reads. See `opened_for_reading`.
+
+        If a statement fails and the database is at another revision, the error says so.
+        """
+        with opened_for_reading(self.config, temporary_tables=temporary_tables) as database:
+            try:
+                yield database
+            except StoreUnavailable as error:
+                raise self._with_revision(error, database) from error
+
+    def _with_revision(self, error: StoreUnavailable, database: Database) -> Exception:
+        newest = migrations.revisions()[-1]
+        try:
+            with DriverErrors(database.engine), database.read_transaction() as connection:
+                revision = migrations.current_revision(connection)
+        except PersistenceError:
+            return error
+        if revision == newest:
+            return error
+        if revision is None or revision in migrations.revisions():
+            behind = f"it is at revision {revision or 'base'}, and this command needs {newest}"
+            advice = f"{behind}: run  peon migrate{self.address}"
+        else:
+            advice = f"it is at revision {revision}, and this version of peon knows {newest}: install a newer one"
+        return CommandFailed(f"{error}; {advice}", ExitCode.UNAVAILABLE)
+
+    @contextmanager
+    def writing(self) -> Iterator[Database]:
+        """Yields the database at the newest revision; it is neither migrated nor caught up.
+
+        Raises:
+            SchemaOutOfDate: It is at an older revision, or there is no database.
+        """
+        with Database.open(self.config, migrate=False, maintain_projections=False) as database:
+            yield database
+
+    # Output
+
+    def show(self, document: BaseModel, *people: RenderableType) -> None:
+        """Shows the result of the command: the document with `--json`, otherwise what people read."""
+        if self.json:
+            # ASCII only: text may hold half a surrogate pair, which no encoding of a terminal has.
+            sys.stdout.write(json.dumps(document.model_dump(mode="json"), indent=2) + "\n")
+            return
+        self.print(*people)
+
+    def show_line(self, document: BaseModel) -> None:
+        """Shows one of many documents, in a line of its own."""
+        sys.stdout.write(json.dumps(document.model_dump(mode="json")) + "\n")
+        sys.stdout.flush()  # a reader of a pipe wants it now
+
+    def print(self, *people: RenderableType) -> None:
+        """Shows text and tables to people. Text is not taken for markup."""
+        if self._console is None:
+            self._console = console_on(sys.stdout)
+        for renderable in people:
+            self._console.print(renderable)
+
+    def note(self, sentence: str) -> None:
+        """Says something beside the result, on standard error."""
+        typer.echo(sentence, err=True)
+
+    @contextmanager
+    def progress(self, what: str, unit: str = "events", *, when_interrupted: str | None = None) -> Iterator[Report]:
+        """Shows a bar with a rate and an estimate. Yields the function that moves it: it takes numbers of things.
+
+        Nothing is shown if standard error is not a terminal.
+
+        Args:
+            what: What is being done, such as "Rebuilding".
+            unit: What is counted.
+            when_interrupted: What Ctrl-C leaves behind, as a sentence.
+        """
+        if when_interrupted is not None:
+            self.when_interrupted = when_interrupted
+        with reported(console_on(sys.stderr), what, unit) as self._report:
+            yield self._report
+
+    # Consent
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Asks before something is destroyed.
+
+        Args:
+            question: What will happen, as a question.
+            yes: The option `--yes`: do not ask.
+
+        Raises:
+            CommandFailed: The answer is no, or nobody can answer.
+        """
+        if yes:
+            return
+        try:
+            agreed = typer.confirm(question, err=True)
+        except typer.Abort:
+            raise CommandFailed(
+                "nothing was changed, because there was no answer; --yes agrees without asking"
+            ) from None
+        if not agreed:
+            raise CommandFailed("nothing was changed")
+
+    # Errors
+
+    @contextmanager
+    def explained_errors(self) -> Iterator[None]:
+        """Ends the command with a sentence and an exit code instead of a traceback."""
+        try:
+            yield
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except BrokenPipeError:  # as in  peon events | head
+            _discard_output()
+            raise typer.Exit(ExitCode.FINE) from None
+        except KeyboardInterrupt:
+            done = self._report.sentence if self._report is not None else ""
+            self.note(f"peon: interrupted{done}. {self.when_interrupted}")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except Exception as error:
+            if self.debug:
+                traceback.print_exception(error)
+            self.note(f"peon: {message_of(error, self.address)}")
+            raise typer.Exit(code_of(error)) from None
+
+
+def console_on(stream: object) -> Console:
+    """Returns a console that does not interpret the text it is given. Rich itself obeys NO_COLOR."""
+    console = Console(file=stream, markup=False, highlight=False, emoji=False)  # type: ignore[arg-type]
+    if not console.is_terminal:
+        console.width = WIDTH_OF_PIPES
+    return console
+
+
+def _discard_output() -> None:
+    """Lets Python's last flush go nowhere; it would report the closed pipe once more."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # there is no descriptor behind it
+        return

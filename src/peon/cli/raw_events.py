@@ -1,0 +1,111 @@
+"""The rows of the log as they are, whatever events an application has defined."""
+
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+from sqlalchemy import Engine
+
+from peon.persistence import Database, EventCodec, EventQuery, EventStore, StoredEvent, UndecodableEvent
+from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.log.query import keys_in
+from peon.persistence.schema import MAXIMUM_SEQUENCE, tag_positions
+
+
+class RawEvent(NamedTuple):
+    """The type and the payload of a stored event."""
+
+    event_type: str
+    payload: str
+
+
+class _AnyType(dict[str, Callable[[str], Any]]):
+    def __missing__(self, event_type: str) -> Callable[[str], Any]:
+        return partial(RawEvent, event_type)
+
+
+class RawCodec(EventCodec[Any]):
+    """Decodes every row to a `RawEvent`; it encodes nothing.
+
+    Args:
+        tags: The tags of the queries that will be asked; which tags the application's codec names is not known.
+    """
+
+    def __init__(self, tags: Collection[str] = ()) -> None:
+        self.decoders = _AnyType()
+        self.tags = frozenset(tags)
+
+    def decode(self, sequence: int, event_type: str, payload: str) -> RawEvent:  # noqa: ARG002
+        return RawEvent(event_type, payload)
+
+
+RawStored = StoredEvent[RawEvent | UndecodableEvent]
+"""The event is an `UndecodableEvent` if the row is damaged, for example if its time is none."""
+
+
+def raw_log(engine: Engine, tags: Collection[str] = ()) -> EventStore[Any]:
+    """Returns the log of raw events. See `RawCodec`."""
+    return EventStore(engine, codec=RawCodec(tags))
+
+
+class Selection:
+    """The events of a database that match a query. They can be read at any revision."""
+
+    def __init__(self, database: Database, query: EventQuery) -> None:
+        self._log = raw_log(database.engine, query.wanted())
+        self._query = query
+        with DriverErrors(database.engine), database.read_transaction() as connection:
+            # Before revision 004 there is no index.
+            self._has_index = database.engine.dialect.has_table(connection, tag_positions.name)
+
+    def stored(
+        self,
+        after: int = 0,
+        before: int = MAXIMUM_SEQUENCE,
+        limit: int | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> Iterator[RawStored]:
+        """Yields at most `limit` stored events between two sequences, both excluded."""
+        found = self._all(after, before, newest_first=newest_first)
+        for number, stored in enumerate(found):
+            if number == limit:
+                return
+            yield stored
+
+    def _all(self, after: int, before: int, *, newest_first: bool) -> Iterator[RawStored]:
+        if before <= after + 1:
+            return
+        for stored in self._log.stream(
+            after=after,
+            before=before if newest_first else None,
+            newest_first=newest_first,
+            query=self._query if self._has_index and self._query.wanted() else None,
+            undecodable=UndecodableEvent,
+        ):
+            if stored.sequence >= before:
+                return
+            if self._has_index or self._matches(stored):
+                yield stored
+
+    def followed(self, after: int) -> Iterator[RawStored]:
+        """Yields the events after a sequence, and waits for new ones."""
+        query = self._query if self._has_index and self._query.wanted() else None
+        with self._log.subscribe(after=after, query=query, undecodable=UndecodableEvent) as subscription:
+            for stored in subscription:
+                if self._has_index or self._matches(stored):
+                    yield stored
+
+    def _matches(self, stored: RawStored) -> bool:
+        wanted = self._query.wanted()
+        keys = keys_in(stored.event.event_type, stored.event.payload, wanted)
+        return all(keys.get(name) in values for name, values in wanted.items())
+
+
+def parsed(payload: str) -> Any:
+    """Returns the JSON value of a payload, `None` if it is not JSON."""
+    try:
+        return from_json(payload)
+    except (ValueError, TypeError):  # in a damaged file, the column may hold anything
+        return None
