@@ -12,8 +12,8 @@ import peon.persistence
 PUBLIC = """
     AppConfig AppendCondition BackupReport AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
     AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict CommandEventsRemoved ConcurrencyError
-    ConfigError Database Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery
-    EventStore ExportReport ImportReport LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem
+    ConfigError DamagedFile Database Difference DurableSubscription EventCodec EventDecodeError EventEncodeError
+    EventQuery EventStore ExportReport ImportReport LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem
     Projection ProjectionError
     Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal RestoreReport ResumedSubscription
     SalvageReport SchemaError SchemaOutOfDate
@@ -24,7 +24,8 @@ PUBLIC = """
 """
 
 PERSISTENCE = """
-    AppendCondition BackupReport CommandConflict CommandEventsRemoved ConcurrencyError Database Difference EventCodec
+    AppendCondition BackupReport CommandConflict CommandEventsRemoved ConcurrencyError DamagedFile Database Difference
+    EventCodec
     EventDecodeError EventEncodeError EventQuery EventStore ExportReport ImportReport LostRow MigrationFailed
     NamedSubscription
     PersistenceError PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate

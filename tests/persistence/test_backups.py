@@ -6,9 +6,10 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
             ]
         )
         opened.settings.set("theme", "dark")
-        receive(opened, "mail\t\\", 1)
+        receive(opened, "mail \\ 🌊", 1)
         yield opened
 
 
@@ -100,7 +101,7 @@ def test_a_database_is_restored_as_it_was(database: Database, file: Path, tmp_pa
     assert report == BackupReport(file, 2, 2, "005_log_identity", ())
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     rename(database, "later")
-    receive(database, "mail\t\\", 1)
+    receive(database, "mail \\ 🌊", 1)
     receive(database, "new", 3)
     database.close()
     with pytest.raises(PersistenceError, match="allow that it is replaced; it will be kept"):
@@ -108,7 +109,7 @@ def test_a_database_is_restored_as_it_was(database: Database, file: Path, tmp_pa
     restored = restore_database(database.engine, file, replace=True)
 
     assert restored[:4] == (2, 2, 3, "005_log_identity")
-    assert restored.subscriptions == (ResumedSubscription("mail\t\\", 1, 2),)
+    assert restored.subscriptions == (ResumedSubscription("mail \\ 🌊", 1, 2),)
     with Database.open(url=database.engine.url, migrate=False) as again:
         assert again.events.replay_all() == stored
         assert again.read_model.projects() == projects
@@ -142,7 +143,7 @@ def test_a_backup_is_restored_where_nothing_was(database: Database, file: Path, 
             connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE; CREATE SCHEMA {schema}")
     restored = restore_database(engine, file)
     assert (restored.events, restored.kept, restored.previous_last_sequence) == (2, None, None)
-    assert restored.subscriptions == (ResumedSubscription("mail\t\\", 1, None),)
+    assert restored.subscriptions == (ResumedSubscription("mail \\ 🌊", 1, None),)
     engine.dispose()
     with Database.open(url=engine.url, migrate=False) as again:
         assert again.read_model.projects()[0].path == "/tide-table"
@@ -202,7 +203,7 @@ def test_a_damaged_backup_is_refused(database: Database, file: Path) -> None:
     back_up_database(database.engine, file)
     sound = file.read_bytes()
     database.close()
-    for wrong in (sound[: len(sound) // 2], b"", b"no backup", sound[:5_000] + b"\0" * 3_000 + sound[8_000:]):
+    for wrong in (sound[: len(sound) // 2], b"", b"no backup", sound[:4_096] + bytes(12_288) + sound[16_384:]):
         file.write_bytes(wrong)
         with pytest.raises(PersistenceError, match=r"damaged|error:|no table events"):
             restore_database(database.engine, file, replace=True)
@@ -320,10 +321,7 @@ def test_an_interrupt_leaves_no_backup(on_sqlite: Database, tmp_path: Path, monk
     assert rename(on_sqlite, "a") == 2
 
 
-def test_a_database_in_use_is_not_replaced(
-    on_sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite_files, "LOCK_SECONDS", 0.01)
+def test_a_database_in_use_is_not_replaced(on_sqlite: Database, tmp_path: Path) -> None:
     back_up_database(on_sqlite.engine, tmp_path / "backup.db")
     path = str(on_sqlite.engine.url.database)
     program = (
@@ -340,6 +338,22 @@ def test_a_database_in_use_is_not_replaced(
             restore_database(on_sqlite.engine, tmp_path / "backup.db", replace=True)
         other.communicate()
     assert restore_database(on_sqlite.engine, tmp_path / "backup.db", replace=True).events == 1
+
+
+@contextmanager
+def in_use(path: str, by: str) -> Iterator[None]:
+    if by == "this process":
+        with Database.open(url=f"sqlite:///{path}"):
+            yield
+        return
+    program = f"import sqlite3, sys; c = sqlite3.connect({path!r}); c.execute('SELECT * FROM events').fetchall(); "
+    program += "print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.communicate()
 
 
 def test_a_damaged_database_is_replaced_with_all_its_files(on_sqlite: Database, tmp_path: Path) -> None:
@@ -421,7 +435,7 @@ def test_refusals_on_postgresql(migrated_postgresql_url: URL, postgresql_url: UR
     with pytest.raises(PersistenceError, match="pg_dump compresses a backup itself"):
         back_up_database(engine, tmp_path / "backup.dump.gz")
     back_up_database(engine, tmp_path / "backup.dump")
-    with pytest.raises(PersistenceError, match="is a backup of the schema test_.*, but .* uses test_"):
+    with pytest.raises(PersistenceError, match=r"is a backup of the schema test_.*, but .* uses test_"):
         restore_database(empty, tmp_path / "backup.dump")
     with pytest.raises(PersistenceError, match="no table events"):
         back_up_database(empty, tmp_path / "empty.dump")

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Engine, func, inspect, select
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.engine import create_reading_engine
 from peon.persistence.errors import PersistenceError, SchemaTooNew
 from peon.persistence.migrations import current_revision, revisions
 from peon.persistence.schema import events, subscription_positions
@@ -71,7 +72,10 @@ def require_known_revision(contents: Contents, name: str) -> None:
 
 def previous_contents(engine: Engine) -> Contents | None:
     """Returns what the database to be replaced holds; `None` if it cannot be read."""
-    reads = backend_of(engine).consistent_reads(engine)
-    with suppress(PersistenceError), DriverErrors(engine), reads.connect() as connection:
-        return contents_of(connection)
-    return None
+    reading = create_reading_engine(engine.url, access="read")
+    try:
+        with suppress(PersistenceError), DriverErrors(engine), reading.connect() as connection:
+            return contents_of(connection)
+        return None
+    finally:
+        reading.dispose()

@@ -6,20 +6,26 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Never
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backups.contents import Contents
-from peon.persistence.errors import PersistenceError
+from peon.persistence.errors import DamagedFile, PersistenceError
 from peon.persistence.runtime.new_files import private_file_beside
 from peon.persistence.schema import events, subscription_positions
 
+PARAMETERS = (
+    *("host", "port", "dbname", "user", "options", "target_session_attrs", "connect_timeout"),
+    *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile"),
+)
+"""What the programs are told of a connection. Their libpq may be older than the driver's, and refuse other names."""
+
 _COPY = re.compile(rb'COPY (?:"(?:[^"]|"")*"|[^."]+)\."?(\w+)"? \(([^)]*)\) FROM stdin;\n')
 
-_SCHEMA_OF_TABLE = re.compile(r"^\d+; \d+ \d+ TABLE (.+) events [^ ]+$", re.MULTILINE)
+_SCHEMA_OF_TABLE = re.compile(r"^\d+; \d+ \d+ TABLE (?!DATA )(.+) events [^ ]+$", re.MULTILINE)
 """A line of `pg_restore --list`. Names are not quoted there."""
 
 
@@ -50,7 +56,8 @@ class Programs:
         with DriverErrors(engine), engine.connect() as connection:
             self.schema = str(backend_of(connection).schema_for_new_tables(connection))
             driver: Any = connection.connection.driver_connection
-            parameters = {name: value for name, value in driver.info.get_parameters().items() if "password" not in name}
+            known = driver.info.get_parameters()
+            parameters = {name: known[name] for name in PARAMETERS if name in known}
             password = driver.info.password
         # Among the arguments, other users of the machine could see it.
         self._environment = os.environ | ({"PGPASSWORD": password} if password else {})
@@ -58,14 +65,22 @@ class Programs:
 
     def dump(self, file: Path) -> None:
         """Writes the schema of the log to a file, which has one state of the database."""
-        self._run([self._dump, self._address, "--format=custom", f"--schema={_quoted(self.schema)}", f"--file={file}"])
+        options = ["--format=custom", f"--schema={_quoted(self.schema)}", f"--file={file}"]
+        self._change([self._dump, self._address, *options])
 
     def contents_of_dump(self, file: Path) -> Dump:
         """Reads the whole file.
 
         Raises:
-            PersistenceError: It is damaged, or not a backup of peon.
+            DamagedFile: It is damaged.
+        PersistenceError: It is not a backup of peon.
         """
+        try:
+            return self._contents_of_dump(file)
+        except _ProgramFailed as error:
+            raise DamagedFile(f"{file} is damaged, or not a file of pg_dump: {error}: use another backup") from error
+
+    def _contents_of_dump(self, file: Path) -> Dump:
         listed = self._list(file)
         schemas = _SCHEMA_OF_TABLE.findall(listed)
         if len(schemas) != 1:
@@ -75,7 +90,7 @@ class Programs:
             contents = _contents(process.stdout or ())
             errors = process.stderr.read() if process.stderr else b""
         if process.returncode:
-            self._fail(command, errors)
+            raise _ProgramFailed(command, errors)
         return Dump(schemas[0], contents)
 
     def restore(self, file: Path) -> None:
@@ -85,7 +100,7 @@ class Programs:
             list_file.write_text("\n".join(listed))
             # As owner, the role of the connection: that of the backup may not exist here.
             options = ["--no-owner", "--single-transaction", "--exit-on-error", f"--use-list={list_file}"]
-            self._run([self._restore, self._address, *options, str(file)])
+            self._change([self._restore, self._address, *options, str(file)])
 
     def _list(self, file: Path) -> str:
         return self._run([self._restore, "--list", str(file)])
@@ -93,14 +108,22 @@ class Programs:
     def _run(self, command: Sequence[str]) -> str:
         done = subprocess.run(command, env=self._environment, capture_output=True, check=False)  # noqa: S603
         if done.returncode:
-            self._fail(command, done.stderr)
+            raise _ProgramFailed(command, done.stderr)
         return done.stdout.decode(errors="replace")
 
-    def _fail(self, command: Sequence[str], errors: bytes) -> Never:
-        # Only the line of the error: what follows may show a row.
+    def _change(self, command: Sequence[str]) -> None:
+        try:
+            self._run(command)
+        except _ProgramFailed as error:
+            raise PersistenceError(f"{self._database}: {error}") from error
+
+
+class _ProgramFailed(Exception):  # noqa: N818
+    """Has only the line of the error: what follows it may show a row."""
+
+    def __init__(self, command: Sequence[str], errors: bytes) -> None:
         lines = [line for line in errors.decode(errors="replace").splitlines() if "error:" in line]
-        reason = lines[0] if lines else f"{Path(command[0]).name} has failed"
-        raise PersistenceError(f"{self._database}: {reason}")
+        super().__init__(lines[0] if lines else f"{Path(command[0]).name} has failed")
 
 
 def _contents(lines: Iterable[bytes]) -> Contents:

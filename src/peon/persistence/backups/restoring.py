@@ -76,8 +76,9 @@ def restore_database(engine: Engine, file: Path, *, replace: bool = False) -> Re
     Raises:
         SchemaTooNew: A newer version has made the backup.
         StoreUnavailable: The database is in use, locked or not reachable.
-        PersistenceError: The database exists and `replace` is off; the backup cannot be read, is damaged or of another
-            schema; `pg_restore` is not installed, or has failed.
+        DamagedFile: The backup is damaged.
+        PersistenceError: The database exists and `replace` is off; the backup cannot be read, or is of another schema;
+            `pg_restore` is not installed, or has failed.
     """
     engine.dispose()
     # As in `back_up_database`.
@@ -105,7 +106,7 @@ def _restore_sqlite(engine: Engine, file: Path, *, replace: bool) -> RestoreRepo
             previous = previous_contents(engine) if exists else None
             engine.dispose()
             if exists:
-                sqlite_files.close_for_good(target)
+                sqlite_files.require_unused(target)
             kept = target.with_name(_kept_name(target.name))
             with sqlite_files.moved_away(target, kept):
                 partial.rename(target)

@@ -1,8 +1,10 @@
 """Backups of SQLite: files that are databases themselves."""
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,13 +14,17 @@ from sqlalchemy.exc import DBAPIError
 from peon.persistence.backends.sqlite_connections import driver_connection
 from peon.persistence.backends.sqlite_driver import first_row
 from peon.persistence.backups.contents import Contents, contents_of
-from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.errors import DamagedFile, PersistenceError, StoreUnavailable
 
 INSTRUCTIONS_A_REPORT = 100_000
 """Of SQLite's virtual machine, between two reports of the progress: about 30 ms."""
 
-LOCK_SECONDS = 1.0
-"""How long a restore waits for other connections to close: one that is about to end takes less."""
+_PROBE = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 512, 0x40000000)
+"""
+"""Fails if another process holds one of SQLite's locks, which are of these bytes: https://sqlite.org/src/file/src/os.h"""
 
 
 def write_copy(connection: Connection, file: Path, progress: Callable[[int, int], None]) -> None:
@@ -39,6 +45,8 @@ def write_copy(connection: Connection, file: Path, progress: Callable[[int, int]
             return 1
         return 0
 
+    (query_only,) = first_row(driver, "PRAGMA query_only")
+    driver.execute("PRAGMA query_only = OFF")  # an engine that only reads may still write a copy
     driver.set_progress_handler(report, INSTRUCTIONS_A_REPORT)
     try:
         driver.execute("VACUUM INTO ?", (str(file),))
@@ -49,6 +57,7 @@ def write_copy(connection: Connection, file: Path, progress: Callable[[int, int]
         raise
     finally:
         driver.set_progress_handler(None, 0)
+        driver.execute(f"PRAGMA query_only = {query_only}")
     progress(total, total)
 
 
@@ -73,29 +82,18 @@ def checked_contents(file: Path, name: str) -> Contents:
         engine.dispose()
 
 
-def close_for_good(path: Path) -> bool:
-    """Moves the -wal file of a database into it, if no other connection uses the database.
+def require_unused(path: Path) -> None:
+    """Raises `StoreUnavailable` if a process, also this one, has a database open in WAL mode.
 
-    Returns:
-        Whether that was possible. It is not for a damaged file.
-
-    Raises:
-        StoreUnavailable: The database is in use.
+    Another process looks: it sees the locks of this one, which this one would lose by closing the file. The file may be
+    damaged, and SQLite could change it, so SQLite does not open it.
     """
-    try:
-        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
-            # In this mode the first read acquires the lock of the whole file, for which each connection holds a part.
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = DELETE").fetchone()
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise StoreUnavailable(
-                f"{path} is in use by another connection: stop the applications, and restore again"
-            ) from error
-        return False
-    return True
+    if sys.platform == "win32":  # it does not rename a file that is open
+        return
+    probe = [sys.executable, "-I", "-c", _PROBE, str(path)]
+    done = subprocess.run(probe, capture_output=True, check=False)  # noqa: S603
+    if b"BlockingIOError" in done.stderr:
+        raise StoreUnavailable(f"{path} is in use by another connection: stop the applications, and restore again")
 
 
 @contextmanager
@@ -128,4 +126,4 @@ def require_nothing_beside(file: Path) -> None:
 
 
 def _refuse_damaged(name: str, error: BaseException | None) -> NoReturn:
-    raise PersistenceError(f"{name} is damaged, or not an SQLite database: use another backup") from error
+    raise DamagedFile(f"{name} is damaged, or not an SQLite database: use another backup") from error

@@ -59,8 +59,9 @@ def import_log(
         SchemaOutOfDate: The database is not at the newest revision.
         CommandConflict: With `append`, a command of the file has stored another number of events here.
         StoreUnavailable: The database is locked, read-only, full, damaged or not reachable.
-        PersistenceError: The file cannot be read, is cut or altered, or has events that this database cannot store;
-            the log is not empty, or with `append`, is the one that was exported.
+        DamagedFile: The file was cut or altered.
+        PersistenceError: The file cannot be read, or has events that this database cannot store; the log is not empty,
+            or with `append`, is the one that was exported.
     """
     require_head(engine)
     with LogFile.opened(file) as log:

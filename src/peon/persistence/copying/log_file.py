@@ -18,7 +18,7 @@ from peon.persistence.copying.log_lines import (
     read_line,
     read_trailer,
 )
-from peon.persistence.errors import PersistenceError
+from peon.persistence.errors import DamagedFile, PersistenceError
 from peon.persistence.runtime.compression import COPIED_BYTES, decompressing
 from peon.persistence.runtime.new_files import file_errors
 
@@ -72,7 +72,8 @@ class LogFile:
         """Yields all events and receipts, in the order of the file.
 
         Raises:
-            PersistenceError: The file cannot be read, or is cut or altered, which may be known only after its end.
+            DamagedFile: The file is cut or altered, which may be known only after its end.
+            PersistenceError: It cannot be read.
         """
         hashed = sha256()
         events = commands = 0
@@ -134,8 +135,8 @@ class LogFile:
         if trailer != found or (header.events, header.commands) != (found.events, found.commands):
             raise self._altered("its content does not fit its checksum or its numbers of events and commands")
 
-    def _altered(self, reason: str) -> PersistenceError:
-        return PersistenceError(
+    def _altered(self, reason: str) -> DamagedFile:
+        return DamagedFile(
             f"{self.name} was cut or altered after it was exported: {reason}. Export the log again, or use "
             "another copy of the file"
         )

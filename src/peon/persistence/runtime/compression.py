@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO, Literal, cast
 
-from peon.persistence.errors import PersistenceError
+from peon.persistence.errors import DamagedFile, PersistenceError
 
 Compression = Literal["gzip", "zstd"]
 
@@ -53,7 +53,8 @@ def decompressing(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
         name: What errors call it.
 
     Raises:
-        PersistenceError: The block has met damage, or zstandard is not installed.
+        DamagedFile: The block has met damage.
+        PersistenceError: zstandard is not installed.
     """
     file.seek(0)
     first = file.read(4)
@@ -72,7 +73,7 @@ def decompressing(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
         with io.BufferedReader(stream, COPIED_BYTES) as decompressed:
             yield cast(BinaryIO, decompressed)
     except errors as error:
-        raise PersistenceError(f"{name} is cut or damaged: its {compression} data ends early or is wrong") from error
+        raise DamagedFile(f"{name} is cut or damaged: its {compression} data ends early or is wrong") from error
 
 
 def _zstandard() -> ModuleType:
