@@ -99,6 +99,12 @@ def test_an_interrupt_says_what_was_done() -> None:
     assert done.stderr == "peon: interrupted after 3 of 1,000 events. Half of it is done.\n"
 
 
+def test_an_error_that_follows_an_interrupt_is_an_interrupt() -> None:
+    error = StoreUnavailable("another command is in progress")
+    error.__context__ = KeyboardInterrupt()
+    assert raising(error).exit_code == ExitCode.INTERRUPTED
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     assert raising(BrokenPipeError()).exit_code == ExitCode.FINE
 

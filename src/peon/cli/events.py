@@ -1,8 +1,11 @@
 """`peon events`: the log, event by event."""
 
 import json
-from contextlib import suppress
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from threading import Event
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -91,12 +94,31 @@ def show_events(
                 for stored in reversed(newest):
                     _show(invocation, stored, full=full)
                 after = newest[0].sequence if newest else database.events.last_sequence()
-            with suppress(KeyboardInterrupt):  # which is how it ends
-                for stored in selection.followed(after):
+            with _until_interrupted() as stop:
+                for stored in selection.followed(after, stop):
                     _show(invocation, stored, full=full)
             return
         for stored in selection.stored(after, before, limit, newest_first=newest_first):
             _show(invocation, stored, full=full)
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[Event]:
+    """Yields an event that Ctrl-C sets. An exception instead could be raised inside the driver, and break a connection.
+
+    A second Ctrl-C is an exception again.
+    """
+    stop = Event()
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, before)
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _bounds(
@@ -128,7 +150,7 @@ def _show(invocation: Invocation, stored: RawStored, *, full: bool) -> None:
     line.append(f"{stored.stored_at:%Y-%m-%d %H:%M:%S.%f}  ", "dim")
     line.append(printable(f"{event_type:<{TYPE_COLUMNS}}  ").plain, "bold")
     line.append(printable(str(payload)) if full else printable(_essence(payload, value), limit=PAYLOAD_CHARACTERS))
-    invocation.print(line)
+    invocation.print_line(line)
 
 
 def _essence(payload: str, value: Any) -> str:

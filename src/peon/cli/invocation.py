@@ -8,11 +8,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from peon.cli.errors import CommandFailed, ExitCode, code_of, message_of
 from peon.cli.progress import Report, reported
@@ -44,7 +47,6 @@ class Invocation:
     debug: bool = False
     when_interrupted: str = "Nothing was changed."
     _report: Report | None = field(default=None, repr=False)
-    _console: Console | None = field(default=None, repr=False)
 
     @property
     def config(self) -> AppConfig:
@@ -80,23 +82,25 @@ class Invocation:
             try:
                 yield database
             except StoreUnavailable as error:
-                raise self._with_revision(error, database) from error
+                self._explain_revision(error, database)
+                raise
 
-    def _with_revision(self, error: StoreUnavailable, database: Database) -> Exception:
+    def _explain_revision(self, error: StoreUnavailable, database: Database) -> None:
+        """Raises an error that names the revision of the database, unless it is the newest one."""
         newest = migrations.revisions()[-1]
         try:
             with DriverErrors(database.engine), database.read_transaction() as connection:
                 revision = migrations.current_revision(connection)
         except PersistenceError:
-            return error
+            return
         if revision == newest:
-            return error
+            return
         if revision is None or revision in migrations.revisions():
             behind = f"it is at revision {revision or 'base'}, and this command needs {newest}"
             advice = f"{behind}: run  peon migrate{self.address}"
         else:
             advice = f"it is at revision {revision}, and this version of peon knows {newest}: install a newer one"
-        return CommandFailed(f"{error}; {advice}", ExitCode.UNAVAILABLE)
+        raise CommandFailed(f"{error}; {advice}", ExitCode.UNAVAILABLE) from error
 
     @contextmanager
     def writing(self) -> Iterator[Database]:
@@ -125,10 +129,16 @@ class Invocation:
 
     def print(self, *people: RenderableType) -> None:
         """Shows text and tables to people. Text is not taken for markup."""
-        if self._console is None:
-            self._console = console_on(sys.stdout)
         for renderable in people:
-            self._console.print(renderable)
+            self._people.print(renderable)
+
+    def print_line(self, line: Text) -> None:
+        """Shows one line to people, and leaves it to the terminal to wrap it."""
+        self._people.print(line, soft_wrap=True)
+
+    @cached_property
+    def _people(self) -> Console:
+        return console_on(sys.stdout)
 
     def note(self, sentence: str) -> None:
         """Says something beside the result, on standard error."""
@@ -186,14 +196,30 @@ class Invocation:
             _discard_output()
             raise typer.Exit(ExitCode.FINE) from None
         except KeyboardInterrupt:
-            done = self._report.sentence if self._report is not None else ""
-            self.note(f"peon: interrupted{done}. {self.when_interrupted}")
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+            self._say_interrupted()
         except Exception as error:
+            if _was_interrupted(error):
+                self._say_interrupted()
             if self.debug:
                 traceback.print_exception(error)
             self.note(f"peon: {message_of(error, self.address)}")
             raise typer.Exit(code_of(error)) from None
+
+    def _say_interrupted(self) -> NoReturn:
+        done = self._report.sentence if self._report is not None else ""
+        self.note(f"peon: interrupted{done}. {self.when_interrupted}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Returns whether an error came of Ctrl-C: cleaning up after it may fail, as on a connection to a server."""
+    passed: set[int] = set()
+    while error is not None and id(error) not in passed:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        passed.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def console_on(stream: object) -> Console:

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 from pydantic import BaseModel
-from rich.table import Table
 from rich.text import Text
 
 from peon.cli.commands import DryRun, Yes, command, default_command
 from peon.cli.invocation import Invocation
+from peon.cli.text import table_of
 from peon.persistence import migrations
 from peon.persistence.backends.address import is_missing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
@@ -138,7 +138,7 @@ def show_history(invocation: Invocation) -> None:
         Revision(revision=revision, description=description, current=revision == current)
         for revision, description in migrations.descriptions().items()
     ]
-    table = Table("revision", "what it does", "")
+    table = table_of("revision", "what it does", "")
     for row in rows:
         table.add_row(row.revision, Text(row.description), "current" if row.current else "")
     invocation.show(History(database=database_name(engine), revisions=rows), table)

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from peon.cli.commands import DryRun, Yes, command
 from peon.cli.errors import CommandFailed, ExitCode
 from peon.cli.invocation import Invocation
-from peon.cli.text import printable
+from peon.cli.text import printable, table_of
 from peon.persistence import Database, Projection, Projections
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.orchestration.codec import orchestration_codec
@@ -139,7 +139,7 @@ def rebuild(
             rebuilt.append(ProjectionRebuilt(projection=each.name, version=each.version, problems=problems))
         _mention_others(invocation, database, used)
         end = database.events.last_sequence()
-    table = Table("projection", "version", "problems")
+    table = table_of("projection", "version", "problems")
     for row in rebuilt:
         table.add_row(row.projection, str(row.version), f"{row.problems:,}")
     sentence = f"{'This would rebuild' if dry_run else 'Rebuilt'} from {end:,} events:"
@@ -178,7 +178,7 @@ def _differences_for_people(verified: ProjectionVerified) -> list[Text | Table]:
     count = len(verified.differences)
     if count == 0:
         return [Text(f"{verified.projection} is equal to what the log says.")]
-    table = Table("table", "key", "column", "expected", "found")
+    table = table_of("table", "key", "column", "expected", "found")
     for each in verified.differences[:SHOWN_DIFFERENCES]:
         table.add_row(each.table, printable(each.key), each.column, _value(each.expected), _value(each.found))
     cut = f", of which {SHOWN_DIFFERENCES} are shown" if count > SHOWN_DIFFERENCES else ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from threading import Event
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -20,8 +21,8 @@ class RawEvent(NamedTuple):
     payload: str
 
 
-class _AnyType(dict[str, Callable[[str], Any]]):
-    def __missing__(self, event_type: str) -> Callable[[str], Any]:
+class _AnyType(dict[str, Callable[[str | bytes], Any]]):
+    def __missing__(self, event_type: str) -> Callable[[str | bytes], Any]:
         return partial(RawEvent, event_type)
 
 
@@ -89,10 +90,10 @@ class Selection:
             if self._has_index or self._matches(stored):
                 yield stored
 
-    def followed(self, after: int) -> Iterator[RawStored]:
-        """Yields the events after a sequence, and waits for new ones."""
+    def followed(self, after: int, stop: Event) -> Iterator[RawStored]:
+        """Yields the events after a sequence, and waits for new ones until `stop` is set."""
         query = self._query if self._has_index and self._query.wanted() else None
-        with self._log.subscribe(after=after, query=query, undecodable=UndecodableEvent) as subscription:
+        with self._log.subscribe(after=after, query=query, undecodable=UndecodableEvent, stop=stop) as subscription:
             for stored in subscription:
                 if self._has_index or self._matches(stored):
                     yield stored

@@ -5,12 +5,11 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.table import Table
 
 from peon.cli.commands import DryRun, Yes, command
 from peon.cli.errors import CommandFailed
 from peon.cli.invocation import Invocation
-from peon.cli.text import printable
+from peon.cli.text import printable, table_of
 
 settings = typer.Typer(help="Lists, reads and changes the application's settings.", no_args_is_help=True)
 
@@ -46,7 +45,7 @@ def list_settings(invocation: Invocation) -> None:
     """Lists all settings."""
     with invocation.reading() as database:
         found = database.settings.all()
-    table = Table("key", "value")
+    table = table_of("key", "value")
     for key, value in found.items():
         table.add_row(printable(key), printable(json.dumps(value, ensure_ascii=False)))
     invocation.show(Settings(settings=found), table)

@@ -11,7 +11,7 @@ from rich.text import Text
 from peon.cli.commands import DryRun, Yes, command
 from peon.cli.errors import CommandFailed
 from peon.cli.invocation import Invocation
-from peon.cli.text import printable
+from peon.cli.text import printable, table_of
 from peon.persistence import Database
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.schema import LAST_SEQUENCE
@@ -84,7 +84,7 @@ def tables_of(found: list[Subscription]) -> list[Table | Text]:
     """Returns what people are shown of subscriptions."""
     if not found:
         return [Text("There is no durable subscription.")]
-    table = Table("subscription", "position", "lag", "last moved")
+    table = table_of("subscription", "position", "lag", "last moved")
     for each in found:
         lag = f"{each.lag:,}" if each.lag >= 0 else f"{-each.lag:,} beyond the end"
         table.add_row(printable(each.name), f"{each.position:,}", lag, f"{each.saved_at:%Y-%m-%d %H:%M:%S}")

@@ -103,11 +103,12 @@ class Story:
         return story
 
     def _say_what_is_open(self) -> None:
-        open_ends = [(self._turns, " running"), (self._calls, "without a result"), (self._approvals, "undecided")]
-        for begun, words in open_ends:
-            for episode in begun.values():
-                if episode.until is None:
-                    episode.title += words
+        begun = [(each, " running") for each in self._turns.values()]
+        begun += [(each, "without a result") for each in self._calls.values()]
+        begun += [(each, "undecided") for each in self._approvals.values()]
+        for episode, words in begun:
+            if episode.until is None:
+                episode.title += words
 
     def _add(
         self, kind: str, title: str, sequence: int, event: Any, *, text: str = "", is_wrong: bool = False

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import typer
 from pydantic import BaseModel
+from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +18,7 @@ from peon.cli.commands import command
 from peon.cli.errors import CommandFailed
 from peon.cli.invocation import Invocation
 from peon.cli.raw_events import Selection
-from peon.cli.text import printable
+from peon.cli.text import printable, table_of
 from peon.cli.thread_story import Episode, Story
 from peon.orchestration import ThreadStatus
 from peon.persistence import Database, EventQuery
@@ -123,7 +124,7 @@ def list_threads(
         newest = select(projection_threads.c.id).where(*conditions)
         newest = newest.order_by(projection_threads.c.updated_at.desc(), projection_threads.c.id).limit(limit)
         threads = _listed(connection, connection.scalars(newest).all())
-    table = Table("thread", "title", "project", "status", "turns", "messages", "last activity")
+    table = table_of("thread", "title", "project", "status", "turns", "messages", "last activity")
     for each in threads:
         table.add_row(
             each.id,
@@ -249,17 +250,20 @@ def _heading(shown: ShownThread) -> Iterator[Text]:
 def _table(episodes: Iterable[ShownEpisode], *, full: bool) -> Table:
     table = Table("sequences", "at", "took", "what", box=None, pad_edge=False)
     for each in episodes:
-        content = Table.grid()
-        content.add_row(Text(printable(each.title).plain, "bold red" if each.is_wrong else "bold"))
+        title = printable(each.title)
+        title.stylize("bold red" if each.is_wrong else "bold")
+        content = [title]
         if each.problem is not None:
-            content.add_row(Text(printable(f"not applied to the read model: {each.problem}").plain, "red"))
+            problem = printable(f"not applied to the read model: {each.problem}")
+            problem.stylize("red")
+            content.append(problem)
         if each.text:
             limit = None if full or each.kind in WHOLE_KINDS else TEXT_CHARACTERS
-            content.add_row(printable(each.text, limit=limit))
+            content.append(printable(each.text, limit=limit))
         moment = "" if each.at is None else f"{each.at:%m-%d %H:%M:%S}"
         took = "" if each.at is None or each.until is None else _duration(each.until - each.at)
         indent = 0 if each.turn_id is None or each.kind == "turn" else 2
-        table.add_row(_ranges(each.sequences), moment, took, Padding(content, (0, 0, 0, indent)))
+        table.add_row(_ranges(each.sequences), moment, took, Padding(Group(*content), (0, 0, 0, indent)))
     return table
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table
 from sqlalchemy.dialects.postgresql import Insert as PostgreSQLInsert
@@ -79,6 +79,32 @@ class ConsumerLock(ABC):
     @abstractmethod
     def release(self) -> None:
         """Lets another consumer acquire the lock; does nothing if it is not held. Never waits for the database."""
+
+
+class Storage(NamedTuple):
+    """The bytes that a database takes.
+
+    Attributes:
+        database: In its file, or in the tables and indexes of its schema.
+        write_ahead_log: In the -wal file; `None` if it has none of its own.
+        free: In pages that can be used again; `None` if that is unknown.
+    """
+
+    database: int
+    write_ahead_log: int | None
+    free: int | None
+
+
+class SizeOfPart(NamedTuple):
+    """The bytes of one table or index, which belongs to a table."""
+
+    name: str
+    table: str
+    bytes: int
+
+    @property
+    def is_index(self) -> bool:
+        return self.name != self.table
 
 
 class Backend(ABC):
@@ -246,6 +272,24 @@ class Backend(ABC):
     @abstractmethod
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         """Keeps all others from writing to the tables until the transaction ends."""
+
+    # Statistics
+
+    @abstractmethod
+    def version(self, connection: Connection) -> str:
+        """Returns the version of the database system."""
+
+    @abstractmethod
+    def storage(self, connection: Connection) -> Storage:
+        """Returns how many bytes the database takes, in the same time for any size."""
+
+    @abstractmethod
+    def sizes_of_parts(self, connection: Connection) -> list[SizeOfPart] | None:
+        """Returns the sizes of all tables and indexes; `None` if they are not known. SQLite reads the whole file."""
+
+    @abstractmethod
+    def users(self, connection: Connection) -> list[str] | None:
+        """Returns the other processes or connections that have the database open; `None` if they are not known."""
 
     # Damage
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends import postgresql_watching
+from peon.persistence.backends import postgresql_statistics, postgresql_watching
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import (
     CREATE_TRIGGER_AGAIN,
@@ -21,6 +21,8 @@ from peon.persistence.backends.interface import (
     Backend,
     ConsumerLock,
     LogHead,
+    SizeOfPart,
+    Storage,
     Synchronous,
 )
 from peon.persistence.backends.postgresql_consumer_lock import PostgreSQLConsumerLock
@@ -240,6 +242,18 @@ class PostgreSQLBackend(Backend):
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         names = ", ".join(table.name for table in tables)
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
+
+    def version(self, connection: Connection) -> str:
+        return str(connection.exec_driver_sql("SHOW server_version").scalar())
+
+    def storage(self, connection: Connection) -> Storage:
+        return postgresql_statistics.storage_of(connection, self.schema_of_log(connection))
+
+    def sizes_of_parts(self, connection: Connection) -> list[SizeOfPart]:
+        return postgresql_statistics.sizes_of_parts(connection, self.schema_of_log(connection))
+
+    def users(self, connection: Connection) -> list[str]:
+        return postgresql_statistics.sessions(connection)
 
     def is_fault_of_tables(self, error: Exception) -> bool:
         state = str(getattr(error, "sqlstate", None))

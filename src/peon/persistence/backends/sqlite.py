@@ -15,7 +15,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends import sqlite_connections
+from peon.persistence.backends import sqlite_connections, sqlite_statistics
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import (
     CREATE_TRIGGER_AGAIN,
@@ -24,6 +24,8 @@ from peon.persistence.backends.interface import (
     Backend,
     ConsumerLock,
     LogHead,
+    SizeOfPart,
+    Storage,
     Synchronous,
 )
 from peon.persistence.backends.sqlite_connections import (
@@ -214,6 +216,19 @@ class SQLiteBackend(Backend):
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         pass  # the write lock is of the whole file
+
+    def version(self, connection: Connection) -> str:
+        return sqlite3.sqlite_version
+
+    def storage(self, connection: Connection) -> Storage:
+        return sqlite_statistics.storage_of(connection, _main_file(connection))
+
+    def sizes_of_parts(self, connection: Connection) -> list[SizeOfPart] | None:
+        return sqlite_statistics.sizes_of_parts(connection)
+
+    def users(self, connection: Connection) -> list[str] | None:
+        file = _main_file(connection)
+        return None if file is None else sqlite_statistics.processes_with(file)
 
     def is_fault_of_tables(self, error: Exception) -> bool:
         code: int | None = getattr(error, "sqlite_errorcode", None)
