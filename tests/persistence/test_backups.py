@@ -106,8 +106,12 @@ def test_a_database_is_restored_as_it_was(database: Database, file: Path, tmp_pa
     database.close()
     with pytest.raises(PersistenceError, match="allow that it is replaced; it will be kept"):
         restore_database(database.engine, file)
+    planned = restore_database(database.engine, file, dry_run=True)
+    with Database.open(url=database.engine.url, migrate=False) as unchanged:
+        assert unchanged.events.last_sequence() == 3
     restored = restore_database(database.engine, file, replace=True)
 
+    assert planned._replace(log_id=restored.log_id, kept=restored.kept) == restored
     assert restored[:4] == (2, 2, 3, "005_log_identity")
     assert restored.subscriptions == (ResumedSubscription("mail \\ 🌊", 1, 2),)
     with Database.open(url=database.engine.url, migrate=False) as again:

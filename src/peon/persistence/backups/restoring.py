@@ -60,7 +60,7 @@ class RestoreReport(NamedTuple):
     subscriptions: tuple[ResumedSubscription, ...]
 
 
-def restore_database(engine: Engine, file: Path, *, replace: bool = False) -> RestoreReport:
+def restore_database(engine: Engine, file: Path, *, replace: bool = False, dry_run: bool = False) -> RestoreReport:
     """Puts a backup of `back_up_database` in the place of a database, and gives its log a new identity.
 
     Stop the applications before. The backup is read as a whole before anything is changed. What it replaces is kept: an
@@ -72,6 +72,7 @@ def restore_database(engine: Engine, file: Path, *, replace: bool = False) -> Re
             database must exist, `pg_restore` must be installed, and the role of the engine owns what is restored.
         file: The backup. For SQLite, any database file that is not in use, compressed or not.
         replace: Replace a database that exists.
+        dry_run: Check the backup, and return what a restore would do, without the new identity.
 
     Raises:
         SchemaTooNew: A newer version has made the backup.
@@ -83,10 +84,10 @@ def restore_database(engine: Engine, file: Path, *, replace: bool = False) -> Re
     engine.dispose()
     # As in `back_up_database`.
     restore = _restore_sqlite if engine.dialect.name == "sqlite" else _restore_postgresql
-    return restore(engine, file, replace=replace)
+    return restore(engine, file, replace=replace, dry_run=dry_run)
 
 
-def _restore_sqlite(engine: Engine, file: Path, *, replace: bool) -> RestoreReport:
+def _restore_sqlite(engine: Engine, file: Path, *, replace: bool, dry_run: bool) -> RestoreReport:
     if not is_file(engine.url):
         raise PersistenceError(f"{database_name(engine)} is not a path: give the address of a file, sqlite:///…")
     target = Path(str(engine.url.database)).resolve()
@@ -94,20 +95,21 @@ def _restore_sqlite(engine: Engine, file: Path, *, replace: bool) -> RestoreRepo
         sqlite_files.require_nothing_beside(file)
         if target.exists() and target.samefile(file):
             raise PersistenceError(f"{file} is the database itself: name a backup of it")
-    exists = _refuse_or_replace(target.exists(), f"{target} exists", replace)
+    exists = _refuse_or_replace(target.exists(), f"{target} exists", replace or dry_run)
     with file_errors(target):
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with private_file_beside(target) as partial:
             _decompress(file, partial)
             contents = sqlite_files.checked_contents(partial, str(file))
             require_known_revision(contents, str(file))
+            previous = previous_contents(engine) if exists else None
+            kept = target.with_name(_kept_name(target.name))
+            if dry_run:
+                return _report(contents, previous, str(kept) if exists else None, None)
             log_id = _with_new_identity(partial)
             sync(partial)
-            previous = previous_contents(engine) if exists else None
-            engine.dispose()
             if exists:
                 sqlite_files.require_unused(target)
-            kept = target.with_name(_kept_name(target.name))
             with sqlite_files.moved_away(target, kept):
                 partial.rename(target)
                 if sqlite_files.checked_contents(target, str(target)) != contents:
@@ -135,7 +137,7 @@ def _with_new_identity(file: Path) -> UUID | None:
         engine.dispose()
 
 
-def _restore_postgresql(engine: Engine, file: Path, *, replace: bool) -> RestoreReport:
+def _restore_postgresql(engine: Engine, file: Path, *, replace: bool, dry_run: bool) -> RestoreReport:
     programs = postgresql_programs.Programs(engine)
     schema = programs.schema
     with file_errors(file):
@@ -151,7 +153,9 @@ def _restore_postgresql(engine: Engine, file: Path, *, replace: bool) -> Restore
         is_used = bool(connection.scalar(_OBJECTS, {"schema": schema}))
         has_log = inspect(connection).has_table(events.name, schema)
         extensions = connection.scalars(_EXTENSIONS, {"schema": schema}).all()
-    exists = _refuse_or_replace(is_used, f"the schema {schema} of {database_name(engine)} is not empty", replace)
+    exists = _refuse_or_replace(
+        is_used, f"the schema {schema} of {database_name(engine)} is not empty", replace or dry_run
+    )
     if exists and extensions:
         raise PersistenceError(
             f"the schema {schema} of {database_name(engine)} has extensions ({', '.join(extensions)}), which other "
@@ -159,6 +163,8 @@ def _restore_postgresql(engine: Engine, file: Path, *, replace: bool) -> Restore
         )
     previous = previous_contents(engine) if exists else None
     kept = _kept_name(schema)
+    if dry_run:
+        return _report(dump.contents, previous, kept if exists else None, None)
     if exists:
         # Wait for appends that are about to commit; a rename alone would not.
         lock = [f"LOCK TABLE {_q(schema)}.{events.name} IN ACCESS EXCLUSIVE MODE"] if has_log else []
