@@ -225,7 +225,7 @@ def _was_interrupted(error: BaseException | None) -> bool:
 def console_on(stream: object) -> Console:
     """Returns a console that does not interpret the text it is given. Rich itself obeys NO_COLOR."""
     console = Console(file=stream, markup=False, highlight=False, emoji=False)  # type: ignore[arg-type]
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_OF_PIPES
     return console
 
