@@ -17,8 +17,9 @@ PROJECT = UUID(int=1)
 
 
 @pytest.fixture
-def at(migrated_sqlite_url: URL) -> tuple[str, str]:
+def at(migrated_sqlite_url: URL, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """An SQLite database with two events, and a durable subscription that has received one."""
+    monkeypatch.setenv("COLUMNS", "240")
     with Database.open(url=migrated_sqlite_url) as database:
         database.events.append_all([ProjectCreated(project_id=PROJECT, name="tide-table", path="/tide-table")])
         append(database)

@@ -7,7 +7,6 @@ from uuid import UUID
 import typer
 from pydantic import BaseModel
 from rich.table import Table
-from rich.text import Text
 
 from peon.cli.commands import DryRun, Yes, command
 from peon.cli.invocation import Invocation
@@ -97,9 +96,8 @@ def backup(
     size = done.file.stat().st_size
     document = BackedUp(database=name, bytes=size, **{**done._asdict(), "removed": list(done.removed)})
     last = f", the last with sequence {done.last_sequence:,}" if done.events else ""
-    lines = [Text(f"{done.file}: {done.events:,} events{last}; {size:,} bytes, checked.")]
-    lines += [Text(f"Removed {path}") for path in done.removed]
-    invocation.show(document, *lines)
+    lines = [f"{done.file}: {done.events:,} events{last}; {size:,} bytes, checked."]
+    invocation.show_sentences(document, *lines, *(f"Removed {path}" for path in done.removed))
 
 
 def restore(
@@ -159,8 +157,9 @@ def _show(invocation: Invocation, report: RestoreReport, name: str, file: Path, 
         lines.append(f"The log has the new identity {report.log_id}: clients that remember positions begin again.")
     if report.revision != revisions()[-1]:
         lines.append(f"It is at revision {report.revision}: run  peon migrate{invocation.address}")
-    tables = [_table_of(report)] if report.subscriptions else []
-    invocation.show(document, *map(Text, lines), *tables)
+    invocation.show_sentences(document, *lines)
+    if report.subscriptions and not invocation.json:
+        invocation.print(_table_of(report))
 
 
 def _table_of(report: RestoreReport) -> Table:

@@ -6,7 +6,6 @@ from typing import Annotated, BinaryIO
 
 import typer
 from pydantic import BaseModel
-from rich.text import Text
 
 from peon.cli.commands import Yes, command
 from peon.cli.errors import CommandFailed, ExitCode
@@ -96,7 +95,7 @@ def export(
     if to_output:
         invocation.note(sentence)  # the log is on standard output
     else:
-        invocation.show(Exported(database=name, file=file, **done._asdict()), Text(sentence))
+        invocation.show_sentences(Exported(database=name, file=file, **done._asdict()), sentence)
 
 
 def import_(
@@ -130,7 +129,7 @@ def import_(
     skipped = f" {done.skipped:,} events were there already." if append else ""
     refused = f" The projections cannot apply {problems:,} events." if problems else ""
     sentence = f"Imported {done.events:,} events and {done.commands:,} receipts of commands.{skipped}{refused}"
-    invocation.show(document, Text(sentence))
+    invocation.show_sentences(document, sentence)
 
 
 def copy(
@@ -170,13 +169,13 @@ def copy(
         )
     end = f"Copied {events:,} events, the last with sequence {last:,}; every row was compared"
     if differences:
-        invocation.show(
+        invocation.show_sentences(
             document,
-            Text(f"{end}, but the projections differ from the log in {differences:,} values: run  peon verify"),
+            f"{end}, but the projections differ from the log in {differences:,} values: run  peon verify",
         )
         raise typer.Exit(ExitCode.FAILED)
     refused = f", except for {problems:,} events that they cannot apply" if problems else ""
-    invocation.show(document, Text(f"{end}, and the projections are verified{refused}."))
+    invocation.show_sentences(document, f"{end}, and the projections are verified{refused}.")
 
 
 def _catch_up(invocation: Invocation, database: Database, done: str) -> int:
