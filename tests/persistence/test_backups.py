@@ -1,6 +1,7 @@
 """A backup holds one committed state and is checked; a restore keeps what it replaces, or changes nothing."""
 
 import gzip
+import io
 import os
 import shutil
 import sqlite3
@@ -9,20 +10,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
-from helpers.damaged_files import damage_page
+from helpers.damaged_files import damage_middle, damage_page
 from helpers.secret import SECRET
 from sqlalchemy import URL, inspect, text
 
 from peon.orchestration import ProjectCreated, ProjectRenamed
 from peon.persistence import (
     BackupReport,
+    DamagedFile,
     Database,
     PersistenceError,
     PositionBeyondEnd,
@@ -392,6 +394,35 @@ def test_a_file_that_is_no_backup_is_refused(on_sqlite: Database, tmp_path: Path
     with pytest.raises(PersistenceError, match="is not a path"):
         restore_database(create_engine("sqlite://"), path)
     assert restore_database(target, path).events == 2  # the closed database is a whole file
+
+
+def test_a_damaged_database_is_not_backed_up(on_sqlite: Database, tmp_path: Path) -> None:
+    path = Path(str(on_sqlite.engine.url.database))
+    on_sqlite.events.append_all([ProjectRenamed(project_id=PROJECT, name="x" * 500)] * 50)
+    on_sqlite.close()
+    damage_middle(path, "events")
+    engine = create_engine(on_sqlite.engine.url)
+    with pytest.raises(StoreUnavailable, match="the file is damaged"):
+        back_up_database(engine, tmp_path / "backup.db")
+    engine.dispose()
+    assert not (tmp_path / "backup.db").exists()
+
+
+def test_every_page_of_a_backup_is_read(on_sqlite: Database, tmp_path: Path) -> None:
+    on_sqlite.events.append_all([ProjectRenamed(project_id=PROJECT, name="x" * 500)] * 50)
+    back_up_database(on_sqlite.engine, tmp_path / "backup.db")
+    damage_middle(tmp_path / "backup.db", "events")  # counting events reads the index alone
+    with pytest.raises(DamagedFile, match=r"backup\.db is damaged"):
+        restore_database(create_engine(f"sqlite:///{tmp_path}/other.db"), tmp_path / "backup.db")
+
+
+def test_a_compressed_backup_is_read_again(
+    on_sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backing_up, "decompressing", lambda file, name: nullcontext(io.BytesIO(b"other")))
+    with pytest.raises(PersistenceError, match="could not be read back as it was written"):
+        back_up_database(on_sqlite.engine, tmp_path / "backup.db.gz")
+    assert not (tmp_path / "backup.db.gz").exists()
 
 
 def test_a_missing_database_is_not_created_by_a_backup(tmp_path: Path) -> None:
