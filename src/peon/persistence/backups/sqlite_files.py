@@ -76,6 +76,8 @@ def checked_contents(file: Path, name: str) -> Contents:
             return contents_of(connection)
     except DBAPIError as error:
         _refuse_damaged(name, error.orig)
+    except DamagedFile:
+        raise
     except PersistenceError as error:
         raise PersistenceError(f"{name}: {error}") from error
     finally:
