@@ -65,7 +65,8 @@ def checked_contents(file: Path, name: str) -> Contents:
     """Reads every page of a database that no one else uses, and returns what it holds.
 
     Raises:
-        PersistenceError: It is damaged, or not a database of peon.
+        DamagedFile: It is damaged.
+        PersistenceError: It is not a database of peon.
     """
     engine = create_engine(URL.create("sqlite", database=str(file)))
     try:
