@@ -34,6 +34,7 @@ from peon.persistence import (
     back_up_database,
     create_engine,
     restore_database,
+    upgrade,
 )
 from peon.persistence.backups import backing_up, postgresql_programs, restoring, sqlite_files
 
@@ -185,10 +186,10 @@ def test_a_failed_restore_changes_nothing(
     if database.engine.dialect.name == "sqlite":
         check = sqlite_files.checked_contents
 
-        def interrupt(path: Path, name: str) -> Any:
+        def interrupt(path: Path, *arguments: str) -> Any:
             if path.suffix != ".partial":
                 raise KeyboardInterrupt
-            return check(path, name)
+            return check(path, *arguments)
 
         monkeypatch.setattr(sqlite_files, "checked_contents", interrupt)
     else:
@@ -441,6 +442,20 @@ def test_a_database_in_memory_and_of_the_first_revision_is_backed_up(populated_u
         assert memory.events.last_sequence() == report.last_sequence
     with Database.open(url="sqlite://") as memory:
         assert back_up_database(memory.engine, tmp_path / "memory.db").events == 0
+
+
+def test_a_version_table_of_another_name(lasting_url: URL, tmp_path: Path) -> None:
+    if lasting_url.get_backend_name() == "postgresql" and shutil.which("pg_dump") is None:
+        pytest.skip("pg_dump is not installed")
+    engine = create_engine(lasting_url, version_table="peon_version")
+    upgrade(engine)
+    report = back_up_database(engine, tmp_path / "backup")
+    assert report.revision == restore_database(engine, tmp_path / "backup", dry_run=True).revision
+    engine.dispose()
+    other = create_engine(lasting_url)
+    with pytest.raises(PersistenceError, match="has no revision in the configured version table"):
+        restore_database(other, tmp_path / "backup", dry_run=True)
+    other.dispose()
 
 
 def test_gzip_of_a_file_without_name_and_time(on_sqlite: Database, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def restore(
     Stop the applications before. The log gets a new identity, so clients that remember positions begin again.
     """
     invocation.when_interrupted = "The database is as it was before."
-    engine = create_engine(**engine_arguments(invocation.config, None, None))
+    engine = create_engine(**engine_arguments(invocation.config, None, None, echo=False))
     name = database_name(engine)
     try:
         if dry_run or not yes:

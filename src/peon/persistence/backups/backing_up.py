@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from peon.persistence.backends.address import require_existing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.backups import postgresql_programs, sqlite_files
 from peon.persistence.backups.contents import Contents, events_up_to
 from peon.persistence.errors import PersistenceError
@@ -104,7 +105,7 @@ def _write_sqlite(engine: Engine, partial: Path, compression: Compression | None
 def _copy_sqlite(engine: Engine, copy: Path, progress: Bytes) -> Contents:
     with DriverErrors(engine, expects_tables=True), engine.connect() as connection:
         sqlite_files.write_copy(connection, copy, progress)
-    return sqlite_files.checked_contents(copy, f"the backup of {database_name(engine)}")
+    return sqlite_files.checked_contents(copy, f"the backup of {database_name(engine)}", version_table_of(engine))
 
 
 def _compress(copy: Path, partial: Path, compression: Compression, progress: Bytes) -> None:

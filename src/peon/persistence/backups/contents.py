@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, func, inspect, select
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.backends.engine import create_reading_engine
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.errors import PersistenceError, SchemaTooNew
 from peon.persistence.migrations import current_revision, revisions
 from peon.persistence.schema import events, subscription_positions
@@ -59,7 +60,10 @@ def events_up_to(engine: Engine, sequence: int) -> int:
 def require_known_revision(contents: Contents, name: str) -> None:
     """Raises `SchemaTooNew` for a backup that a newer version has made, `PersistenceError` for one without revision."""
     if contents.revision is None:
-        raise PersistenceError(f"{name} has no revision, so it is not a backup of peon: name another file")
+        raise PersistenceError(
+            f"{name} has no revision in the configured version table, so it is not a backup of this database: name "
+            "another file"
+        )
     if contents.revision not in revisions():
         raise SchemaTooNew(
             f"{name} is a backup at revision {contents.revision}, which this version of peon does not know (its newest "
@@ -72,7 +76,7 @@ def require_known_revision(contents: Contents, name: str) -> None:
 
 def previous_contents(engine: Engine) -> Contents | None:
     """Returns what the database to be replaced holds; `None` if it cannot be read."""
-    reading = create_reading_engine(engine.url, access="read")
+    reading = create_reading_engine(engine.url, access="read", version_table=version_table_of(engine))
     try:
         with suppress(PersistenceError), DriverErrors(engine), reading.connect() as connection:
             return contents_of(connection)

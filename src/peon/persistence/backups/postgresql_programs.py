@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.backups.contents import Contents
 from peon.persistence.errors import DamagedFile, PersistenceError
 from peon.persistence.runtime.new_files import private_file_beside
@@ -49,6 +50,7 @@ class Programs:
 
     def __init__(self, engine: Engine) -> None:
         self._database = database_name(engine)
+        self._version_table = version_table_of(engine)
         self._dump = _installed("pg_dump")
         self._restore = _installed("pg_restore")
         from psycopg.conninfo import make_conninfo  # installed, since there is an engine of PostgreSQL
@@ -87,7 +89,7 @@ class Programs:
             raise PersistenceError(f"{file} has no table events, so it is not a backup of peon: name another file")
         command = [self._restore, "--data-only", "--file=-", str(file)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # noqa: S603
-            contents = _contents(process.stdout or ())
+            contents = _contents(process.stdout or (), self._version_table)
             errors = process.stderr.read() if process.stderr else b""
         if process.returncode:
             raise _ProgramFailed(command, errors)
@@ -126,7 +128,7 @@ class _ProgramFailed(Exception):  # noqa: N818
         super().__init__(lines[0] if lines else f"{Path(command[0]).name} has failed")
 
 
-def _contents(lines: Iterable[bytes]) -> Contents:
+def _contents(lines: Iterable[bytes], version_table: str) -> Contents:
     """Counts the rows in what `pg_restore` prints."""
     count = last = 0
     revision = None
@@ -141,7 +143,7 @@ def _contents(lines: Iterable[bytes]) -> Contents:
         elif table == events.name:
             count += 1
             last = max(last, int(line.partition(b"\t")[0]))
-        elif table == "alembic_version":
+        elif table == version_table:
             revision = line.strip().decode()
         elif table == subscription_positions.name:
             row = dict(zip(columns, line.rstrip(b"\n").split(b"\t"), strict=True))

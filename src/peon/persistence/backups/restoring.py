@@ -10,6 +10,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 
 from peon.persistence.backends.address import is_file
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.backups import postgresql_programs, sqlite_files
 from peon.persistence.backups.backing_up import TIME_IN_NAME
 from peon.persistence.backups.contents import Contents, contents_of, previous_contents, require_known_revision
@@ -100,7 +101,7 @@ def _restore_sqlite(engine: Engine, file: Path, *, replace: bool, dry_run: bool)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with private_file_beside(target) as partial:
             _decompress(file, partial)
-            contents = sqlite_files.checked_contents(partial, str(file))
+            contents = sqlite_files.checked_contents(partial, str(file), version_table_of(engine))
             require_known_revision(contents, str(file))
             previous = previous_contents(engine) if exists else None
             kept = target.with_name(_kept_name(target.name))
@@ -112,7 +113,7 @@ def _restore_sqlite(engine: Engine, file: Path, *, replace: bool, dry_run: bool)
                 sqlite_files.require_unused(target)
             with sqlite_files.moved_away(target, kept):
                 partial.rename(target)
-                if sqlite_files.checked_contents(target, str(target)) != contents:
+                if sqlite_files.checked_contents(target, str(target), version_table_of(engine)) != contents:
                     raise PersistenceError(f"{target} differs from {file} after it was copied: check the disk")
             sync_folder(target)
     return _report(contents, previous, str(kept) if exists else None, log_id)

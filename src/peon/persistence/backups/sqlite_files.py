@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from peon.persistence.backends.sqlite_connections import driver_connection
 from peon.persistence.backends.sqlite_driver import first_row
+from peon.persistence.backends.version_table import VERSION_TABLE
 from peon.persistence.backups.contents import Contents, contents_of
 from peon.persistence.errors import DamagedFile, PersistenceError, StoreUnavailable
 
@@ -61,14 +62,14 @@ def write_copy(connection: Connection, file: Path, progress: Callable[[int, int]
     progress(total, total)
 
 
-def checked_contents(file: Path, name: str) -> Contents:
+def checked_contents(file: Path, name: str, version_table: str) -> Contents:
     """Reads every page of a database that no one else uses, and returns what it holds.
 
     Raises:
         DamagedFile: It is damaged.
         PersistenceError: It is not a database of peon.
     """
-    engine = create_engine(URL.create("sqlite", database=str(file)))
+    engine = create_engine(URL.create("sqlite", database=str(file)), execution_options={VERSION_TABLE: version_table})
     try:
         with engine.connect() as connection:
             found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
