@@ -179,7 +179,14 @@ def test_people_read_a_thread(peon: Peon, at: tuple[str, str]) -> None:
     append(at, chunk(MESSAGE, "\x1b[2J" + "x" * 1000), *(chunk(MESSAGE, "y") for _ in range(3)))
     done = peon("show", THREAD, *at)
     assert done.code == 0
-    for part in ("ebb and", "shell without a result", "10, 13, 20-23", "turn running", "The read model says: idle", "…"):
+    for part in (
+        "ebb and",
+        "shell without a result",
+        "10, 13, 20-23",
+        "turn running",
+        "The read model says: idle",
+        "…",
+    ):
         assert part in done.out
     assert "\x1b" not in done.out
     assert "xyyy" not in done.out
