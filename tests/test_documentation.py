@@ -86,6 +86,12 @@ def test_code_blocks_run_in_order(page: Path, checkout: Path) -> None:
             exec(compile("\n" * line + code, str(page), "exec"), names)  # noqa: S102
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_code_block_is_passed_over(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) == len(re.findall(r"^ *```(?:python|sh)$", text, re.MULTILINE))
+
+
 def run_in_shell(commands: str, expected: str | None, place: str) -> None:
     for program in {"bash", *re.findall(r"^(sqlite3) ", commands, re.MULTILINE)}:
         if shutil.which(program) is None:
