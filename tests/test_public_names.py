@@ -11,21 +11,22 @@ import peon.persistence
 
 PUBLIC = """
     AppConfig AppendCondition AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
-    AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict CommandEventsRemoved ConcurrencyError
-    ConfigError Database Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery
-    EventStore LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem Projection ProjectionError
-    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal SalvageReport SchemaError SchemaOutOfDate
-    SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
-    UndecodableEvent Upcaster __version__ copy_database create_async_engine create_engine salvage_database upgrade
+    AsyncMaintenance AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict CommandEventsMerged
+    CommandEventsRemoved Compaction ConcurrencyError ConfigError Database Difference DurableSubscription EventCodec
+    EventDecodeError EventEncodeError EventQuery EventStore LostRow Maintenance MigrationFailed PersistenceError
+    PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate ProjectionsTooNew
+    ReadModel Refusal RemovedEvents SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SequenceRange
+    SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent
+    Upcaster Vacuum __version__ copy_database create_async_engine create_engine salvage_database upgrade
 """
 
 PERSISTENCE = """
-    AppendCondition CommandConflict CommandEventsRemoved ConcurrencyError Database Difference EventCodec
-    EventDecodeError EventEncodeError EventQuery EventStore LostRow MigrationFailed NamedSubscription
-    PersistenceError PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate
-    ProjectionsTooNew ReadModel Refusal SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SettingError
-    SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster
-    copy_database create_engine salvage_database upgrade
+    AppendCondition CommandConflict CommandEventsMerged CommandEventsRemoved Compaction ConcurrencyError Database
+    Difference EventCodec EventDecodeError EventEncodeError EventQuery EventStore LostRow Maintenance
+    MigrationFailed NamedSubscription PersistenceError PositionBeyondEnd Problem Projection ProjectionError
+    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal RemovedEvents SalvageReport SchemaError
+    SchemaOutOfDate SchemaTooNew SequenceRange SettingError SettingsStore StoreUnavailable StoredEvent Subscription
+    SubscriptionConflict UndecodableEvent Upcaster Vacuum copy_database create_engine salvage_database upgrade
 """
 
 ORCHESTRATION = """

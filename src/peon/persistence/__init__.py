@@ -5,6 +5,7 @@ from peon.persistence.copying import LostRow, SalvageReport, copy_database, salv
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
+    CommandEventsMerged,
     CommandEventsRemoved,
     ConcurrencyError,
     EventDecodeError,
@@ -26,6 +27,7 @@ from peon.persistence.event_store import EventStore
 from peon.persistence.log.codec import EventCodec, UndecodableEvent, Upcaster
 from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.stored_event import StoredEvent
+from peon.persistence.maintenance import Compaction, Maintenance, RemovedEvents, SequenceRange, Vacuum
 from peon.persistence.migrations import upgrade
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Difference, Problem, Projection, Projections, Refusal
@@ -37,7 +39,9 @@ NamedSubscription = DurableSubscription  # the old name, kept for code written b
 __all__ = [
     "AppendCondition",
     "CommandConflict",
+    "CommandEventsMerged",
     "CommandEventsRemoved",
+    "Compaction",
     "ConcurrencyError",
     "Database",
     "Difference",
@@ -48,6 +52,7 @@ __all__ = [
     "EventQuery",
     "EventStore",
     "LostRow",
+    "Maintenance",
     "MigrationFailed",
     "NamedSubscription",
     "PersistenceError",
@@ -60,10 +65,12 @@ __all__ = [
     "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "RemovedEvents",
     "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
     "SchemaTooNew",
+    "SequenceRange",
     "SettingError",
     "SettingsStore",
     "StoreUnavailable",
@@ -72,6 +79,7 @@ __all__ = [
     "SubscriptionConflict",
     "UndecodableEvent",
     "Upcaster",
+    "Vacuum",
     "copy_database",
     "create_engine",
     "salvage_database",

@@ -16,6 +16,7 @@ from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.engine import create_engine
 from peon.persistence.backends.interface import Synchronous
 from peon.persistence.event_store import EventStore
+from peon.persistence.maintenance import Maintenance
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.orchestration.read_model import ReadModel
@@ -37,6 +38,7 @@ class Database:
         projections: Catches up, rebuilds and verifies the tables that are derived from the log.
         read_model: Reads the tables of the domain's projection.
         settings: The application's settings.
+        maintenance: Keeps the database small.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Database:
         self.events: EventStore[OrchestrationEvent] = EventStore(engine, on_append=on_append)
         self.read_model = ReadModel(engine)
         self.settings = SettingsStore(engine)
+        self.maintenance = Maintenance(engine, orchestration_codec)
 
     def __repr__(self) -> str:
         return f"<Database {database_name(self.engine)}>"

@@ -14,6 +14,7 @@ from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent
 from peon.persistence.asynchronous.event_store import AsyncEventStore
 from peon.persistence.asynchronous.greenlets import Calls
+from peon.persistence.asynchronous.maintenance import AsyncMaintenance
 from peon.persistence.asynchronous.projections import AsyncProjections
 from peon.persistence.asynchronous.read_model import AsyncReadModel
 from peon.persistence.asynchronous.settings import AsyncSettingsStore
@@ -24,6 +25,8 @@ from peon.persistence.backends.engine import create_async_engine, create_engine
 from peon.persistence.backends.sqlite import dump_memory
 from peon.persistence.database import EngineArguments, all_projections, bring_to_head, engine_arguments
 from peon.persistence.errors import StoreUnavailable
+from peon.persistence.maintenance import Maintenance
+from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Progress, Projection
 from peon.persistence.settings import SettingsStore
@@ -46,6 +49,7 @@ class AsyncDatabase:
         projections: See `Database`.
         read_model: See `Database`.
         settings: See `Database`.
+        maintenance: See `Database`.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class AsyncDatabase:
         self.projections = AsyncProjections(blocking, self._calls)
         self.read_model = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
         self.settings = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
+        self.maintenance = AsyncMaintenance(Maintenance(engine.sync_engine, orchestration_codec), self._calls)
 
     def __repr__(self) -> str:
         return f"<AsyncDatabase {database_name(self.engine.sync_engine)}>"

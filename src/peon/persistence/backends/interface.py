@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table
 from sqlalchemy.dialects.postgresql import Insert as PostgreSQLInsert
@@ -18,6 +18,22 @@ READ_ONLY = "peon_read_only"
 CREATE_TRIGGER_AGAIN = "create it again, as `alembic upgrade head --sql` prints it"
 
 Synchronous = Literal["FULL", "NORMAL"]
+
+
+class Space(NamedTuple):
+    """The space that a database takes, in bytes.
+
+    Attributes:
+        total: All of it.
+        free: The part that holds no rows, as far as it is known without reading the database.
+        can_shrink: Whether a part of `free` can be given back without writing everything again.
+        available: What is free on the disk; `None` if it is not known.
+    """
+
+    total: int
+    free: int
+    can_shrink: bool
+    available: int | None
 
 
 class LogHead(ABC):
@@ -200,6 +216,13 @@ class Backend(ABC):
         """Waits for other appenders in the transaction that the connection is in, or begins one."""
 
     @abstractmethod
+    def changes_to_log(self, connection: Connection) -> AbstractContextManager[None]:
+        """Lets the transaction of a compaction change and delete events. No other transaction can do so meanwhile.
+
+        `begin_step` must have counted a step in the transaction.
+        """
+
+    @abstractmethod
     def watch_commits(self, connection: Any, stopped: socket.socket, announce: Callable[[], object]) -> None:
         """Calls `announce` after each commit of another connection, until `stopped` can be read.
 
@@ -258,6 +281,21 @@ class Backend(ABC):
     @abstractmethod
     def last_assigned_sequence(self, connection: Connection) -> int | None:
         """Returns the highest sequence that was assigned, without reading the log; `None` if that is unknown."""
+
+    # Space
+
+    @abstractmethod
+    def space_of(self, engine: Engine) -> Space:
+        """Returns how much space the database takes."""
+
+    @abstractmethod
+    def give_back_space(self, engine: Engine, report: Callable[[int, int], None], *, full: bool) -> None:
+        """Gives free space back to the file system, in transactions of its own.
+
+        Args:
+            report: Called with the number of steps done and to do.
+            full: Write everything again.
+        """
 
     # Migrations
 

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends import sqlite_connections
+from peon.persistence.backends import sqlite_connections, sqlite_vacuum
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import (
     CREATE_TRIGGER_AGAIN,
@@ -23,6 +23,7 @@ from peon.persistence.backends.interface import (
     Backend,
     ConsumerLock,
     LogHead,
+    Space,
     Synchronous,
 )
 from peon.persistence.backends.sqlite_connections import (
@@ -35,7 +36,7 @@ from peon.persistence.backends.sqlite_driver import GatedConnection, first_row
 from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
 from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
-from peon.persistence.schema import append_lock, events, log_identity
+from peon.persistence.schema import append_lock, compaction, events, log_identity
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +168,18 @@ class SQLiteBackend(Backend):
         self.begin_writing(connection)
         return SQLiteLogHead(connection)
 
+    @contextmanager
+    def changes_to_log(self, connection: Connection) -> Iterator[None]:
+        # The transaction holds the write lock, and no other one sees what it has not committed. If it ends before the
+        # triggers are there again, it is rolled back, and they were never gone.
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name IN (?, ?)"
+        triggers = connection.exec_driver_sql(query, TRIGGERS).all()
+        for name, _ in triggers:
+            connection.exec_driver_sql(f"DROP TRIGGER {name}")
+        yield
+        for _, statement in triggers:
+            connection.exec_driver_sql(statement)
+
     def watch_commits(
         self, connection: sqlite3.Connection, stopped: socket.socket, announce: Callable[[], object]
     ) -> None:
@@ -241,6 +254,12 @@ class SQLiteBackend(Backend):
         assigned: int | None = rows.scalar()
         return assigned
 
+    def space_of(self, engine: Engine) -> Space:
+        return sqlite_vacuum.space_of(engine)
+
+    def give_back_space(self, engine: Engine, report: Callable[[int, int], None], *, full: bool) -> None:
+        sqlite_vacuum.give_back_space(engine, report, full=full)
+
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:
         # SQLite changes a table by creating a new one and dropping the old one, which would delete the rows that
@@ -299,6 +318,6 @@ def _main_file(connection: Connection) -> Path | None:
 
 
 def _is_populated(connection: Connection) -> bool:
-    always_filled = {"alembic_version", append_lock.name, log_identity.name}  # each has its one row from the beginning
+    always_filled = {"alembic_version", append_lock.name, log_identity.name, compaction.name}  # each has its one row
     tables = [name for name in inspect(connection).get_table_names() if name not in always_filled]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)

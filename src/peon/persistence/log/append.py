@@ -14,6 +14,7 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import LogHead
 from peon.persistence.errors import (
     CommandConflict,
+    CommandEventsMerged,
     CommandEventsRemoved,
     ConcurrencyError,
     EventDecodeError,
@@ -23,10 +24,11 @@ from peon.persistence.log.codec import EventCodec, EventT
 from peon.persistence.log.idempotency import Command, Receipt, add_receipt, receipt_of
 from peon.persistence.log.pages import LogPages
 from peon.persistence.log.query import AppendCondition, EventQuery, canonical, require_tags
+from peon.persistence.log.removed import were_compacted
 from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.log.tag_index import TagIndex, TakesLong
 from peon.persistence.runtime.event_loop import with_pauses
-from peon.persistence.schema.timestamps import format_timestamp
+from peon.persistence.schema.timestamps import format_timestamp, parse_timestamp
 
 AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
 
@@ -143,14 +145,7 @@ class Appender(Generic[EventT]):
         """Returns what the command stored earlier, if it did; raises if the request must be refused."""
         head.wait()
         if (command := request.command) is not None and (receipt := receipt_of(head.connection, command.id)):
-            rows = self._log.read_range(head.connection, receipt.first_sequence, receipt.events)
-            own = [row for row in rows if row[3] == receipt.stored_at]
-            if len(own) < receipt.events:
-                raise CommandEventsRemoved(command.id, receipt.events - len(own), receipt.events)
-            stored = list(decoded([own], self._codec, keep=False))
-            if reason := command.difference([earlier.event for earlier in stored]):
-                raise CommandConflict(command.id, reason)
-            return stored
+            return self._stored_earlier(head.connection, command, receipt)
         if (condition := request.condition) is not None:
             if condition.after > head.last:
                 raise PositionBeyondEnd(self._database, condition.after, head.last)
@@ -159,6 +154,20 @@ class Appender(Generic[EventT]):
             if sequence is not None:
                 raise ConcurrencyError(sequence, condition.after)
         return None
+
+    def _stored_earlier(self, connection: Connection, command: Command, receipt: Receipt) -> list[StoredEvent[EventT]]:
+        rows = self._log.read_range(connection, receipt.first_sequence, receipt.events)
+        own = [row for row in rows if row[3] == receipt.stored_at]
+        removed = receipt.events - len(own)
+        last = receipt.first_sequence + receipt.events - 1
+        if receipt.events and were_compacted(connection, receipt.first_sequence, last):
+            raise CommandEventsMerged(command.id, removed, receipt.events, parse_timestamp(receipt.stored_at))
+        if removed:
+            raise CommandEventsRemoved(command.id, removed, receipt.events)
+        stored = list(decoded([own], self._codec, keep=False))
+        if reason := command.difference([earlier.event for earlier in stored]):
+            raise CommandConflict(command.id, reason)
+        return stored
 
     def _first_match(self, head: LogHead, query: EventQuery, after: int, *, may_take_long: bool) -> int | None:
         try:

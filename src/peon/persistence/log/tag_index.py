@@ -11,7 +11,7 @@ from functools import cached_property
 from math import inf
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, bindparam, insert, select, tuple_, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, tuple_, update
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.compiled import MAXIMUM_KEYS, CompiledStatement
@@ -48,6 +48,17 @@ _INSERT_EVENT_TAG = CompiledStatement(
         ),
     ),
     ["of_event", "of_name", "of_value"],
+)
+
+_DELETE_EVENT_TAG = CompiledStatement(
+    delete(event_tags).where(
+        event_tags.c.tag_id
+        == select(tags.c.id)
+        .where(tags.c.name == bindparam("of_name"), tags.c.value == bindparam("of_value"))
+        .scalar_subquery(),
+        event_tags.c.sequence == bindparam("of_event"),
+    ),
+    ["of_name", "of_value", "of_event"],
 )
 
 # The two columns are compared as one. With `tag_id = …`, PostgreSQL sorts the rest of the tag for each page.
@@ -265,6 +276,15 @@ class TagIndex:
         keys = [{"name": name, "value": value} for name, value in sorted({key for key, _ in found})]
         connection.execute(self._add_tag, keys)
         _INSERT_EVENT_TAG.run(connection, [(sequence, name, value) for (name, value), sequence in found])
+
+    def remove(self, connection: Connection, rows: Sequence[LogRow]) -> None:
+        """Removes the entries of rows that the transaction removes from the log."""
+        names = connection.scalars(select(tag_positions.c.name)).all()
+        if names:
+            found = [(row[0], keys_in(row[1], row[2], names)) for row in rows]
+            _DELETE_EVENT_TAG.run(
+                connection, [(*key, sequence) for sequence, keys in found for key in sorted(keys.items())]
+            )
 
     def _identifiers(self, connection: Connection, name: str, values: Sequence[str]) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = []
