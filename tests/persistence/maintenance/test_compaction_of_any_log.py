@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert
 
 from peon.orchestration import MessageChunkReceived, OrchestrationEvent
 from peon.persistence import AppendCondition, ConcurrencyError, Database, EventQuery, UndecodableEvent
-from peon.persistence.maintenance import merging
+from peon.persistence.maintenance import streamed_messages
 from peon.persistence.schema import events
 
 Opener = Callable[..., Database]
@@ -67,8 +67,9 @@ def holds(database: Database, condition: AppendCondition) -> bool:
 def store(database: Database, chance: Random, batch: list[OrchestrationEvent]) -> None:
     append_alone(database, *batch)
     if not chance.randrange(8):
+        sequence = database.events.last_sequence() + 1
         with database.engine.begin() as connection:
-            add_undecodable(connection, database.events.last_sequence() + 1)
+            add_undecodable(connection, sequence)
 
 
 def add_undecodable(connection: Connection, sequence: int) -> None:
@@ -78,7 +79,7 @@ def add_undecodable(connection: Connection, sequence: int) -> None:
 
 @pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_only_the_number_of_chunks_changes(open_empty: Opener, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
-    monkeypatch.setattr(merging, "STEP_EVENTS", 5)
+    monkeypatch.setattr(streamed_messages, "STEP_EVENTS", 5)
 
     @given(seed=st.integers(0, 2**32), count=st.integers(1, 120))
     @settings(max_examples=examples, deadline=None, phases=[Phase.explicit, Phase.generate])

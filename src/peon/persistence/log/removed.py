@@ -76,11 +76,8 @@ def lost_ranges(connection: Connection) -> list[SequenceRange]:
     return _without(gaps, [SequenceRange(each.first, each.last) for each in removed_ranges(connection)])
 
 
-def record_removed(connection: Connection, sequences: Iterable[int], reason: str, moment: str) -> list[SequenceRange]:
-    """Records sequences as removed, together with the gaps beside them; returns them as ranges."""
-    ranges = as_ranges(sequences)
-    if not ranges:
-        return []
+def record_removed(connection: Connection, ranges: Sequence[SequenceRange], reason: str, moment: str) -> None:
+    """Records ranges as removed, joined with the gaps beside them. They are in order, and not empty."""
     lowest, highest = ranges[0].first - 1, ranges[-1].last + 1
     columns = [_removed.first_sequence, _removed.last_sequence, _removed.reason, _removed.removed_at]
     below = select(*columns).where(_removed.first_sequence < lowest).order_by(_removed.first_sequence.desc()).limit(1)
@@ -91,7 +88,6 @@ def record_removed(connection: Connection, sequences: Iterable[int], reason: str
     kept = {SequenceRange(each.first, each.last) for each in found}.intersection(joined)
     _DELETE_RANGE.run(connection, [(each.first,) for each in found if SequenceRange(each.first, each.last) not in kept])
     _INSERT_RANGE.run(connection, [(*each, reason, moment) for each in joined if each not in kept])
-    return ranges
 
 
 def record_merged(connection: Connection, merges: Sequence[Sequence[int]], moment: str) -> None:
@@ -121,7 +117,18 @@ def were_compacted(connection: Connection, first: int, last: int) -> bool:
 
 def as_ranges(sequences: Iterable[int]) -> list[SequenceRange]:
     """Returns the ranges of adjacent sequences, in order."""
-    return _joined(sorted(SequenceRange(sequence, sequence) for sequence in sequences))
+    ranges: list[SequenceRange] = []
+    first = last = None
+    for sequence in sorted(sequences):
+        if first is None or last is None:
+            first = sequence
+        elif sequence != last + 1:
+            ranges.append(SequenceRange(first, last))
+            first = sequence
+        last = sequence
+    if first is not None and last is not None:
+        ranges.append(SequenceRange(first, last))
+    return ranges
 
 
 def _joined(ranges: Iterable[SequenceRange]) -> list[SequenceRange]:

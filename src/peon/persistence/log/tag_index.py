@@ -277,14 +277,11 @@ class TagIndex:
         connection.execute(self._add_tag, keys)
         _INSERT_EVENT_TAG.run(connection, [(sequence, name, value) for (name, value), sequence in found])
 
-    def remove(self, connection: Connection, rows: Sequence[LogRow]) -> None:
-        """Removes the entries of rows that the transaction removes from the log."""
+    def remove(self, connection: Connection, sequences: Sequence[int], event_type: str, payload: str) -> None:
+        """Removes the entries of events that the transaction removes from the log; all have the tags of one payload."""
         names = connection.scalars(select(tag_positions.c.name)).all()
-        if names:
-            found = [(row[0], keys_in(row[1], row[2], names)) for row in rows]
-            _DELETE_EVENT_TAG.run(
-                connection, [(*key, sequence) for sequence, keys in found for key in sorted(keys.items())]
-            )
+        for key in keys_in(event_type, payload, names).items() if names else ():
+            _DELETE_EVENT_TAG.run(connection, [(*key, sequence) for sequence in sequences])
 
     def _identifiers(self, connection: Connection, name: str, values: Sequence[str]) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = []

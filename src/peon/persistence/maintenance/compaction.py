@@ -11,10 +11,11 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.pages import LogPages
+from peon.persistence.log.removed import steps_of_compaction
 from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.maintenance.limits import consumers, lowest_position
-from peon.persistence.maintenance.merging import Merger, steps
-from peon.persistence.maintenance.streamed_messages import FOLLOWED, Chunks, StreamedMessages
+from peon.persistence.maintenance.merging import Merged, Merger, steps
+from peon.persistence.maintenance.streamed_messages import FOLLOWED, Merge, StreamedMessages
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.runtime.event_loop import with_pauses
@@ -58,18 +59,21 @@ class Compactor:
             end = connection.scalars(LAST_SEQUENCE).one()
             behind = tuple(str(consumer) for consumer in consumers(connection) if consumer.position < end)
             refused = frozenset(connection.scalars(select(projection_problems.c.sequence)))
-        found = self._found(StreamedMessages(refused, stored_before), until, Meter(progress, until))
-        if dry_run:
-            sizes = [len(chunks.sequences) for chunks in found]
-            return Compaction(len(sizes), sum(sizes) - len(sizes), until, behind)
+            seen = steps_of_compaction(connection)
+        merges = self._merges(StreamedMessages(refused, stored_before), until, Meter(progress, until))
         messages = removed = 0
-        for step in steps(found):
-            done = self._merger.merge(step)
+        for taken, step in enumerate(steps(merges)):
+            if dry_run:
+                done = Merged(sum(merge.is_last for merge in step), sum(len(merge.sequences) - 1 for merge in step))
+            elif (merged := self._merger.merge(step, seen + taken)) is not None:
+                done = merged
+            else:
+                break
             messages += done.messages
             removed += done.removed
         return Compaction(messages, removed, until, behind)
 
-    def _found(self, streamed: StreamedMessages, until: int, meter: Meter) -> Iterator[Chunks]:
+    def _merges(self, streamed: StreamedMessages, until: int, meter: Meter) -> Iterator[Merge]:
         for stored in self._events(until, meter):
             yield from streamed.follow(stored)
         meter.finish()
