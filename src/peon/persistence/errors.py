@@ -161,7 +161,7 @@ class CommandEventsMerged(CommandEventsRemoved):
     def __init__(self, command_id: UUID, removed: int, events: int, stored_at: datetime) -> None:
         PersistenceError.__init__(
             self,
-            f"command {command_id} was carried out at {stored_at:%Y-%m-%dT%H:%M:%S.%fZ}, and a compaction has merged "
+            f"command {command_id} was carried out at {stored_at}, and a compaction has merged "
             f"some of its {events} events since: nothing was stored again; take the command for done",
         )
         self.command_id = command_id
