@@ -92,17 +92,21 @@ def record_removed(connection: Connection, ranges: Sequence[SequenceRange], reas
 
 def record_merged(connection: Connection, merges: Sequence[Sequence[int]], moment: str) -> None:
     """Records for each list of sequences that the last one now holds the events of all."""
-    rows = []
+    lowest, highest = min(each[0] for each in merges), max(each[-1] for each in merges)
+    columns = merged_events.c
+    query = select(columns.sequence, columns.events).where(columns.sequence.between(lowest, highest))
+    held = {row.sequence: row.events for row in connection.execute(query)}
     replaced: list[tuple[int]] = []
     for sequences in merges:
-        query = select(merged_events.c.sequence, merged_events.c.events).where(
-            merged_events.c.sequence.between(sequences[0], sequences[-1])
-        )
-        earlier = {row.sequence: row.events for row in connection.execute(query)}
-        replaced += [(sequence,) for sequence in sequences if sequence in earlier]
-        rows.append((sequences[-1], sum(earlier.get(sequence, 1) for sequence in sequences), moment))
+        count = 0
+        for sequence in sequences:
+            if (earlier := held.pop(sequence, None)) is not None:
+                replaced.append((sequence,))
+            count += earlier or 1
+        held[sequences[-1]] = count  # the next list may begin with it
+    ends = dict.fromkeys(sequences[-1] for sequences in merges)
     _DELETE_MERGED.run(connection, replaced)
-    _INSERT_MERGED.run(connection, rows)
+    _INSERT_MERGED.run(connection, [(end, held[end], moment) for end in ends if end in held])
 
 
 def were_compacted(connection: Connection, first: int, last: int) -> bool:

@@ -5,7 +5,7 @@ log; queries read the events above its position from the log itself.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from math import inf
@@ -277,11 +277,20 @@ class TagIndex:
         connection.execute(self._add_tag, keys)
         _INSERT_EVENT_TAG.run(connection, [(sequence, name, value) for (name, value), sequence in found])
 
-    def remove(self, connection: Connection, sequences: Sequence[int], event_type: str, payload: str) -> None:
-        """Removes the entries of events that the transaction removes from the log; all have the tags of one payload."""
-        names = connection.scalars(select(tag_positions.c.name)).all()
-        for key in keys_in(event_type, payload, names).items() if names else ():
-            _DELETE_EVENT_TAG.run(connection, [(*key, sequence) for sequence in sequences])
+    def remove(self, connection: Connection, removed: Iterable[tuple[Sequence[int], str, str]]) -> None:
+        """Removes the entries of events that the transaction removes from the log.
+
+        Args:
+            removed: Sequences of events, and the type and payload of an event that has the same tags as they.
+        """
+        if names := connection.scalars(select(tag_positions.c.name)).all():
+            entries = [
+                (*key, sequence)
+                for sequences, event_type, payload in removed
+                for key in keys_in(event_type, payload, names).items()
+                for sequence in sequences
+            ]
+            _DELETE_EVENT_TAG.run(connection, entries)
 
     def _identifiers(self, connection: Connection, name: str, values: Sequence[str]) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = []

@@ -101,8 +101,7 @@ class Merger:
         ranges = as_ranges(removed)
         record_removed(connection, ranges, "compaction", moment)
         record_merged(connection, [merge.sequences for merge, _ in allowed], moment)
-        for merge, (event_type, payload, _) in allowed:
-            self._index.remove(connection, merge.sequences[:-1], event_type, payload)
+        self._index.remove(connection, [(merge.sequences[:-1], *row[:2]) for merge, row in allowed])
         with self._backend.changes_to_log(connection):
             _DELETE.run(connection, ranges)
             _REPLACE.run(connection, [row for _, row in allowed])
