@@ -233,7 +233,9 @@ class SQLiteBackend(Backend):
             return False
 
     def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
-        if readable:
+        # Where pages can be moved, DROP TABLE moves a page of another table into the gap, which may be the damaged one.
+        moves_pages = connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one() != 0
+        if readable and not moves_pages:
             connection.execute(DropTable(table, if_exists=True))
             return
         # DROP TABLE reads the pages that it frees, and a transaction that has met a damaged page cannot write any more.
