@@ -5,7 +5,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from helpers.orchestration_scene import rows_of_all_tables
+from helpers.orchestration_scene import append_alone, rows_of_all_tables
 from helpers.streamed_text import (
     MESSAGE,
     NO_AGE,
@@ -21,7 +21,7 @@ from helpers.streamed_text import (
     started,
     whole,
 )
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 
 from peon.orchestration import MessageChunkReceived, ThreadDeleted
 from peon.persistence import (
@@ -31,14 +31,17 @@ from peon.persistence import (
     Database,
     EventQuery,
     SequenceRange,
+    UndecodableEvent,
     copy_database,
     salvage_database,
 )
 from peon.persistence.maintenance import streamed_messages
 from peon.persistence.maintenance.merging import Merger
-from peon.persistence.schema import event_tags, merged_events, projection_positions
+from peon.persistence.schema import event_tags, events, merged_events, projection_positions
 
 Opener = Callable[..., Database]
+
+A_TIME = "2026-01-01T00:00:00.000000Z"
 
 
 def compact(database: Database) -> Compaction:
@@ -186,6 +189,24 @@ def test_a_message_identifier_that_is_used_again_after_a_deletion(database: Data
     assert database.projections.verify() == []
 
 
+def test_no_merge_crosses_an_event_that_a_later_version_may_apply(database: Database) -> None:
+    database.events.append_all([*SCENE, *started(), *chunks("ab")])
+    undecodable = {"sequence": 7, "event_type": "MessageChunkReceived", "payload": "{}", "stored_at": A_TIME}
+    with database.engine.begin() as connection:
+        connection.execute(insert(events).values(undecodable))
+    contradictory = chunk("?", OTHER_TURN)
+    append_alone(database, *chunks("cd"), contradictory, *chunks("efg"), ended())
+    database.projections.catch_up()
+    found = database.projections.verify()
+
+    compact(database)
+
+    stored = database.events.stream(after=4, undecodable=UndecodableEvent)
+    assert [each.sequence for each in stored] == [6, 7, 9, 10, 13, 14]
+    assert database.projections.verify() == found
+    assert [problem.sequence for problem in database.projections.problems()] == [7, 10]
+
+
 def test_another_compaction_at_the_same_time_ends_this_one(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     database.events.append_all([*SCENE, *whole("ebb")])
     merge = Merger.merge
@@ -214,12 +235,12 @@ def test_the_index_of_tags_follows(database: Database) -> None:
     assert indexed <= {stored.sequence for stored in database.events.stream()}
 
 
-def refused(database: Database, events: list[MessageChunkReceived], command: UUID) -> CommandEventsMerged:
+def refused(database: Database, batch: list[MessageChunkReceived], command: UUID) -> CommandEventsMerged:
     last = database.events.last_sequence()
     with pytest.raises(
         CommandEventsMerged, match=rf"{command} was carried out at 20\d\d-.+ take the command"
     ) as caught:
-        database.events.append_all(events, command_id=command)
+        database.events.append_all(batch, command_id=command)
     assert database.events.last_sequence() == last
     return caught.value
 
