@@ -5,6 +5,7 @@ log; queries read the events above its position from the log itself.
 """
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
@@ -19,6 +20,7 @@ from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.log.pages import LogPages, LogRow
 from peon.persistence.log.query import TYPE, EventQuery, key_of, keys_in
+from peon.persistence.log.removed import as_ranges
 from peon.persistence.schema import LAST_SEQUENCE, event_tags, tag_positions, tags
 
 TAIL_EVENTS = 1_000
@@ -50,15 +52,15 @@ _INSERT_EVENT_TAG = CompiledStatement(
     ["of_event", "of_name", "of_value"],
 )
 
-_DELETE_EVENT_TAG = CompiledStatement(
+_DELETE_EVENT_TAGS = CompiledStatement(
     delete(event_tags).where(
         event_tags.c.tag_id
         == select(tags.c.id)
         .where(tags.c.name == bindparam("of_name"), tags.c.value == bindparam("of_value"))
         .scalar_subquery(),
-        event_tags.c.sequence == bindparam("of_event"),
+        event_tags.c.sequence.between(bindparam("first"), bindparam("last")),
     ),
-    ["of_name", "of_value", "of_event"],
+    ["of_name", "of_value", "first", "last"],
 )
 
 # The two columns are compared as one. With `tag_id = …`, PostgreSQL sorts the rest of the tag for each page.
@@ -283,14 +285,16 @@ class TagIndex:
         Args:
             removed: Sequences of events, and the type and payload of an event that has the same tags as they.
         """
-        if names := connection.scalars(select(tag_positions.c.name)).all():
-            entries = [
-                (*key, sequence)
-                for sequences, event_type, payload in removed
-                for key in keys_in(event_type, payload, names).items()
-                for sequence in sequences
-            ]
-            _DELETE_EVENT_TAG.run(connection, entries)
+        names = connection.scalars(select(tag_positions.c.name)).all()
+        if not names:
+            return
+        found: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        for sequences, event_type, payload in removed:
+            for key in keys_in(event_type, payload, names).items():
+                found[key] += sequences
+        _DELETE_EVENT_TAGS.run(
+            connection, [(*key, *each) for key, sequences in found.items() for each in as_ranges(sequences)]
+        )
 
     def _identifiers(self, connection: Connection, name: str, values: Sequence[str]) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = []
