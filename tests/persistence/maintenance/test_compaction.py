@@ -185,7 +185,24 @@ def test_a_message_identifier_that_is_used_again_after_a_deletion(database: Data
 
     compact(database)
 
-    assert list(deltas(database).values()) == ["o", "l", "d", "new"]
+    assert list(deltas(database).values()) == ["old", "new"]
+    assert database.projections.verify() == []
+
+
+def test_a_message_identifier_that_is_used_again_in_another_turn(database: Database) -> None:
+    recreated = [
+        ended_thread(),
+        SCENE[1],
+        *started(OTHER_TURN, MESSAGE),
+        *chunks("new", OTHER_TURN),
+        started()[0],
+        ended(),
+    ]
+    database.events.append_all([*SCENE, *started(), *chunks("old"), *recreated])
+
+    compact(database)
+
+    assert list(deltas(database).values())[-3:] == ["n", "e", "w"], "its turn runs"
     assert database.projections.verify() == []
 
 

@@ -83,6 +83,7 @@ def test_only_the_number_of_chunks_changes(open_empty: Opener, monkeypatch: pyte
     monkeypatch.setattr(streamed_messages, "STEP_EVENTS", 5)
     merged: list[int] = []
 
+    @example(seed=1_631_905_369, count=107)  # a message identifier that is used again in another turn
     @example(seed=2, count=120)
     @example(seed=4, count=120)
     @example(seed=3, count=120)

@@ -85,6 +85,14 @@ class _Run:
             carried = sequences[-1:]
 
 
+@dataclass(slots=True)
+class _Message:
+    """A message, and the chunks that it had before its turn ended."""
+
+    message_id: UUID
+    runs: list[_Run] = field(default_factory=list)
+
+
 class StreamedMessages:
     """Collects the chunks of each message until its turn ends.
 
@@ -101,8 +109,8 @@ class StreamedMessages:
         self._refused = refused
         self._stored_before = stored_before
         self._section = 0
-        self._runs: dict[UUID, list[_Run]] = {}
-        self._messages_of: defaultdict[UUID, list[UUID]] = defaultdict(list)
+        self._messages: dict[UUID, _Message] = {}
+        self._messages_of: defaultdict[UUID, list[_Message]] = defaultdict(list)
 
     def follow(self, stored: StoredEvent[Any]) -> Iterator[Merge]:
         """Takes the next event of the log; yields what can be merged if the event ends a turn."""
@@ -112,18 +120,22 @@ class StreamedMessages:
         elif isinstance(event, MessageChunkReceived):
             self._add(stored.sequence, event, is_old=stored.stored_at < self._stored_before)
         elif isinstance(event, MessageAppended):
-            self._runs[event.message_id] = []  # also if there was a message of this name, which was deleted since
-            self._messages_of[event.turn_id].append(event.message_id)
+            # Also if there was a message with this identifier, which was deleted since.
+            message = self._messages[event.message_id] = _Message(event.message_id)
+            self._messages_of[event.turn_id].append(message)
         elif isinstance(event, TurnCompleted | TurnFailed | TurnInterrupted):
-            for message_id in self._messages_of.pop(event.turn_id, ()):
-                for run in self._runs.pop(message_id, ()):
+            for message in self._messages_of.pop(event.turn_id, ()):
+                if self._messages.get(message.message_id) is message:
+                    del self._messages[message.message_id]
+                for run in message.runs:
                     if stored.stored_at < self._stored_before:
                         yield from run.merges(stored.sequence)
 
     def _add(self, sequence: int, event: MessageChunkReceived, *, is_old: bool) -> None:
-        runs = self._runs.get(event.message_id)
-        if runs is None:
+        message = self._messages.get(event.message_id)
+        if message is None:
             return  # the turn had ended before
+        runs = message.runs
         is_full = bool(runs) and runs[-1].characters + len(event.delta) > MERGED_CHARACTERS
         if not runs or is_full or runs[-1].section != self._section:
             runs.append(_Run(self._section))
