@@ -83,10 +83,12 @@ class Database:
 
         Raises:
             ConfigError: The configuration is wrong.
-            SchemaTooNew: A newer version has migrated the database. Nothing was written.
+            SchemaTooNew: A newer version has migrated the database, or the version table is of another Alembic tree.
+                Nothing was written.
             SchemaOutOfDate: The database is not at the newest revision, and `migrate` is off.
             MigrationFailed: A migration failed. The database is as it was before.
-            SchemaError: A trigger or a row that appends need was removed; the message says which.
+            SchemaError: A trigger or a row that appends need was removed, or the revision is in another table than
+                `database.version_table`; the message says which.
             StoreUnavailable: It is locked, read-only, full, damaged, not a database or not reachable.
             PersistenceError: The URL cannot be used, or its driver is not installed.
             ValueError: See `create_engine`.
@@ -137,6 +139,7 @@ class EngineArguments(TypedDict):
     pool_size: int | None
     pool_timeout: float | None
     connect_args: Mapping[str, Any] | None
+    version_table: str
     echo: bool
 
 
@@ -154,6 +157,7 @@ def engine_arguments(
         "pool_size": config.database.pool_size,
         "pool_timeout": config.database.pool_timeout,
         "connect_args": connect_args,
+        "version_table": config.database.version_table,
         "echo": echo,
     }
 

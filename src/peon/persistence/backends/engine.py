@@ -12,6 +12,7 @@ from sqlalchemy import URL, AsyncAdaptedQueuePool, Dialect, Engine, Pool, QueueP
 from sqlalchemy.dialects.sqlite import pysqlite  # noqa: F401 - otherwise imported by the first create_engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from peon.config import DEFAULT_VERSION_TABLE
 from peon.persistence.backends import BACKENDS, backend_of
 from peon.persistence.backends.address import (
     is_memory,
@@ -21,7 +22,8 @@ from peon.persistence.backends.address import (
     with_asynchronous_driver,
     with_blocking_driver,
 )
-from peon.persistence.backends.interface import Synchronous
+from peon.persistence.backends.interface import Access, Synchronous
+from peon.persistence.backends.version_table import VERSION_TABLE, checked_version_table
 from peon.persistence.errors import PersistenceError
 from peon.persistence.runtime.event_loop import sleep_in_event_loop
 from peon.persistence.runtime.forking import keep_inherited, reset_after_fork
@@ -40,6 +42,7 @@ def create_engine(
     pool_size: int | None = None,
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
+    version_table: str = DEFAULT_VERSION_TABLE,
     echo: bool = False,
 ) -> Engine:
     """Returns an engine on which each transaction is durable once it is committed.
@@ -58,19 +61,54 @@ def create_engine(
         pool_timeout: Seconds to wait for a connection of the pool; by default SQLAlchemy's 30, and `busy_timeout`
             for a database in memory.
         connect_args: Further arguments of the driver's `connect`, such as `keepalives` or `prepare_threshold`.
+        version_table: The table in which migrations keep the revision of Peon's tables.
         echo: Log each statement, without its parameters, to the logger `sqlalchemy.engine.Engine` and to standard
             output. See SQLAlchemy's `create_engine`.
 
     Raises:
         PersistenceError: The URL is malformed, of another database system, or its driver is not installed.
-        TypeError: `pool_size`, `pool_timeout` or `connect_args` is of the wrong type.
+        TypeError: `pool_size`, `pool_timeout`, `connect_args` or `version_table` is of the wrong type.
         ValueError: `pool_size` or `pool_timeout` is out of range, the pool of a database in memory is to have several
-            connections, or `connect_args` has an argument that Peon sets itself.
+            connections, `connect_args` has an argument that Peon sets itself, or no version table can have the name.
     """
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, echo)
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
     engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
     _set_up(engine, synchronous, options, time.sleep)
     return engine
+
+
+def create_reading_engine(
+    url: str | URL,
+    *,
+    access: Access,
+    busy_timeout: float = 10.0,
+    pool_size: int | None = None,
+    pool_timeout: float | None = None,
+    connect_args: Mapping[str, Any] | None = None,
+    version_table: str = DEFAULT_VERSION_TABLE,
+    echo: bool = False,
+) -> Engine:
+    """Returns an engine whose transactions only read. It creates no file, and changes none.
+
+    Args:
+        url: See `create_engine`.
+        access: "read", or "read and compute" to allow temporary tables.
+        busy_timeout: See `create_engine`.
+        pool_size: See `create_engine`.
+        pool_timeout: See `create_engine`.
+        connect_args: See `create_engine`.
+        version_table: See `create_engine`.
+        echo: See `create_engine`.
+
+    Raises:
+        PersistenceError: See `create_engine`.
+        TypeError: See `create_engine`.
+        ValueError: See `create_engine`.
+    """
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
+    engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
+    _set_up(engine, "FULL", options, time.sleep, access)
+    return backend_of(engine).reads_only(engine, access)
 
 
 def create_async_engine(
@@ -81,6 +119,7 @@ def create_async_engine(
     pool_size: int | None = None,
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
+    version_table: str = DEFAULT_VERSION_TABLE,
     echo: bool = False,
 ) -> "AsyncEngine":
     """Returns an engine like that of `create_engine`, for the tasks of one event loop.
@@ -92,6 +131,7 @@ def create_async_engine(
         pool_size: See `create_engine`.
         pool_timeout: See `create_engine`.
         connect_args: See `create_engine`.
+        version_table: See `create_engine`.
         echo: See `create_engine`.
 
     Raises:
@@ -104,7 +144,7 @@ def create_async_engine(
     if find_spec("greenlet") is None:
         raise PersistenceError("greenlet is not installed; for an event loop, install peon with its extra 'async'")
     address = with_asynchronous_driver(parse_url(url))
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, echo)
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
     engine = _create(asyncio.create_async_engine, address, options, AsyncAdaptedQueuePool)
     _set_up(engine.sync_engine, synchronous, options, sleep_in_event_loop)
     return engine
@@ -122,6 +162,7 @@ class _Options(NamedTuple):
     pool_size: int | None
     pool_timeout: float | None
     connect_args: Mapping[str, Any]
+    version_table: str
     echo: bool
 
 
@@ -139,6 +180,10 @@ def _create(create: Callable[..., EngineT], url: URL, given: _Options, pool: typ
     backend = BACKENDS[address.get_backend_name()]
     options |= backend.engine_options(address, busy_timeout=given.busy_timeout, pool=pool)
     options |= _pool_options(address, given, pool)
+    options["execution_options"] = {
+        **options.get("execution_options", {}),
+        VERSION_TABLE: checked_version_table(given.version_table),
+    }
     options["connect_args"] = _merged(given.connect_args, options["connect_args"])
     try:
         return create(address, **options)
@@ -183,8 +228,16 @@ def _merged(given: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     return {**given, **ours}
 
 
-def _set_up(engine: Engine, synchronous: Synchronous, given: _Options, pause: Callable[[float], object]) -> None:
-    backend_of(engine).set_up(engine, synchronous=synchronous, busy_timeout=given.busy_timeout, pause=pause)
+def _set_up(
+    engine: Engine,
+    synchronous: Synchronous,
+    given: _Options,
+    pause: Callable[[float], object],
+    access: Access = "write",
+) -> None:
+    backend_of(engine).set_up(
+        engine, synchronous=synchronous, busy_timeout=given.busy_timeout, pause=pause, access=access
+    )
     _connect_args[engine.dialect] = given.connect_args
     reset_after_fork(engine, _forget_inherited_connections)
 

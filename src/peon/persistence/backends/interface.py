@@ -19,6 +19,9 @@ CREATE_TRIGGER_AGAIN = "create it again, as `alembic upgrade head --sql` prints 
 
 Synchronous = Literal["FULL", "NORMAL"]
 
+Access = Literal["write", "read", "read and compute"]
+"""What connections are for. Those that read and compute may fill temporary tables, and change nothing else."""
+
 
 class Space(NamedTuple):
     """The space that a database takes, in bytes.
@@ -94,6 +97,32 @@ class ConsumerLock(ABC):
         """Lets another consumer acquire the lock; does nothing if it is not held. Never waits for the database."""
 
 
+class Storage(NamedTuple):
+    """The bytes that a database takes.
+
+    Attributes:
+        database: In its file, or in the tables and indexes of its schema.
+        write_ahead_log: In the -wal file; `None` if it has none of its own.
+        free: In pages that can be used again; `None` if that is unknown.
+    """
+
+    database: int
+    write_ahead_log: int | None
+    free: int | None
+
+
+class SizeOfPart(NamedTuple):
+    """The bytes of one table or index, which belongs to a table."""
+
+    name: str
+    table: str
+    bytes: int
+
+    @property
+    def is_index(self) -> bool:
+        return self.name != self.table
+
+
 class Backend(ABC):
     """One database system. The object has no state: it serves any number of engines and threads.
 
@@ -104,6 +133,7 @@ class Backend(ABC):
         rebuilds_in_steps: Whether a rebuild commits after each step, and not only at its end.
         survives_interrupts: Whether a connection can be used after a signal handler has raised inside the driver.
         stores_nul: Whether text may hold NUL characters.
+        measures_parts_by_reading: Whether `sizes_of_parts` reads the whole database.
         maximum_key_bytes: Bytes of UTF-8 that text may have in an index beside an identifier; `None` for no limit.
     """
 
@@ -113,6 +143,7 @@ class Backend(ABC):
     rebuilds_in_steps: ClassVar[bool]
     survives_interrupts: ClassVar[bool]
     stores_nul: ClassVar[bool]
+    measures_parts_by_reading: ClassVar[bool]
     maximum_key_bytes: ClassVar[int | None]
 
     # Connecting
@@ -123,15 +154,26 @@ class Backend(ABC):
 
     @abstractmethod
     def set_up(
-        self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
+        self,
+        engine: Engine,
+        *,
+        synchronous: Synchronous,
+        busy_timeout: float,
+        pause: Callable[[float], object],
+        access: Access = "write",
     ) -> None:
         """Adds the listeners that set up each connection and begin each transaction.
 
         Args:
             pause: Waits for a number of seconds.
+            access: What the connections are for.
         """
 
     # Transactions
+
+    @abstractmethod
+    def reads_only(self, engine: Engine, access: Access) -> Engine:
+        """Returns the engine with transactions that cannot write, for `access` other than "write"."""
 
     @abstractmethod
     def single_reads(self, engine: Engine) -> Engine:
@@ -255,6 +297,24 @@ class Backend(ABC):
     @abstractmethod
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         """Keeps all others from writing to the tables until the transaction ends."""
+
+    # Statistics
+
+    @abstractmethod
+    def version(self, connection: Connection) -> str:
+        """Returns the version of the database system."""
+
+    @abstractmethod
+    def storage(self, connection: Connection) -> Storage:
+        """Returns how many bytes the database takes, in the same time for any size."""
+
+    @abstractmethod
+    def sizes_of_parts(self, connection: Connection) -> list[SizeOfPart] | None:
+        """Returns the sizes of all tables and indexes; `None` if they are not known."""
+
+    @abstractmethod
+    def users(self, connection: Connection) -> list[str] | None:
+        """Returns the other processes or connections that have the database open; `None` if they are not known."""
 
     # Damage
 

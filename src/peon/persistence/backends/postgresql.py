@@ -13,14 +13,17 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends import postgresql_vacuum, postgresql_watching
+from peon.persistence.backends import postgresql_statistics, postgresql_vacuum, postgresql_watching
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import (
     CREATE_TRIGGER_AGAIN,
+    Access,
     Backend,
     ConsumerLock,
     LogHead,
+    SizeOfPart,
     Space,
+    Storage,
     Synchronous,
 )
 from peon.persistence.backends.postgresql_consumer_lock import PostgreSQLConsumerLock
@@ -81,6 +84,7 @@ class PostgreSQLBackend(Backend):
     # psycopg may remain in pipeline mode, in which it takes its transaction for idle and sends no ROLLBACK.
     survives_interrupts = False
     stores_nul = False
+    measures_parts_by_reading = False
     maximum_key_bytes = MAXIMUM_KEY_BYTES
 
     def engine_options(self, url: URL, *, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
@@ -96,7 +100,13 @@ class PostgreSQLBackend(Backend):
         }
 
     def set_up(
-        self, engine: Engine, *, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]
+        self,
+        engine: Engine,
+        *,
+        synchronous: Synchronous,
+        busy_timeout: float,
+        pause: Callable[[float], object],
+        access: Access = "write",
     ) -> None:
         @event.listens_for(engine, "connect")
         def notice_if_dead(_: object, record: ConnectionPoolEntry) -> None:
@@ -121,6 +131,10 @@ class PostgreSQLBackend(Backend):
             driver: Any = None if record is None else record.driver_connection
             if driver is not None and driver.info.pipeline_status:
                 raise InterruptedError("the connection was interrupted in pipeline mode")
+
+    def reads_only(self, engine: Engine, access: Access) -> Engine:
+        # A read-only transaction of PostgreSQL cannot create temporary tables.
+        return engine.execution_options(postgresql_readonly=True) if access == "read" else engine
 
     def single_reads(self, engine: Engine) -> Engine:
         return _at_level(engine, "AUTOCOMMIT")
@@ -194,6 +208,8 @@ class PostgreSQLBackend(Backend):
         pass  # the server keeps its files together
 
     def connect_to_append(self, engine: Engine) -> Connection:
+        if engine.get_execution_options().get("postgresql_readonly"):  # the driver would not send it with that BEGIN
+            raise StoreUnavailable(f"{database_name(engine)} was opened to be read: open it again to append to it")
         # Under AUTOCOMMIT the driver sends no BEGIN, which would be a round trip more; `begin_append` sends it.
         return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
@@ -231,6 +247,18 @@ class PostgreSQLBackend(Backend):
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         names = ", ".join(table.name for table in tables)
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
+
+    def version(self, connection: Connection) -> str:
+        return str(connection.exec_driver_sql("SHOW server_version").scalar())
+
+    def storage(self, connection: Connection) -> Storage:
+        return postgresql_statistics.storage_of(connection, self.schema_of_log(connection))
+
+    def sizes_of_parts(self, connection: Connection) -> list[SizeOfPart]:
+        return postgresql_statistics.sizes_of_parts(connection, self.schema_of_log(connection))
+
+    def users(self, connection: Connection) -> list[str]:
+        return postgresql_statistics.sessions(connection)
 
     def is_fault_of_tables(self, error: Exception) -> bool:
         state = str(getattr(error, "sqlstate", None))

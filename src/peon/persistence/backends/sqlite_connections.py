@@ -15,10 +15,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from peon.persistence.backends.address import is_file, is_memory
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.interface import READ_ONLY, Synchronous
-from peon.persistence.backends.sqlite_driver import GatedConnection, first_row
+from peon.persistence.backends.interface import READ_ONLY, Access, Synchronous
+from peon.persistence.backends.sqlite_driver import EventLoopConnection, GatedConnection, first_row
 from peon.persistence.backends.sqlite_file import DatabaseFile, OpenFile
 from peon.persistence.backends.sqlite_file_locks import PATIENCE_SECONDS, is_busy, reason_for_no_locks
+from peon.persistence.backends.sqlite_reading import mode_for_reading
 from peon.persistence.backends.sqlite_write_lock import WriteLock
 from peon.persistence.errors import StoreUnavailable
 
@@ -35,7 +36,8 @@ _WRITE_LOCK = "peon_write_lock"
 
 def connection_options(url: URL, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
     # The driver must not begin transactions by itself; the `begin` listener below does.
-    connect_args: dict[str, Any] = {"isolation_level": None, "factory": GatedConnection}
+    factory = EventLoopConnection if url.get_driver_name() == "aiosqlite" else GatedConnection
+    connect_args: dict[str, Any] = {"isolation_level": None, "factory": factory}
     if sys.version_info >= (3, 12):
         connect_args["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
     if not is_memory(url):
@@ -46,7 +48,9 @@ def connection_options(url: URL, busy_timeout: float, pool: type[Pool]) -> dict[
     return {"connect_args": connect_args, **only_one}
 
 
-def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object]) -> None:
+def listen(
+    engine: Engine, synchronous: Synchronous, busy_timeout: float, pause: Callable[[float], object], access: Access
+) -> None:
     """Adds the listeners; the arguments are those of `Backend.set_up`."""
     in_memory = is_memory(engine.url)
     milliseconds = round(busy_timeout * 1000)
@@ -54,7 +58,7 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
     if in_memory:
         _keep_when_interrupted(engine)
     else:
-        _listen_for_changed_files(engine, path)
+        _listen_for_changed_files(engine, path, access)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
@@ -79,6 +83,8 @@ def listen(engine: Engine, synchronous: Synchronous, busy_timeout: float, pause:
         connection.execute("PRAGMA foreign_keys = ON")
         # With it, the triggers that refuse a delete also fire for the delete hidden in INSERT OR REPLACE.
         connection.execute("PRAGMA recursive_triggers = ON")
+        if access == "read":
+            connection.execute("PRAGMA query_only = ON")  # also refuses temporary tables
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -146,7 +152,7 @@ def _require_locks(connection: sqlite3.Connection, path: Path, milliseconds: int
             raise
 
 
-def _listen_for_changed_files(engine: Engine, path: Path | None) -> None:
+def _listen_for_changed_files(engine: Engine, path: Path | None, access: Access) -> None:
     """Refuses connections and commits to a file that is no longer at its path.
 
     A commit is checked right before it. Later would be too late to say that nothing was stored; earlier would leave
@@ -159,10 +165,11 @@ def _listen_for_changed_files(engine: Engine, path: Path | None) -> None:
         _dialect: object, record: ConnectionPoolEntry, arguments: list[Any], options: dict[str, Any]
     ) -> None:
         if path is not None:
-            if file.may_be_created:
+            if access == "write" and file.may_be_created:
                 create_private_file(path)
             # SQLite must not create the file again if it disappears now.
-            arguments[0], options["uri"] = f"{path.as_uri()}?mode=rw", True
+            mode = "mode=rw" if access == "write" else mode_for_reading(path)
+            arguments[0], options["uri"] = f"{path.as_uri()}?{mode}", True
         record.info[_FILE] = file.before_connecting()
 
     @event.listens_for(engine, "connect")

@@ -66,7 +66,7 @@ class Merger:
         self._codec = codec
         self._driver_errors = driver_errors
         self._backend = backend_of(engine)
-        self._index = TagIndex(engine, driver_errors)
+        self._index = TagIndex(engine, driver_errors, codec.query_tags.lists)
 
     def merge(self, step: Sequence[Merge], seen: int) -> Merged | None:
         """Merges the chunks of a step in one transaction, without those that a consumer still has to read.

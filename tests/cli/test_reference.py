@@ -1,0 +1,74 @@
+"""The reference page of the command, and the documents that it describes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from helpers.migrated_databases import address
+from helpers.orchestration_scene import SCENE, THREAD
+from helpers.peon_command import run_peon
+from sqlalchemy import URL
+
+from peon import Database
+from peon.cli.application import application
+from peon.cli.reference import page
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "command.md"
+
+LINES = [
+    "status",
+    "status --check",
+    "threads",
+    f"show {THREAD}",
+    "events",
+    "verify",
+    "rebuild",
+    "subscriptions list",
+    "subscriptions set-position mails 1 --yes",
+    "subscriptions delete mails --yes",
+    "settings list",
+    "settings set theme 1",
+    "settings get theme",
+    "settings delete theme --yes",
+    "migrate",
+    "migrate current",
+    "migrate history",
+]
+"""A use of each command, in an order in which they work."""
+
+
+def functions(group: typer.Typer = application, *path: str) -> Iterator[tuple[str, Any]]:
+    for each in group.registered_commands:
+        yield " ".join([*path, str(each.name)]), each.callback
+    for info in group.registered_groups:
+        inner = info.typer_instance
+        assert inner is not None
+        if inner.registered_callback is not None:
+            yield str(info.name), inner.registered_callback.callback
+        yield from functions(inner, *path, str(info.name))
+
+
+@pytest.mark.skipif(not PAGE.parent.is_dir(), reason="the documentation is only in a checkout")
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text("utf-8") == page(), "run  python -m peon.cli.reference > docs/reference/command.md"
+
+
+def test_every_command_prints_the_document_that_the_page_describes(migrated_lasting_url: URL) -> None:
+    with Database.open(url=migrated_lasting_url) as database:
+        database.events.append_all(SCENE)
+        database.events.durable_subscription("mails").close()
+    documents = dict(functions())
+    tried = set()
+    for line in LINES:
+        words = line.split()
+        name = max((each for each in documents if words[: len(each.split())] == each.split()), key=len)
+        done = run_peon(*words, "--json", "--url", address(migrated_lasting_url))
+        assert (done.code, done.err) == (0, ""), line
+        for text in done.out.splitlines() if name == "events" else [done.out]:
+            printed = documents[name].document.model_validate_json(text)
+            assert printed.model_dump(mode="json") == json.loads(text), line
+        tried.add(name)
+    assert tried == {name for name, function in documents.items() if function.document is not None}
