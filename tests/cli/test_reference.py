@@ -27,6 +27,8 @@ LINES = [
     "events",
     "verify",
     "rebuild",
+    "compact --yes",
+    "vacuum",
     "subscriptions list",
     "subscriptions set-position mails 1 --yes",
     "subscriptions delete mails --yes",

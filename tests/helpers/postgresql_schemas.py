@@ -88,6 +88,7 @@ class MigratedSchemas:
                 *(f"DELETE FROM {table}" for table in self._tables),
                 "INSERT INTO append_lock VALUES (1)",
                 f"INSERT INTO log_identity VALUES (1, '{uuid4()}')",
+                "INSERT INTO compaction VALUES (1, 0)",
                 f"INSERT INTO alembic_version VALUES ('{self._revision}')",
                 *(f"ALTER SEQUENCE {sequence} RESTART" for sequence in self._sequences),
             ]
