@@ -111,7 +111,7 @@ def write_ahead_log(subject: Subject) -> Findings:
     found = f"the -wal file has {size / MEGABYTE:,.0f} MB"
     if size > WAL_SIZE_LIMIT_BYTES:
         yield warning(
-            f"{found}, above its limit of {WAL_SIZE_LIMIT_BYTES / MEGABYTE:,.0f} MB: a transaction is open for long, or was",
-            f"end it, then run  {subject.sqlite3('PRAGMA wal_checkpoint(TRUNCATE)')}",
+            f"{found}, above its limit of {WAL_SIZE_LIMIT_BYTES / MEGABYTE:,.0f} MB: a transaction was open for long",
+            f"end such transactions, then run  {subject.sqlite3('PRAGMA wal_checkpoint(TRUNCATE)')}",
         )
     return found

@@ -35,8 +35,7 @@ def revision(subject: Subject) -> Findings:
     elif found is None:
         yield failure(
             "the tables have no revision: the version table is missing or empty",
-            "restore a backup, or insert the revision that the tables have; that of the newest tables is "
-            f"INSERT INTO alembic_version (version_num) VALUES ('{newest}')",  # noqa: S608
+            f"restore a backup, or insert the revision that the tables have; of the newest tables it is {newest}",
         )
     elif found not in migrations.revisions():
         yield failure(
