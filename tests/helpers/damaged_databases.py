@@ -145,7 +145,7 @@ DAMAGES = [
         where=FILE, is_open=False,
     ),
     Damage("the file is cut to its half", _cut, "opening", "failure", "damaged", where=FILE, is_open=False),
-    Damage("a page of the log is zeros", _zero_page("events"), "integrity", "failure", "damaged", "salvage", FILE),
+    Damage("a page of the log is zeros", _zero_page("events"), "integrity", "failure", "salvage_database", "", FILE),
     Damage(
         "a page of an index is zeros", _zero_page("idx_events_sequence"), "integrity", "failure", "damaged",
         where=FILE,
@@ -267,7 +267,8 @@ DAMAGES = [
         "warning", "first before event 5", "NTP",
     ),
     Damage(
-        "an event from the future", sql("UPDATE events SET stored_at = '2999-01-01T00:00:00.000000Z' WHERE sequence = 19"),
+        "an event from the future",
+        sql("UPDATE events SET stored_at = '2999-01-01T00:00:00.000000Z' WHERE sequence = 19"),
         "clock", "warning", "1 events are from the future", "NTP",
     ),
     Damage(

@@ -112,7 +112,8 @@ def tag_index(subject: Subject) -> Findings:
     """The index of tags has exactly the entries that the log gives, up to its position."""
     end = subject.end
     with subject.reading() as connection:
-        positions = dict(connection.execute(select(tag_positions.c.name, tag_positions.c.sequence)).tuples().all())
+        found = connection.execute(select(tag_positions.c.name, tag_positions.c.sequence))
+        positions: dict[str, int] = {row[0]: row[1] for row in found}
         of_tag = (tags.c.name, tags.c.value)
         rows = connection.execute(
             select(*of_tag, func.count(), func.sum(event_tags.c.sequence), func.max(event_tags.c.sequence))

@@ -35,14 +35,11 @@ TIMEOUTS = {
 def settings(subject: Subject) -> Findings:
     """The server keeps what it has acknowledged, also through a power failure."""
     with subject.reading() as connection:
-        found: dict[str, str] = dict(
-            connection.exec_driver_sql(
-                "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', "
-                "'zero_damaged_pages', 'synchronous_commit', 'synchronous_standby_names')"
-            )
-            .tuples()
-            .all()
+        rows = connection.exec_driver_sql(
+            "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', "
+            "'zero_damaged_pages', 'synchronous_commit', 'synchronous_standby_names')"
         )
+        found: dict[str, str] = {row[0]: row[1] for row in rows}
     for name, (safe, harm) in SAFE_SETTINGS.items():
         if found.get(name, safe) != safe:
             yield failure(
@@ -61,10 +58,10 @@ def timeouts(subject: Subject) -> Findings:
     """No timeout of the server ends what Peon does."""
     with subject.reading() as connection:
         rows = connection.exec_driver_sql(
-            "SELECT name, CAST(setting AS bigint) FROM pg_settings WHERE name IN (SELECT unnest(%(names)s))",
+            "SELECT name, CAST(setting AS bigint) FROM pg_settings WHERE name = ANY (%(names)s)",
             {"names": list(TIMEOUTS)},
         )
-        found: dict[str, int] = dict(rows.tuples().all())
+        found: dict[str, int] = {row[0]: row[1] for row in rows}
     for name, milliseconds in found.items():
         least, harm = TIMEOUTS[name]
         if milliseconds and (not least or milliseconds < least):
