@@ -14,12 +14,12 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import database_url, is_missing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.engine import create_engine
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.errors import PersistenceError
 from peon.persistence.migrations import (
     LOCKED_CONNECTION,
-    current_revision,
+    known_revision,
     migration_transaction,
-    refuse_unknown,
     revisions,
 )
 from peon.persistence.schema import metadata
@@ -41,17 +41,19 @@ configure = partial(
 
 def read_configuration() -> tuple[AppConfig, URL]:
     arguments = context.get_x_argument(as_dictionary=True)
-    if set(arguments) - {"url", "data_dir"} or len(arguments) > 1 or "" in arguments.values():
-        raise CommandError("-x takes either url=… or data_dir=…")
-    url = arguments.get("url")
-    if not arguments:
-        url = context.config.get_main_option("sqlalchemy.url")
-    if url is not None:
-        config = AppConfig(database={"url": url})
-    elif "data_dir" in arguments:
-        config = AppConfig(general={"data_dir": arguments["data_dir"]}, database={"url": None})
+    given = set(arguments)
+    if given - {"url", "data_dir", "version_table"} or {"url", "data_dir"} <= given or "" in arguments.values():
+        raise CommandError("-x takes either url=… or data_dir=…, and version_table=…")
+    database: dict[str, str | None] = {}
+    if "version_table" in given:
+        database["version_table"] = arguments["version_table"]
+    if "data_dir" in given:
+        config = AppConfig(general={"data_dir": arguments["data_dir"]}, database={"url": None, **database})
     else:
-        config = AppConfig()
+        url = arguments.get("url", context.config.get_main_option("sqlalchemy.url"))
+        if url is not None:
+            database["url"] = url
+        config = AppConfig(database=database)
     return config, database_url(config)
 
 
@@ -70,7 +72,11 @@ def creates_database(url: URL) -> bool:
 
 
 def configure_for(connection: Connection) -> None:
-    configure(connection=connection, version_table_schema=backend_of(connection).schema_for_new_tables(connection))
+    configure(
+        connection=connection,
+        version_table=version_table_of(connection),
+        version_table_schema=backend_of(connection).schema_for_new_tables(connection),
+    )
 
 
 def run() -> None:
@@ -79,8 +85,7 @@ def run() -> None:
 
 
 def save_copy_and_run(connection: Connection) -> None:
-    revision = current_revision(connection)
-    refuse_unknown(connection.engine, revision)
+    revision = known_revision(connection)
     configure_for(connection)
     command = command_name()
     changes_tables = command == "downgrade" or (command == "upgrade" and revision != revisions()[-1])
@@ -106,10 +111,18 @@ def run_command() -> None:
         return
     config, url = read_configuration()
     if context.is_offline_mode():
-        configure(url=url, literal_binds=True)
+        configure(url=url, literal_binds=True, version_table=config.database.version_table)
         run()
         return
-    engine = create_engine(url, synchronous=config.database.synchronous, busy_timeout=config.database.busy_timeout)
+    try:
+        engine = create_engine(
+            url,
+            synchronous=config.database.synchronous,
+            busy_timeout=config.database.busy_timeout,
+            version_table=config.database.version_table,
+        )
+    except ValueError as error:  # Peon has a table of this name
+        raise CommandError(str(error)) from error
     if is_missing(engine.url) and not creates_database(engine.url):
         raise CommandError(f"there is no database {database_name(engine)}; alembic upgrade head creates it")
     try:

@@ -27,8 +27,8 @@ POSTGRESQL = make_url(os.environ.get("POSTGRESQL_TEST_URL", "postgresql+psycopg:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Three for two processors: tests spend a third of their time waiting for a disk, a server or a process."""
-    return (os.cpu_count() or 1) * 3 // 2
+    """Five for two processors: tests spend half of their time waiting for a disk, a server or a process."""
+    return (os.cpu_count() or 1) * 5 // 2
 
 
 @pytest.fixture(autouse=True)

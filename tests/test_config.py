@@ -20,6 +20,7 @@ ALLOWED = {
     "database.busy_timeout": "seconds from 0 to 86400",
     "database.pool_size": "a whole number of connections",
     "database.pool_timeout": "seconds from 0 to 86400 to wait for a connection",
+    "database.version_table": "1 to 59 lower-case letters, digits and underscores",
 }
 
 WriteConfig = Callable[[str | bytes], Path]
@@ -130,6 +131,16 @@ WRONG = [
     ("database.pool_size", 2.5),
     ("database.pool_timeout", -1),
     ("database.busy_timeout", "soon"),
+    ("database.version_table", ""),
+    ("database.version_table", "PeonVersion"),
+    ("database.version_table", "peon-version"),
+    ("database.version_table", "peon.version"),
+    ("database.version_table", "peon_version\n"),
+    ("database.version_table", "1_version"),
+    ("database.version_table", "v" * 60),
+    ("database.version_table", "pg_class"),
+    ("database.version_table", "sqlite_master"),
+    ("database.version_table", None),
 ]
 
 
@@ -262,6 +273,10 @@ def test_the_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch, va
         ("PEON_DATABASE_URI", "PEON_DATABASE__URL"),
         ("Peon_Databse__Url", "PEON_DATABASE__URL"),
         ("PEON_CONFIGS", "PEON_CONFIG"),
+        ("PEON_DATABASE_VERSIONTABLE", "PEON_DATABASE__VERSION_TABLE"),
+        ("PEON_DATABASE__VERSION", "PEON_DATABASE__VERSION_TABLE"),
+        ("PEON_GENERAL__URL", "PEON_DATABASE__URL"),
+        ("PEON_DATABASE__TIMEOUT", "PEON_DATABASE__POOL_TIMEOUT or PEON_DATABASE__BUSY_TIMEOUT"),
     ],
 )
 def test_a_near_miss_is_told_with_the_right_variable(
@@ -318,6 +333,30 @@ def test_the_error_names_an_unknown_key_in_the_file(write_config: WriteConfig, c
 
 
 @pytest.mark.parametrize(
+    ("content", "meant"),
+    [
+        ("[databse]\nurl = 'x'\n", "database.url"),
+        ("[database]\nurll = 'x'\n", "database.url"),
+        ("[database]\nversion = 'x'\n", "database.version_table"),
+        ("[database]\ndata_dir = 'x'\n", "general.data_dir"),
+        ("[database]\ntimeout = 5\n", "database.pool_timeout or database.busy_timeout"),
+        ("database_url = 'x'\n", "database.url"),
+    ],
+)
+def test_the_error_for_an_unknown_key_in_the_file_suggests_the_right_one(
+    write_config: WriteConfig, content: str, meant: str
+) -> None:
+    write_config(content)
+    assert refusal().endswith(f" (did you mean {meant}?); the keys are {', '.join(ALLOWED)}")
+
+
+@pytest.mark.parametrize("variable", ["PEON_DATABASE__", "PEON_DATABASE__COLOUR", "PEON_GENERAL__"])
+def test_no_key_is_suggested_for_a_name_that_is_like_none(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "x")
+    assert "did you mean" not in refusal()
+
+
+@pytest.mark.parametrize(
     "content",
     [
         "[logging]\nlevel = 'INFO'\n",
@@ -326,11 +365,24 @@ def test_the_error_names_an_unknown_key_in_the_file(write_config: WriteConfig, c
         "url = 'x'\n",
         "[database_backup]\nkeep = 5\n",
         "[databse]\n",
+        "[Database]\ntimeout = 5\n",
+        "[peon.database]\nurl = 'x'\n",
     ],
 )
 def test_other_sections_of_the_file_belong_to_the_application(write_config: WriteConfig, content: str) -> None:
     write_config(f"{content}\n[database]\nbusy_timeout = 3\n")
     assert AppConfig().database.busy_timeout == 3
+
+
+@pytest.mark.parametrize("name", ["peon_version", "order", "_", "v" * 59])
+def test_the_version_table_can_have_any_name_that_both_backends_allow(
+    monkeypatch: pytest.MonkeyPatch, write_config: WriteConfig, name: str
+) -> None:
+    assert AppConfig().database.version_table == "alembic_version"
+    write_config(f"[database]\nversion_table = '{name}'\n")
+    assert AppConfig().database.version_table == name
+    monkeypatch.setenv("PEON_DATABASE__VERSION_TABLE", "of_environment")
+    assert AppConfig().database.version_table == "of_environment"
 
 
 # Secrets

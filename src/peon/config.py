@@ -22,8 +22,16 @@ APPLICATION = "peon"
 ENVIRONMENT_PREFIX = "PEON_"
 CONFIG_FILE_VARIABLE = "PEON_CONFIG"
 
+DEFAULT_VERSION_TABLE = "alembic_version"
+VERSION_TABLE_NAMES = (
+    "1 to 59 lower-case letters, digits and underscores, which do not begin with a digit, pg_ or sqlite_"
+)
+
 SIMILARITY = 0.9
 """From here on, a name is a near miss of a key: `databse_url` is one, and Kubernetes' `database_port` (0.8) is not."""
+
+SIMILARITY_IN_SECTION = 0.6
+"""In Peon's sections an unknown key is an error anyway, so the suggestion may be less certain."""
 
 
 class ConfigError(ValueError):
@@ -81,12 +89,29 @@ class DatabaseConfig(_Section):
         description="seconds from 0 to 86400 to wait for a connection of the pool; 30 by default",
     )
 
+    version_table: str = Field(default=DEFAULT_VERSION_TABLE, description=VERSION_TABLE_NAMES)
+
+    @field_validator("version_table")
+    @classmethod
+    def _name_of_a_table(cls, name: str) -> str:
+        if not is_version_table_name(name):
+            raise ValueError("not a name that both SQLite and PostgreSQL allow for the version table")
+        return name
+
     @field_validator("url")
     @classmethod
     def _of_a_known_backend(cls, url: str | None) -> str | None:
         if url is not None and not re.match(r"(sqlite|postgresql)(\+\w+)?:", url):
             raise ValueError("not the URL of a supported database")
         return url
+
+
+def is_version_table_name(name: str) -> bool:
+    """Returns whether a version table can have the name in both SQLite and PostgreSQL.
+
+    PostgreSQL allows 63 bytes, and Alembic appends `_pkc` for the name of the primary key. SQLite ignores case.
+    """
+    return re.fullmatch(r"(?!pg_|sqlite_)[a-z_][a-z0-9_]{0,58}", name) is not None
 
 
 SECTIONS: dict[str, type[_Section]] = {"general": GeneralConfig, "database": DatabaseConfig}
@@ -167,7 +192,7 @@ def _toml_source(settings_cls: type[BaseSettings]) -> InitSettingsSource:
         if name not in SECTIONS:
             keys = [f"{name}.{key}" for key in section] if isinstance(section, dict) else [name]
             for key in keys:
-                if meant := _near_key(key):
+                if meant := _near_keys(key):
                     raise ConfigError(f"{key} (file {path}): {_unknown(key, meant)}")
     return InitSettingsSource(settings_cls, {name: content[name] for name in SECTIONS if name in content})
 
@@ -184,8 +209,8 @@ def _refuse_misspelt_variables() -> None:
         section, _, field = name.partition("__")
         if section in SECTIONS and field in SECTIONS[section].model_fields:
             continue
-        meant = _near_variable(name)
-        if section in SECTIONS or meant is not None:  # a variable for a whole section is not allowed either
+        meant = _near_variables(name) or [_variable(key) for key in _keys_like(section, field)]
+        if section in SECTIONS or meant:  # a variable for a whole section is not allowed either
             raise ConfigError(f"{variable} (environment variable): {_unknown(name.replace('__', '.'), meant)}")
 
 
@@ -194,7 +219,7 @@ def _explain(detail: ErrorDetails, values: dict[str, Any]) -> str:
     where = f"{'.'.join(key)} ({_source(key, values)})"
     allowed = _allowed(key)
     if allowed is None:
-        return f"{where}: {_unknown('.'.join(key), _near_key('.'.join(key)))}"
+        return f"{where}: {_unknown('.'.join(key), _near_keys('.'.join(key)) or _keys_like(*key[:2]))}"
     return f"{where}: {detail['msg'].removeprefix('Value error, ')}; allowed: {allowed}"
 
 
@@ -206,7 +231,7 @@ def _source(key: tuple[str, ...], values: dict[str, Any]) -> str:
         given = given[part]
     else:
         return "argument"
-    variable = ENVIRONMENT_PREFIX + "__".join(key).upper()
+    variable = _variable(".".join(key))
     if variable in map(str.upper, os.environ):
         return f"environment variable {variable}"
     return f"file {_config_file()}"
@@ -223,20 +248,33 @@ def _allowed(key: tuple[str, ...]) -> str | None:
     return None if field is None or len(key) > 2 else field.description
 
 
-def _near_variable(name: str) -> str | None:
+def _variable(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
+
+
+def _near_variables(name: str) -> list[str]:
     if get_close_matches(name, [CONFIG_FILE_VARIABLE.lower().removeprefix(ENVIRONMENT_PREFIX.lower())], 1, SIMILARITY):
-        return CONFIG_FILE_VARIABLE
-    key = _near_key(name)
-    return None if key is None else ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
+        return [CONFIG_FILE_VARIABLE]
+    return [_variable(key) for key in _near_keys(name)]
 
 
-def _near_key(name: str) -> str | None:
-    """Returns the key of which a name is a near miss, whatever separates its parts; `None` if there is none."""
+def _near_keys(name: str) -> list[str]:
+    """Returns the key of which a name is a near miss, whatever separates its parts; nothing if there is none."""
     keys = {key.replace(".", "_"): key for key in KEYS}
     found = get_close_matches(re.sub(r"[._-]+", "_", name.lower()), keys, 1, SIMILARITY)
-    return keys[found[0]] if found else None
+    return [keys[near] for near in found]
 
 
-def _unknown(key: str, meant: str | None) -> str:
-    suggestion = "" if meant is None else f" (did you mean {meant}?)"
+def _keys_like(section: str, field: str = "") -> list[str]:
+    """Returns the keys that may be meant by an unknown one of a section of Peon's; nothing for another section."""
+    if section not in SECTIONS:
+        return []
+    if elsewhere := [key for key in KEYS if key.endswith(f".{field}")]:
+        return elsewhere
+    found = get_close_matches(field.lower(), SECTIONS[section].model_fields, 2, SIMILARITY_IN_SECTION)
+    return [f"{section}.{near}" for near in found]
+
+
+def _unknown(key: str, meant: list[str]) -> str:
+    suggestion = f" (did you mean {' or '.join(meant)}?)" if meant else ""
     return f"there is no key {key}{suggestion}; the keys are {', '.join(KEYS)}"

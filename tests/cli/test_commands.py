@@ -4,22 +4,27 @@ import inspect
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 import typer
 from helpers.migrated_databases import address, file_of
+from helpers.orchestration_scene import SCENE, THREAD
 from helpers.peon_command import Peon
 from pydantic import BaseModel
 from rich.text import Text
 from sqlalchemy import URL
 from typer.testing import CliRunner
 
+from peon import Database
 from peon.cli import main
 from peon.cli.application import application
 from peon.cli.commands import COMMON_OPTIONS, command
@@ -161,10 +166,12 @@ def test_the_version_is_shown(peon: Peon) -> None:
 
 def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    for no_color, expected in (("", True), ("1", False)):
-        monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for expected in (True, False):
         console_on(sys.stdout).print(Text("red", style="red"))
         assert ("\x1b[31m" in capsys.readouterr().out) is expected
+        monkeypatch.setenv("NO_COLOR", "1")
 
 
 def test_progress_is_silent_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +218,21 @@ def test_without_the_extra_the_command_says_how_to_install_it(
     )
 
 
+def test_a_terminal_without_all_characters_is_no_error(
+    migrated_sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Database.open(url=migrated_sqlite_url) as database:
+        database.settings.set("name", "Åda 🌊")
+    shown = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["peon", "settings", "list", "--url", address(migrated_sqlite_url)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.stdout.flush()
+    assert ended.value.code == 0
+    assert b"\\xc5da \\U0001f30a" in shown.getvalue()
+
+
 def test_it_runs_as_a_module_and_completes_for_a_shell(migrated_sqlite_url: URL) -> None:
     command_line = [sys.executable, "-m", "peon"]
     completing = {"_PEON_COMPLETE": "complete_bash", "COMP_WORDS": "peon sett", "COMP_CWORD": "1"}
@@ -242,3 +264,38 @@ import sys, time
 print("importing", file=sys.stderr, flush=True)
 time.sleep(30)
 """
+
+
+def test_a_file_that_another_process_holds_is_not_available(
+    peon: Peon, migrated_sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEON_DATABASE__BUSY_TIMEOUT", "0")
+    at = ("--url", address(migrated_sqlite_url))
+    with closing(sqlite3.connect(file_of(migrated_sqlite_url))) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        assert peon("status", "--check", *at).code == 0  # readers do not wait for a writer
+        holder.rollback()
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN IMMEDIATE")
+        done = peon("status", "--check", *at)
+    assert done.code == ExitCode.UNAVAILABLE
+    assert "locked" in done.err
+
+
+def test_a_database_of_a_newer_revision_is_read(peon: Peon, migrated_sqlite_url: URL) -> None:
+    with Database.open(url=migrated_sqlite_url) as database:
+        database.events.append_all(SCENE)
+    with closing(sqlite3.connect(file_of(migrated_sqlite_url))) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '999_later'")
+        connection.execute("ALTER TABLE projection_threads ADD COLUMN later TEXT")
+        connection.commit()
+    at = ("--url", address(migrated_sqlite_url))
+    before = file_of(migrated_sqlite_url).read_bytes()
+    for line in ("status", "events", "threads", f"show {THREAD}", "verify", "subscriptions list", "settings list"):
+        assert peon(*line.split(), *at).code == 0, line
+    assert "999_later" in peon("migrate", "current", *at).out
+    for line in ("rebuild", "settings set a 1", "migrate", "migrate --sql"):
+        done = peon(*line.split(), *at)
+        assert done.code == ExitCode.UNAVAILABLE, line
+        assert "install a newer version" in done.err
+    assert file_of(migrated_sqlite_url).read_bytes() == before

@@ -124,6 +124,15 @@ def test_what_cannot_be_decoded_is_shown(peon: Peon, migrated_lasting_url: URL) 
     assert "Broken" in peon("events", "--url", address(migrated_lasting_url)).out
 
 
+def test_a_tag_may_be_one_of_a_list(peon: Peon, migrated_lasting_url: URL) -> None:
+    with Database.open(url=migrated_lasting_url) as database, database.engine.begin() as connection:
+        for payload in ('{"labels":["a","b"]}', '{"labels":"b"}', '{"labels":["a"]}'):
+            row = {"event_type": "Own", "payload": payload, "stored_at": "2026-01-01T00:00:00.000000Z"}
+            connection.execute(insert(schema.events).values(row))
+    done = peon("events", "--tag", "labels=b", "--json", "--url", address(migrated_lasting_url))
+    assert sequences(done) == [1, 2]
+
+
 def test_hostile_rows_are_shown(peon: Peon, migrated_sqlite_url: URL) -> None:
     with Database.open(url=migrated_sqlite_url) as database, database.engine.begin() as connection:
         connection.execute(text("INSERT INTO events VALUES (1, X'ff00', X'fe', 7), (2, 'a', '\"\\ud800\"', 'x')"))

@@ -101,6 +101,23 @@ def test_options_may_stand_before_the_name_of_a_subcommand(peon: Peon, migrated_
     assert peon(*arguments).document["revision"] == HEAD
 
 
+def test_the_version_table_of_another_tree_is_told(peon: Peon, migrated_sqlite_url: URL) -> None:
+    set_revision(file_of(migrated_sqlite_url), "a1b2c3")
+    for command in ("migrate", "settings set a 1"):
+        done = peon(*command.split(), "--url", address(migrated_sqlite_url))
+        assert done.code == 3, command
+        assert "another Alembic tree" in done.err
+
+
+def test_a_configured_version_table_is_used(peon: Peon, lasting_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEON_DATABASE__VERSION_TABLE", "peon_version")
+    at = ("--url", address(lasting_url))
+    assert "CREATE TABLE peon_version" in peon("migrate", "--sql", *at).out
+    assert peon("migrate", *at).code == 0
+    assert peon("migrate", "current", "--json", *at).document["revision"] == HEAD
+    assert peon("status", "--check", *at).code == 0
+
+
 def test_a_failed_migration_names_the_copy(peon: Peon, sqlite_url: URL) -> None:
     path = thaw("001_initial", file_of(sqlite_url))
     with closing(sqlite3.connect(path)) as connection:

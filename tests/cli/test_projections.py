@@ -74,6 +74,21 @@ def test_a_projection_of_the_application_is_imported(
     assert "word_count" in peon("verify", *at).err
 
 
+def test_what_a_newer_version_has_built_is_replaced_only_on_purpose(
+    peon: Peon, at: tuple[str, str], migrated_lasting_url: URL
+) -> None:
+    with Database.open(url=migrated_lasting_url) as database, database.engine.begin() as connection:
+        connection.execute(text("UPDATE projection_positions SET version = 999"))
+    refused = peon("rebuild", *at)
+    assert refused.code == 1
+    assert "peon rebuild --replace-newer --url" in refused.err
+    assert peon("rebuild", "--replace-newer", *at, input="n\n").code == 1
+    assert peon("verify", *at).code == 1
+
+    assert peon("rebuild", "--replace-newer", "--yes", *at).code == 0
+    assert peon("verify", *at).code == 0
+
+
 @pytest.mark.parametrize("name", ["nothing", "no_such_module:Projection", "helpers.secret:Nothing", "json:dumps"])
 def test_a_projection_that_cannot_be_imported_is_wrong_usage(peon: Peon, at: tuple[str, str], name: str) -> None:
     assert peon("verify", "--projection", name, *at).code == 2

@@ -110,4 +110,7 @@ def test_a_position_beyond_the_end_is_told(peon: Peon, sqlite_url: URL) -> None:
         )
     done = peon("subscriptions", "list", "--url", address(sqlite_url))
     assert "5 beyond the end" in done.out
-    assert peon("status", "--check", "--url", address(sqlite_url)).code == 1
+    checks = peon("status", "--check", "--json", "--url", address(sqlite_url)).document["checks"]
+    assert [each["found"] for each in checks if each["name"] == "subscription restored" and not each["ok"]] == [
+        "5 events beyond the end of the log"
+    ]

@@ -1,5 +1,6 @@
 """Helpers of the tests of queries and append conditions."""
 
+from typing import Any
 from uuid import UUID
 
 from peon.orchestration import (
@@ -19,7 +20,7 @@ def padding(count: int) -> list[OrchestrationEvent]:
     return [ThreadSelected(thread_id=UUID(int=100 + n)) for n in range(count)]
 
 
-def conflict(store: EventStore[OrchestrationEvent], condition: AppendCondition) -> int | None:
+def conflict(store: EventStore[Any], condition: AppendCondition) -> int | None:
     try:
         store.append_all([], condition=condition)
     except ConcurrencyError as error:

@@ -28,5 +28,6 @@ Peon = Callable[..., Done]
 
 
 def run_peon(*arguments: object, input: str | None = None) -> Done:  # noqa: A002
-    result = CliRunner().invoke(application, [str(argument) for argument in arguments], input=input)
+    environment = {"COLUMNS": None}  # pytest-xdist sets it
+    result = CliRunner().invoke(application, [str(each) for each in arguments], input=input, env=environment)
     return Done(result.exit_code, result.stdout, result.stderr)

@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from io import TextIOWrapper
 
 USAGE_ERROR = 2
 
@@ -18,6 +19,9 @@ def main() -> None:
             "for example with  pip install 'peon[cli]'\n"
         )
         sys.exit(USAGE_ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # otherwise it is not a file
+            stream.reconfigure(errors="backslashreplace")  # the terminal may not have all characters
     from peon.cli.application import application
 
     application(prog_name="peon")

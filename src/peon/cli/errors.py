@@ -6,6 +6,7 @@ from peon.config import ConfigError
 from peon.persistence.errors import (
     PersistenceError,
     PositionBeyondEnd,
+    ProjectionsTooNew,
     SchemaError,
     SchemaOutOfDate,
     SettingError,
@@ -65,6 +66,11 @@ def message_of(error: Exception, address: str) -> str:
         return (
             f"{error.database} is at revision {error.revision or 'base'}; this version of peon needs {error.head}: "
             f"run  peon migrate{address}"
+        )
+    if isinstance(error, ProjectionsTooNew):
+        return (
+            f"projection {error.projection} was built by its version {error.found}, and this version of the code is "
+            f"{error.expected}: run the newer one, or go back on purpose with  peon rebuild --replace-newer{address}"
         )
     if isinstance(error, CommandFailed | PersistenceError | ConfigError):
         return str(error)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 from rich.text import Text
+from sqlalchemy import Engine
 
 from peon.cli.commands import DryRun, Yes, command, default_command
 from peon.cli.invocation import Invocation
@@ -74,11 +75,12 @@ def migrate_database(
     A populated SQLite file is first copied to a file beside it. An older revision than the present one removes tables
     and columns, and asks first.
     """
+    if sql and invocation.json:
+        raise typer.BadParameter("--sql prints statements, not a JSON document: leave out --json")
     target = _revision_named(to)
-    before = _revision_of(invocation)
-    engine = create_engine(**engine_arguments(invocation.config, None, None))
+    before = _revision_of(invocation, known=True)
+    engine = _engine(invocation)
     try:
-        migrations.refuse_unknown(engine, before)
         if sql:
             migrations.write_statements(engine.url, before, target, sys.stdout)
             return
@@ -88,7 +90,7 @@ def migrate_database(
         if done:
             if goes_back:
                 invocation.confirm(
-                    f"Go back from {before} to {to} and remove what is newer? The log stays"
+                    f"Go back from {before} to {target}, and remove the tables and columns that are newer?"
                     if target
                     else f"Remove all tables of {database_name(engine)}, and the log with them?",
                     yes=yes,
@@ -133,7 +135,7 @@ def show_current_revision(invocation: Invocation) -> None:
 def show_history(invocation: Invocation) -> None:
     """Lists all revisions, and marks that of the database."""
     current = _revision_of(invocation)
-    engine = create_engine(**engine_arguments(invocation.config, None, None))
+    engine = _engine(invocation)
     rows = [
         Revision(revision=revision, description=description, current=revision == current)
         for revision, description in migrations.descriptions().items()
@@ -144,13 +146,20 @@ def show_history(invocation: Invocation) -> None:
     invocation.show(History(database=database_name(engine), revisions=rows), table)
 
 
-def _revision_of(invocation: Invocation) -> str | None:
-    """Returns the revision of the database, `None` if there is no database."""
-    arguments = engine_arguments(invocation.config, None, None)
-    if is_missing(create_engine(**arguments).url):
+def _engine(invocation: Invocation) -> Engine:
+    return create_engine(**engine_arguments(invocation.config, None, None, echo=False))
+
+
+def _revision_of(invocation: Invocation, *, known: bool = False) -> str | None:
+    """Returns the revision of the database, `None` if there is no database.
+
+    Args:
+        known: Raise `SchemaError` if this version of Peon does not know it.
+    """
+    if is_missing(_engine(invocation).url):
         return None
     with invocation.reading() as database, DriverErrors(database.engine), database.read_transaction() as connection:
-        return migrations.current_revision(connection)
+        return migrations.known_revision(connection) if known else migrations.current_revision(connection)
 
 
 def _revision_named(name: str) -> str | None:

@@ -1,10 +1,10 @@
 """The bar that a long command shows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 
@@ -16,16 +16,16 @@ class Report:
         total: The last number of things to do.
     """
 
-    def __init__(self, progress: Progress, task: TaskID, unit: str) -> None:
-        self._progress = progress
-        self._task = task
+    def __init__(self, unit: str, move: Callable[[int, int], None] | None = None) -> None:
         self._unit = unit
+        self._move = move
         self.done = 0
         self.total = 0
 
     def __call__(self, done: int, total: int) -> None:
         self.done, self.total = done, total
-        self._progress.update(self._task, completed=done, total=total)
+        if self._move is not None:
+            self._move(done, total)
 
     @property
     def sentence(self) -> str:
@@ -51,6 +51,9 @@ def reported(console: Console, what: str, unit: str) -> Iterator[Report]:
         what: What is being done.
         unit: What is counted.
     """
+    if not console.is_terminal:
+        yield Report(unit)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,5 +61,6 @@ def reported(console: Console, what: str, unit: str) -> Iterator[Report]:
         _Rate(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield Report(progress, progress.add_task(what, total=0), unit)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=0)
+        yield Report(unit, lambda done, total: progress.update(task, completed=done, total=total))

@@ -130,10 +130,9 @@ def rebuild(
         for number, each in enumerate(used):
             projections = Projections(database.engine, [each], orchestration_codec)
             if not dry_run:
-                done = ", ".join(earlier.name for earlier in used[:number]) or "None"
-                with invocation.progress(
-                    f"Rebuilding {each.name}", when_interrupted=f"Rebuilt: {done}. The others are as they were."
-                ) as report:
+                done = ", ".join(earlier.name for earlier in used[:number])
+                left = f"Rebuilt: {done}. The others are as they were." if done else "Nothing was changed."
+                with invocation.progress(f"Rebuilding {each.name}", when_interrupted=left) as report:
                     projections.rebuild(report, replace_newer=replace_newer)
             problems = len(projections.problems())
             rebuilt.append(ProjectionRebuilt(projection=each.name, version=each.version, problems=problems))

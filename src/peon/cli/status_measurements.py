@@ -102,7 +102,7 @@ def _stored_at(connection: Connection, sequence: int) -> datetime | None:
 def _storage(connection: Connection, *, sizes: bool | None) -> StorageStatus:
     backend = backend_of(connection)
     storage = backend.storage(connection)
-    is_cheap = backend.name != "sqlite" or storage.database <= MEASURED_BYTES
+    is_cheap = not backend.measures_parts_by_reading or storage.database <= MEASURED_BYTES
     parts = backend.sizes_of_parts(connection) if sizes or (sizes is None and is_cheap) else None
     measured = {} if parts is None else _by_kind(parts)
     return StorageStatus(

@@ -63,6 +63,7 @@ class Database:
         maintain_projections: bool = True,
         progress: Progress | None = None,
         connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
     ) -> Self:
         """Opens a database at the newest revision; creates the folder and the file of an SQLite database.
 
@@ -75,18 +76,21 @@ class Database:
                 append. Off, the log is opened alone, and the projections are left as they are.
             progress: Called while projections catch up, with the number of events done and to do.
             connect_args: Further arguments of the driver's `connect`. See `create_engine`.
+            echo: Log each statement. See `create_engine`.
 
         Raises:
             ConfigError: The configuration is wrong.
-            SchemaTooNew: A newer version has migrated the database. Nothing was written.
+            SchemaTooNew: A newer version has migrated the database, or the version table is of another Alembic tree.
+                Nothing was written.
             SchemaOutOfDate: The database is not at the newest revision, and `migrate` is off.
             MigrationFailed: A migration failed. The database is as it was before.
-            SchemaError: A trigger or a row that appends need was removed; the message says which.
+            SchemaError: A trigger or a row that appends need was removed, or the revision is in another table than
+                `database.version_table`; the message says which.
             StoreUnavailable: It is locked, read-only, full, damaged, not a database or not reachable.
             PersistenceError: The URL cannot be used, or its driver is not installed.
             ValueError: See `create_engine`.
         """
-        engine = create_engine(**engine_arguments(config, url, connect_args))
+        engine = create_engine(**engine_arguments(config, url, connect_args, echo=echo))
         try:
             bring_to_head(engine, migrate=migrate)
             database = cls(engine, projections=projections, maintain_projections=maintain_projections)
@@ -132,10 +136,12 @@ class EngineArguments(TypedDict):
     pool_size: int | None
     pool_timeout: float | None
     connect_args: Mapping[str, Any] | None
+    version_table: str
+    echo: bool
 
 
 def engine_arguments(
-    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None
+    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None, *, echo: bool
 ) -> EngineArguments:
     """Returns the configured address, or the one that is given instead, with the configured options."""
     if not isinstance(config, AppConfig | None):
@@ -148,6 +154,8 @@ def engine_arguments(
         "pool_size": config.database.pool_size,
         "pool_timeout": config.database.pool_timeout,
         "connect_args": connect_args,
+        "version_table": config.database.version_table,
+        "echo": echo,
     }
 
 

@@ -240,7 +240,7 @@ class SchemaError(PersistenceError):
 
 
 class SchemaTooNew(SchemaError):  # noqa: N818 - a state of the database, named in the public design
-    """A newer version has migrated the database, or it belongs to another application. Nothing was written."""
+    """A newer version has migrated the database, or the revision is of another Alembic tree. Nothing was written."""
 
 
 class SchemaOutOfDate(SchemaError):  # noqa: N818

@@ -19,7 +19,7 @@ from peon.persistence.log.codec import EventCodec, UndecodableEvent
 from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
-from peon.persistence.log.tag_index import TakesLong
+from peon.persistence.log.tag_walk import TakesLong
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 from peon.persistence.subscriptions import (
@@ -101,7 +101,7 @@ class EventStore(Generic[EventT]):
             StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored. If the
                 connection to a server is lost during COMMIT, the outcome is unknown; the message says so.
             TypeError: `events` is a single event, or `condition` or `connection` is of the wrong type.
-            ValueError: The condition names a tag that the codec does not know; `command_id` is not a UUID; the
+            ValueError: No event can match the query of the condition, see `EventQuery`; `command_id` is not a UUID; the
                 connection is to another database, or its isolation level is AUTOCOMMIT.
         """
         request = self._appender.request(events, condition, command_id)
@@ -115,8 +115,7 @@ class EventStore(Generic[EventT]):
         except TakesLong:
             # Answering would hold the write lock for too long. So the condition is checked up to the present end of
             # the log without the lock; what others append meanwhile is little.
-            holds_until = self._appender.index.holds_until(condition.query, condition.after)  # type: ignore[union-attr]
-            request = request._replace(may_take_long=True, holds_until=holds_until)
+            request = self._appender.checked_outside(request)
             stored = self._writer.write(request, self._appender.perform)
         self._notifier.announce()
         return stored
@@ -169,8 +168,8 @@ class EventStore(Generic[EventT]):
             EventDecodeError: At an event that cannot be decoded. All events before it were yielded.
             PositionBeyondEnd: `after` is beyond the end of the log. The end itself is fine: nothing is yielded.
             StoreUnavailable: The database cannot be read.
-            ValueError: A number is below 0; both `event_types` and `query` were given; the query names a tag that
-                the codec does not know; `before` was given without `newest_first`.
+            ValueError: A number is below 0; both `event_types` and `query` were given; no event can be of one of the
+                types, or match the query, see `EventQuery`; `before` was given without `newest_first`.
             TypeError: An argument is of the wrong type; `event_types` is a single text.
         """
         return self._reader.stream(after, limit, Selection(event_types, query, undecodable), newest_first, before)

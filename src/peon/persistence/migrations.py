@@ -1,22 +1,26 @@
 """Migrates a database to the newest revision, also when many processes start at once; refuses unknown revisions."""
 
 import logging
+import re
 import shlex
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from sqlalchemy import URL, Connection, Engine, text
+from sqlalchemy import URL, ColumnClause, Connection, Engine, Table, column, inspect, select, table
 from sqlalchemy.exc import DBAPIError
 
+from peon.config import DEFAULT_VERSION_TABLE, AppConfig
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import is_missing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name, explain
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaError, SchemaOutOfDate, SchemaTooNew
 from peon.persistence.runtime.forking import reset_after_fork
+from peon.persistence.schema import events, metadata
 
 logger = logging.getLogger(__name__)
 
@@ -43,34 +47,135 @@ def revisions() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (alembic_folder() / "alembic" / "versions").glob("[0-9]*.py")))
 
 
-def current_revision(connection: Connection) -> str | None:
-    """Returns the revision of a database, `None` before the first.
+def exclude_peon_tables(
+    name: str | None,
+    type_: str,
+    parent_names: Mapping[str, str | None],  # noqa: ARG001 - Alembic fixes the arguments
+    *,
+    version_table: str | None = None,
+    tables: Collection[Table] = (),
+) -> bool:
+    """Keeps Peon's tables out of the autogenerate of your own Alembic tree: pass it as `include_name`.
+
+    It excludes them in every schema, because an autogenerate that proposes to drop a log does more harm than one that
+    overlooks a table. To pass further arguments, use `functools.partial`.
+
+    Args:
+        name: See Alembic's `include_name`.
+        type_: See Alembic's `include_name`.
+        parent_names: See Alembic's `include_name`.
+        version_table: The table with the revision of Peon's tables; by default `database.version_table` as `AppConfig`
+            reads it from environment and file.
+        tables: The tables of your own projections, which Peon creates, too.
+
+    Returns:
+        Whether Alembic compares what has this name. For Peon's tables, and so for their indexes and columns, `False`.
 
     Raises:
-        SchemaError: The table of the revision has more than one row.
+        ConfigError: `version_table` is not given, and the configuration is wrong.
     """
+    if type_ != "table":
+        return True
+    if name in metadata.tables or any(name == table.name for table in tables):
+        return False
+    return name != (AppConfig().database.version_table if version_table is None else version_table)
+
+
+def current_revision(connection: Connection) -> str | None:
+    """Returns what the version table holds, `None` if it is missing or empty.
+
+    Raises:
+        SchemaError: The table has more than one row.
+    """
+    name = version_table_of(connection)
     # Only in this schema: another schema of the search path may have another log, or another application's table.
     schema = backend_of(connection).schema_for_new_tables(connection)
-    if not connection.dialect.has_table(connection, "alembic_version", schema=schema):
+    if not connection.dialect.has_table(connection, name, schema=schema):
         return None
-    found = connection.execute(text("SELECT version_num FROM alembic_version ORDER BY 1")).scalars().all()
+    found = _revisions_in(connection, name, schema)
     if len(found) > 1:
-        raise SchemaError(
-            f"the table alembic_version of {database_name(connection.engine)} has several rows ({', '.join(found)}): "
-            "delete all but the one of the revision that its tables have",
-            database=database_name(connection.engine),
+        raise _schema_error(
+            connection,
+            f"the table {name} of {database_name(connection.engine)} has several rows ({', '.join(found)}): "
+            "delete all but the one of the revision that its tables have"
+            + ("" if {*found} <= {*revisions()} else ", and give each Alembic tree a version table of its own"),
             revision=None,
-            head=revisions()[-1],
         )
     return found[0] if found else None
+
+
+def known_revision(connection: Connection) -> str | None:
+    """Returns the revision of Peon's tables, `None` before the first.
+
+    Raises:
+        SchemaTooNew: This version has no script for the revision: a newer version has migrated the database, or the
+            revision is one of another Alembic tree.
+        SchemaError: The version table has several rows, or the revision is in another table.
+    """
+    revision = current_revision(connection)
+    if revision == revisions()[-1]:
+        return revision
+    schema = backend_of(connection).schema_for_new_tables(connection)
+    has_log = connection.dialect.has_table(connection, events.name, schema=schema)
+    if revision in (revisions() if has_log else [None]):
+        return revision
+    elsewhere = _table_with_revision(connection, schema) if has_log else None
+    if revision is None and elsewhere is None:
+        return None
+    name, database = version_table_of(connection), database_name(connection.engine)
+    kind: type[SchemaError] = SchemaTooNew
+    if revision and has_log and re.fullmatch(r"\d{3}_\w+", revision):  # as Peon's revisions are named
+        message = (
+            f"{database} is at revision {revision}, which this version of peon does not know (its newest is "
+            f"{revisions()[-1]}): install a newer version of peon, or open another database"
+        )
+        if elsewhere:
+            message += f". If {name} is of another Alembic tree, set database.version_table to {elsewhere}"
+    elif elsewhere:
+        kind = SchemaError
+        message = (
+            f"Peon's revision is in the table {elsewhere} of {database}, not in {name}: set database.version_table to "
+            f"{elsewhere}"
+        )
+        if revision is None:
+            quote = connection.dialect.identifier_preparer.quote
+            message += f", or run  ALTER TABLE {quote(elsewhere)} RENAME TO {quote(name)}"
+    else:
+        message = (
+            f"the table {name} of {database} holds the revision {revision} of another Alembic tree: give Peon a "
+            "version table of its own with database.version_table, or open another database"
+        )
+    raise _schema_error(connection, message, revision=revision, kind=kind)
+
+
+def _revisions_in(connection: Connection, name: str, schema: str | None) -> Sequence[str]:
+    number: ColumnClause[str] = column("version_num")
+    return connection.scalars(select(number).select_from(table(name, schema=schema)).order_by(number)).all()
+
+
+def _table_with_revision(connection: Connection, schema: str | None) -> str | None:
+    """Returns the table that holds a known revision, as only a version table does."""
+    for (_, name), columns in inspect(connection).get_multi_columns(schema=schema).items():
+        if [found["name"] for found in columns] == ["version_num"]:
+            # The table of another application may be closed to this role.
+            with suppress(DBAPIError), backend_of(connection).statements_that_may_fail(connection):
+                if {*_revisions_in(connection, name, schema)} & {*revisions()}:
+                    return name
+    return None
+
+
+def _schema_error(
+    connection: Connection, message: str, *, revision: str | None, kind: type[SchemaError] = SchemaError
+) -> SchemaError:
+    return kind(message, database=database_name(connection.engine), revision=revision, head=revisions()[-1])
 
 
 def is_at_head(engine: Engine) -> bool:
     """Returns whether the database is at the newest revision.
 
     Raises:
-        SchemaTooNew: It is at a revision that this version does not know.
-        SchemaError: It is damaged: it has several revisions, or lacks a trigger or a row that appends need.
+        SchemaTooNew: See `known_revision`.
+        SchemaError: See `known_revision`; or the database lacks a trigger or a row that appends need.
         StoreUnavailable: It cannot be read.
     """
     return _known_revision(engine, complete=True) == revisions()[-1]
@@ -81,10 +186,9 @@ def _known_revision(engine: Engine, *, complete: bool) -> str | None:
         if is_missing(engine.url):
             return None
         with backend_of(engine).consistent_reads(engine).connect() as connection:
-            revision = current_revision(connection)
+            revision = known_revision(connection)
             is_checked = complete and revision == revisions()[-1]
             missing = backend_of(engine).missing_parts(connection) if is_checked else {}
-    refuse_unknown(engine, revision)
     if missing:
         raise SchemaError(
             f"{database_name(engine)} is at revision {revision}, but lacks "
@@ -106,23 +210,13 @@ def require_head(engine: Engine, *, complete: bool = False) -> None:
     if revision == revisions()[-1]:
         return
     ini = shlex.quote(str(alembic_folder() / "alembic.ini"))
-    address = shlex.quote(f"url={database_name(engine)}")
+    arguments = [f"url={database_name(engine)}"]
+    if (name := version_table_of(engine)) != DEFAULT_VERSION_TABLE:
+        arguments.append(f"version_table={name}")
+    options = " ".join(f"-x {shlex.quote(argument)}" for argument in arguments)
     raise SchemaOutOfDate(
         f"{database_name(engine)} is at revision {revision or 'base'}; this version of peon needs {revisions()[-1]}. "
-        f"Run:  alembic -c {ini} -x {address} upgrade head",
-        database=database_name(engine),
-        revision=revision,
-        head=revisions()[-1],
-    )
-
-
-def refuse_unknown(engine: Engine, revision: str | None) -> None:
-    """Raises `SchemaTooNew` for a revision that this version has no script for."""
-    if revision is None or revision in revisions():
-        return
-    raise SchemaTooNew(
-        f"{database_name(engine)} is at revision {revision}, which this version of peon does not know (its newest "
-        f"is {revisions()[-1]}): install a newer version of peon, or open another database",
+        f"Run:  alembic -c {ini} {options} upgrade head",
         database=database_name(engine),
         revision=revision,
         head=revisions()[-1],
@@ -149,7 +243,9 @@ def upgrade(engine: Engine) -> None:
     A populated SQLite file is first copied to a file beside it that is named after the old revision.
 
     Raises:
-        SchemaTooNew: It is at a revision that this version does not know. Nothing was written.
+        SchemaTooNew: It is at a revision that this version does not know, or at one of another Alembic tree. Nothing
+            was written.
+        SchemaError: Its revision is in another table than the one that the engine names. Nothing was written.
         MigrationFailed: A step failed. The database is as it was before; the message names the copy.
         StoreUnavailable: It cannot be written, or another migration holds the lock for longer than `busy_timeout`.
     """
@@ -169,8 +265,7 @@ def migrate(engine: Engine, target: str | None) -> Migration:
     from alembic.config import Config
 
     with _migration_lock.held(), DriverErrors(engine), migration_transaction(engine) as connection:
-        revision = current_revision(connection)
-        refuse_unknown(engine, revision)
+        revision = known_revision(connection)
         if revision == target:
             return Migration(revision, target, None)  # perhaps another process has done it while this one waited
         copy = backend_of(engine).save_copy(connection, revision)
@@ -230,7 +325,10 @@ def descriptions() -> dict[str, str]:
 
 @contextmanager
 def migration_transaction(engine: Engine) -> Iterator[Connection]:
-    """Yields a connection in a transaction that excludes other migrations; commits it at the end."""
+    """Yields a connection in a transaction that excludes other migrations; commits it at the end.
+
+    On SQLite, foreign keys are not enforced meanwhile, because Alembic changes a table by copying it.
+    """
     with engine.connect() as connection, backend_of(engine).migration_transaction(connection):
         yield connection
 

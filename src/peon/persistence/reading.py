@@ -38,7 +38,7 @@ def opened_for_reading(
         StoreUnavailable: There is no such file. Other reasons are met when the database is first read.
         PersistenceError: The URL cannot be used, or its driver is not installed; a database in memory was named.
     """
-    arguments = engine_arguments(config, url, connect_args)
+    arguments = engine_arguments(config, url, connect_args, echo=False)
     engine = create_reading_engine(
         arguments["url"],
         access="read and compute" if temporary_tables else "read",
@@ -46,6 +46,7 @@ def opened_for_reading(
         pool_size=arguments["pool_size"],
         pool_timeout=arguments["pool_timeout"],
         connect_args=arguments["connect_args"],
+        version_table=arguments["version_table"],
     )
     if is_memory(engine.url):
         raise PersistenceError("a database in memory exists only in the process that has created it: name a file")

@@ -3,12 +3,13 @@
 import gc
 import sqlite3
 import threading
+import warnings
 
-from peon.persistence.backends.sqlite_driver import GatedConnection
+from peon.persistence.backends.sqlite_driver import EventLoopConnection, GatedConnection
 
 
 def test_a_forgotten_connection_is_closed_while_no_process_can_fork() -> None:
-    forgotten = [sqlite3.connect(":memory:", factory=GatedConnection, check_same_thread=False)]
+    forgotten = [sqlite3.connect(":memory:", factory=EventLoopConnection, check_same_thread=False)]
     lock = forgotten[0].fork_lock
 
     def forget() -> None:
@@ -25,3 +26,11 @@ def test_a_forgotten_connection_is_closed_while_no_process_can_fork() -> None:
         return is_waiting
 
     assert forget_while_locked()
+
+
+def test_a_connection_that_was_not_closed_causes_a_warning() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sqlite3.connect(":memory:", factory=GatedConnection)
+        gc.collect()
+    assert [warning.category for warning in caught] == [ResourceWarning]

@@ -34,7 +34,6 @@ MATCHES: list[tuple[EventQuery, OrchestrationEvent, bool]] = [
     (EventQuery(event_types=["ThreadDeleted"]), ThreadDeleted(thread_id=THREAD), True),
     (EventQuery(event_types=["ThreadSelected", "ThreadDeleted"]), ThreadDeleted(thread_id=THREAD), True),
     (EventQuery(event_types=["ThreadSelected"]), ThreadDeleted(thread_id=THREAD), False),
-    (EventQuery(event_types=[]), ThreadDeleted(thread_id=THREAD), False),
     (EventQuery(thread_id=THREAD), ThreadDeleted(thread_id=THREAD), True),
     (EventQuery(thread_id=str(THREAD).upper()), ThreadDeleted(thread_id=THREAD), True),
     (EventQuery(thread_id=OTHER), ThreadDeleted(thread_id=THREAD), False),
@@ -105,7 +104,10 @@ def compete(barrier: Any, url: str, rounds: int, wins: Any) -> None:
         for turn in range(rounds):
             thread = UUID(int=turn)
             barrier.wait(PATIENCE)
-            condition = AppendCondition(EventQuery(event_types=["ThreadDeleted"], thread_id=thread), after=0)
+            query = EventQuery(event_types=["ThreadDeleted"], thread_id=thread)
+            if turn % 2:
+                query = EventQuery.any_of(EventQuery(turn_id=TURN), query)
+            condition = AppendCondition(query, after=0)
             try:
                 database.events.append_all([ThreadDeleted(thread_id=thread)], condition=condition)
             except ConcurrencyError:

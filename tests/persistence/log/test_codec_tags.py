@@ -1,4 +1,4 @@
-"""Which fields of events can be tags."""
+"""Which fields of events can be tags, and which queries an event can match."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -10,9 +10,7 @@ import pytest
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, create_model
 from typing_extensions import TypeAliasType
 
-from peon.persistence import (
-    EventCodec,
-)
+from peon.persistence import EventCodec, EventQuery, Upcaster
 
 Named = NewType("Named", str)
 
@@ -35,6 +33,13 @@ class Share(Enum):
         Optional[Course],  # noqa: UP045 - another class than the union above
         Named,
         TypeAliasType("Alias", str | int),
+        list[str],
+        str | Annotated[list[str], Field(max_length=3)],
+        set[UUID] | None,
+        frozenset[Course | None],
+        tuple[int, ...],
+        tuple[str, Literal[1]],
+        TypeAliasType("Names", list[Named]),
     ],
 )
 def test_fields_of_text_integers_or_identifiers_can_be_tags(annotation: Any) -> None:
@@ -47,16 +52,18 @@ def test_fields_of_text_integers_or_identifiers_can_be_tags(annotation: Any) -> 
         bool,
         float,
         Annotated[float, Field(gt=0)] | None,
-        list[str],
+        list,
+        list[float],
+        list[list[str]],
+        list[str] | float,
         dict[str, str] | None,
-        str | Annotated[list[str], Field(max_length=3)],
         Literal["a", True],
         Share,
         datetime,
         Decimal,
         Any,
         create_model("Nested"),
-        TypeAliasType("Alias", list[str]),
+        TypeAliasType("Alias", list[bool]),
     ],
 )
 def test_a_field_of_other_values_is_refused_as_a_tag(annotation: Any) -> None:
@@ -77,3 +84,65 @@ def test_a_field_that_is_stored_under_an_alias_is_refused_as_a_tag() -> None:
     assert EventCodec(Aliased, tags=["place"]).tags == {"place"}
     with pytest.raises(ValueError, match="tag 'course' is stored as 'COURSE' by Aliased: a tag has no alias"):
         EventCodec(Aliased, tags=["course"])
+
+
+class Paid(BaseModel):
+    type: Literal["Paid"] = "Paid"
+    account: str
+
+
+class Noted(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    type: Literal["Noted"] = "Noted"
+
+
+class Shared(BaseModel):
+    type: Literal["Shared"] = "Shared"
+    owners: list[str]
+
+
+def same(payload: dict[str, Any]) -> dict[str, Any]:
+    return payload
+
+
+CODEC: EventCodec[Any] = EventCodec(
+    Annotated[Paid | Noted | Shared, Field(discriminator="type")],
+    upcasters=[Upcaster("PaidInCash", from_version=1, lift=same)],
+    tags=["account", "owners"],
+)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        EventQuery(event_types=["PaidInCash"]),  # only an upcaster knows it, and what it has as fields is unknown
+        EventQuery(event_types=["PaidInCash"], tags={"account": "a", "owners": ["b", "c"]}),
+        EventQuery(event_types=["Noted"], tags={"account": "a", "owners": "b"}),
+        EventQuery(event_types=["Shared"], tags={"owners": ["a", "b"]}),
+        EventQuery(event_types=["Shared", "Paid"], tags={"account": "a"}),  # some of the types suffice
+        EventQuery(tags={"account": "a", "owners": ["b", "c"]}),
+    ],
+)
+def test_a_query_that_a_stored_event_may_match_is_possible(query: EventQuery) -> None:
+    CODEC.query_tags.require_possible(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        (EventQuery(event_types=["PaidInCach"]), "'PaidInCach' is no event type .* did you mean 'PaidInCash'"),
+        (EventQuery(event_types=["Paid"], tags={"owners": "a"}), "no event of type Paid has owners"),
+        (EventQuery(tags={"account": ["a", "b"]}), "no event has 2 values of account"),
+        (EventQuery(event_types=["Paid"], tags={"account": ["a", "b"]}), "of type Paid has 2 values of account"),
+        (
+            EventQuery(event_types=["Paid", "Shared"], tags={"account": "a", "owners": ["b", "c"]}),
+            "no event of type Paid or Shared has account and 2 values of owners",
+        ),
+    ],
+)
+def test_a_query_that_no_stored_event_can_match_is_refused(query: EventQuery, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        CODEC.query_tags.require_possible(query)
+    CODEC.query_tags.require_possible(query, undecodable=True)
+    with pytest.raises(ValueError, match="colour is not a tag of these events; the codec names account, owners"):
+        CODEC.query_tags.require_possible(EventQuery(tags={"colour": "red"}), undecodable=True)

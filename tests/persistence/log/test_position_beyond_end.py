@@ -34,11 +34,13 @@ def follow_durably(database: Database, after: int) -> list[Any]:
 
 READS: dict[str, Callable[[Database, int], object]] = {
     "stream": lambda database, after: list(database.events.stream(after=after)),
-    "stream of types": lambda database, after: list(database.events.stream(after=after, event_types=["A"])),
+    "stream of types": lambda database, after: list(
+        database.events.stream(after=after, event_types=["ProjectCreated"])
+    ),
     "stream of a query": lambda database, after: list(database.events.stream(after=after, query=QUERY)),
     "replay": lambda database, after: database.events.replay_from(after + 1),
     "subscribe": lambda database, after: follow(database, after=after),
-    "subscribe to types": lambda database, after: follow(database, after=after, event_types=["A"]),
+    "subscribe to types": lambda database, after: follow(database, after=after, event_types=["ProjectCreated"]),
     "subscribe to a query": lambda database, after: follow(database, after=after, query=QUERY),
     "durable subscription": follow_durably,
 }

@@ -23,7 +23,7 @@ from peon.persistence import (
     EventQuery,
     EventStore,
 )
-from peon.persistence.log import pages
+from peon.persistence.log import pages, tag_index
 from peon.persistence.schema import events as log
 
 
@@ -172,3 +172,54 @@ def test_a_member_of_an_enumeration_means_its_value(database: Database, read: No
             store.append_all([], condition=AppendCondition(EventQuery(tags={"colour": value}), after=0))
     store.append_all([], condition=AppendCondition(EventQuery(tags={"colour": "\ud800"}), after=0))
     store.close()
+
+
+class Labelled(BaseModel):
+    type: Literal["Labelled"] = "Labelled"
+    label: str | list[str | int]
+
+
+class LabelledOnce(BaseModel):
+    type: Literal["Labelled"] = "Labelled"
+    label: str
+
+
+LABELLED: EventCodec[Labelled] = EventCodec(Labelled, tags=["label"])
+
+
+def test_an_event_has_each_value_of_a_list_as_its_tag(database: Database, read: None) -> None:
+    store = EventStore(database.engine, LABELLED)
+    labels: list[Any] = [["a", "b"], "a", [], [7, "7", "b", "a"], ["x" * 3_000], ["c", "c"]]
+    stored = store.append_all([Labelled(label=label) for label in labels])
+
+    def found(*values: str | int) -> list[int]:
+        query = EventQuery(tags={"label": values})
+        sequences = [each.sequence for each in store.stream(query=query)]
+        assert conflict(store, AppendCondition(query, after=0)) == next(iter(sequences), None)
+        return sequences
+
+    assert found("a") == [1, 2, 4]
+    assert found("a", "b") == [1, 4]
+    assert found("a", "b", 7) == found("7", "a") == [4]
+    assert found("a", "c") == []
+    assert found("c") == [6]
+    assert found("x" * 3_000) == [5]
+    either = EventQuery.any_of(EventQuery(tags={"label": "c"}), EventQuery(tags={"label": ["b", "a"]}))
+    assert list(store.stream(query=either)) == [stored[0], stored[3], stored[5]]
+    store.close()
+
+
+def test_a_tag_that_becomes_a_list_is_indexed_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that was filled when an event had one value knows nothing of the lists before its position."""
+    monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)
+    store = EventStore(database.engine, LABELLED)
+    stored = store.append_all([Labelled(label="a"), Labelled(label=["a", "b"])])
+    before: EventStore[LabelledOnce] = EventStore(database.engine, EventCodec(LabelledOnce, tags=["label"]))
+    query = EventQuery(tags={"label": "a"})
+    assert [each.sequence for each in before.stream(query=query, undecodable=UndecodableEvent)] == [1]
+
+    assert list(store.stream(query=query)) == stored
+    assert conflict(store, AppendCondition(query, after=1)) == 2
+    assert [each.sequence for each in before.stream(query=query)] == [1]
+    store.close()
+    before.close()

@@ -461,9 +461,16 @@ class TestErrors:
             coming = consumers.submit(next, subscription)
             until_waiting(database)
             engine = create_engine(migrated_postgresql_url)
-            ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = :name"
+            # Not the pool's connections: the one that is terminated while it reads would end the subscription.
+            ended = (
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE application_name = :name AND query = :last"
+            )
+            watcher_of_name = {"name": name, "last": postgresql_watching.SCHEMA_OF_LOG}
             with engine.connect() as connection:
-                connection.execute(text(ended), {"name": name})
+                deadline = time.monotonic() + PATIENCE
+                while not connection.execute(text(ended), watcher_of_name).all():  # it has yet to begin
+                    assert time.monotonic() < deadline
             engine.dispose()
             append_names(address(migrated_postgresql_url), ["a"])
             assert coming.result(PATIENCE).sequence == 1
@@ -478,7 +485,9 @@ class TestErrors:
             ({"after": -1}, ValueError, "after is a number from 0 on"),
             ({"undecodable": "skip"}, ValueError, "undecodable is"),
             ({"event_types": "ProjectRenamed"}, TypeError, "event_types takes a list"),
-            ({"event_types": [], "query": EventQuery()}, ValueError, "name the types in the query"),
+            ({"event_types": ["ProjectRenamed"], "query": EventQuery()}, ValueError, "name the types in the query"),
+            ({"event_types": ["ProjectRenamd"]}, ValueError, "did you mean 'ProjectRenamed'"),
+            ({"query": EventQuery(event_types=["ProjectRenamd"])}, ValueError, "did you mean 'ProjectRenamed'"),
             ({"query": EventQuery(tags={"colour": "red"})}, ValueError, "colour is not a tag"),
             ({"stop": 5}, TypeError, "stop is an event that is set"),
             ({"after": "1"}, TypeError, "after is a number"),

@@ -76,9 +76,10 @@ class AsyncDatabase:
         maintain_projections: bool = True,
         progress: Progress | None = None,
         connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
     ) -> Self:
         """See `Database.open`; migrations run in a thread."""
-        arguments = engine_arguments(config, url, connect_args)
+        arguments = engine_arguments(config, url, connect_args, echo=echo)
         statements = await asyncio.to_thread(_migrate, arguments, migrate=migrate)
         engine = create_async_engine(**arguments)
         if statements is not None:

@@ -12,6 +12,7 @@ from sqlalchemy import URL, AsyncAdaptedQueuePool, Dialect, Engine, Pool, QueueP
 from sqlalchemy.dialects.sqlite import pysqlite  # noqa: F401 - otherwise imported by the first create_engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from peon.config import DEFAULT_VERSION_TABLE
 from peon.persistence.backends import BACKENDS, backend_of
 from peon.persistence.backends.address import (
     is_memory,
@@ -22,6 +23,7 @@ from peon.persistence.backends.address import (
     with_blocking_driver,
 )
 from peon.persistence.backends.interface import Access, Synchronous
+from peon.persistence.backends.version_table import VERSION_TABLE, checked_version_table
 from peon.persistence.errors import PersistenceError
 from peon.persistence.runtime.event_loop import sleep_in_event_loop
 from peon.persistence.runtime.forking import keep_inherited, reset_after_fork
@@ -40,6 +42,8 @@ def create_engine(
     pool_size: int | None = None,
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
+    version_table: str = DEFAULT_VERSION_TABLE,
+    echo: bool = False,
 ) -> Engine:
     """Returns an engine on which each transaction is durable once it is committed.
 
@@ -57,14 +61,17 @@ def create_engine(
         pool_timeout: Seconds to wait for a connection of the pool; by default SQLAlchemy's 30, and `busy_timeout`
             for a database in memory.
         connect_args: Further arguments of the driver's `connect`, such as `keepalives` or `prepare_threshold`.
+        version_table: The table in which migrations keep the revision of Peon's tables.
+        echo: Log each statement, without its parameters, to the logger `sqlalchemy.engine.Engine` and to standard
+            output. See SQLAlchemy's `create_engine`.
 
     Raises:
         PersistenceError: The URL is malformed, of another database system, or its driver is not installed.
-        TypeError: `pool_size`, `pool_timeout` or `connect_args` is of the wrong type.
+        TypeError: `pool_size`, `pool_timeout`, `connect_args` or `version_table` is of the wrong type.
         ValueError: `pool_size` or `pool_timeout` is out of range, the pool of a database in memory is to have several
-            connections, or `connect_args` has an argument that Peon sets itself.
+            connections, `connect_args` has an argument that Peon sets itself, or no version table can have the name.
     """
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {})
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
     engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
     _set_up(engine, synchronous, options, time.sleep)
     return engine
@@ -78,6 +85,8 @@ def create_reading_engine(
     pool_size: int | None = None,
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
+    version_table: str = DEFAULT_VERSION_TABLE,
+    echo: bool = False,
 ) -> Engine:
     """Returns an engine whose transactions only read. It creates no file, and changes none.
 
@@ -88,13 +97,15 @@ def create_reading_engine(
         pool_size: See `create_engine`.
         pool_timeout: See `create_engine`.
         connect_args: See `create_engine`.
+        version_table: See `create_engine`.
+        echo: See `create_engine`.
 
     Raises:
         PersistenceError: See `create_engine`.
         TypeError: See `create_engine`.
         ValueError: See `create_engine`.
     """
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {})
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
     engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
     _set_up(engine, "FULL", options, time.sleep, access)
     return backend_of(engine).reads_only(engine, access)
@@ -108,6 +119,8 @@ def create_async_engine(
     pool_size: int | None = None,
     pool_timeout: float | None = None,
     connect_args: Mapping[str, Any] | None = None,
+    version_table: str = DEFAULT_VERSION_TABLE,
+    echo: bool = False,
 ) -> "AsyncEngine":
     """Returns an engine like that of `create_engine`, for the tasks of one event loop.
 
@@ -118,6 +131,8 @@ def create_async_engine(
         pool_size: See `create_engine`.
         pool_timeout: See `create_engine`.
         connect_args: See `create_engine`.
+        version_table: See `create_engine`.
+        echo: See `create_engine`.
 
     Raises:
         PersistenceError: See `create_engine`.
@@ -129,7 +144,7 @@ def create_async_engine(
     if find_spec("greenlet") is None:
         raise PersistenceError("greenlet is not installed; for an event loop, install peon with its extra 'async'")
     address = with_asynchronous_driver(parse_url(url))
-    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {})
+    options = _Options(busy_timeout, pool_size, pool_timeout, connect_args or {}, version_table, echo)
     engine = _create(asyncio.create_async_engine, address, options, AsyncAdaptedQueuePool)
     _set_up(engine.sync_engine, synchronous, options, sleep_in_event_loop)
     return engine
@@ -147,6 +162,8 @@ class _Options(NamedTuple):
     pool_size: int | None
     pool_timeout: float | None
     connect_args: Mapping[str, Any]
+    version_table: str
+    echo: bool
 
 
 # By dialect: an engine has one for its whole life, and shares it with those that are derived from it. Not an execution
@@ -156,10 +173,17 @@ _connect_args: WeakKeyDictionary[Dialect, Mapping[str, Any]] = WeakKeyDictionary
 
 def _create(create: Callable[..., EngineT], url: URL, given: _Options, pool: type[Pool]) -> EngineT:
     address = with_absolute_path(url)
-    options: dict[str, Any] = {"hide_parameters": True}  # they are payloads, and would end up in logs
+    options: dict[str, Any] = {
+        "echo": given.echo,
+        "hide_parameters": True,
+    }  # they are payloads, and would end up in logs
     backend = BACKENDS[address.get_backend_name()]
     options |= backend.engine_options(address, busy_timeout=given.busy_timeout, pool=pool)
     options |= _pool_options(address, given, pool)
+    options["execution_options"] = {
+        **options.get("execution_options", {}),
+        VERSION_TABLE: checked_version_table(given.version_table),
+    }
     options["connect_args"] = _merged(given.connect_args, options["connect_args"])
     try:
         return create(address, **options)

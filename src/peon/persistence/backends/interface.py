@@ -117,6 +117,7 @@ class Backend(ABC):
         rebuilds_in_steps: Whether a rebuild commits after each step, and not only at its end.
         survives_interrupts: Whether a connection can be used after a signal handler has raised inside the driver.
         stores_nul: Whether text may hold NUL characters.
+        measures_parts_by_reading: Whether `sizes_of_parts` reads the whole database.
         maximum_key_bytes: Bytes of UTF-8 that text may have in an index beside an identifier; `None` for no limit.
     """
 
@@ -126,6 +127,7 @@ class Backend(ABC):
     rebuilds_in_steps: ClassVar[bool]
     survives_interrupts: ClassVar[bool]
     stores_nul: ClassVar[bool]
+    measures_parts_by_reading: ClassVar[bool]
     maximum_key_bytes: ClassVar[int | None]
 
     # Connecting
@@ -285,7 +287,7 @@ class Backend(ABC):
 
     @abstractmethod
     def sizes_of_parts(self, connection: Connection) -> list[SizeOfPart] | None:
-        """Returns the sizes of all tables and indexes; `None` if they are not known. SQLite reads the whole file."""
+        """Returns the sizes of all tables and indexes; `None` if they are not known."""
 
     @abstractmethod
     def users(self, connection: Connection) -> list[str] | None:

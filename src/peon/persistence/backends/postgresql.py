@@ -83,6 +83,7 @@ class PostgreSQLBackend(Backend):
     # psycopg may remain in pipeline mode, in which it takes its transaction for idle and sends no ROLLBACK.
     survives_interrupts = False
     stores_nul = False
+    measures_parts_by_reading = False
     maximum_key_bytes = MAXIMUM_KEY_BYTES
 
     def engine_options(self, url: URL, *, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Self
 
-from sqlalchemy import ClauseElement, Connection, Text, bindparam, func, insert, select
+from sqlalchemy import ClauseElement, Connection, CursorResult, Text, bindparam, func, insert, select
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.exc import DBAPIError
 
 from peon.persistence.backends.driver_errors import database_name, no_sequence_left
 from peon.persistence.backends.interface import LogHead
@@ -116,33 +116,26 @@ class PostgreSQLLogHead(LogHead):
 
     def _run(self, statement: str, parameters: Sequence[object] = ()) -> int:
         """Returns the only value of the statement; the opening statements are sent before it."""
-        # The last of the opening statements acquires the lock.
-        cursors = [self.connection.connection.cursor() for _ in (*self._opening, statement)]
+        locked: CursorResult[Any] | None = None
         try:
-            self._send(cursors, statement, parameters)
-            self._require_lock(cursors)
-            value: int = cursors[-1].fetchall()[0][0]
-        finally:
-            for cursor in cursors:
-                cursor.close()
+            with _in_one_round_trip(self.connection):
+                for earlier in self._opening:  # the last one acquires the lock
+                    locked = self.connection.exec_driver_sql(earlier)
+                result = self.connection.exec_driver_sql(statement, tuple(parameters))
+            self._require_lock(locked)
+            value = _only_value(result)
+        except Exception as error:
+            self._require_lock(locked, error)
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            if getattr(cause, "sqlstate", None) == OUT_OF_RANGE:
+                raise no_sequence_left(self.connection) from error
+            raise
         self._opening = []
         return value
 
-    def _send(self, cursors: Sequence[DBAPICursor], statement: str, parameters: Sequence[object]) -> None:
-        try:
-            with _in_one_round_trip(self.connection):
-                for cursor, earlier in zip(cursors, self._opening, strict=False):
-                    cursor.execute(earlier)
-                cursors[-1].execute(statement, parameters)
-        except Exception as error:
-            self._require_lock(cursors, error)
-            if getattr(error, "sqlstate", None) == OUT_OF_RANGE:
-                raise no_sequence_left(self.connection) from error
-            raise
-
-    def _require_lock(self, cursors: Sequence[DBAPICursor], error: Exception | None = None) -> None:
+    def _require_lock(self, locked: CursorResult[Any] | None, error: Exception | None = None) -> None:
         # Without the row, appends collide or block each other, with errors that tell nothing about the cause.
-        if self._opening and cursors[-2].rowcount == 0:
+        if locked is not None and locked.context.cursor.rowcount == 0:
             raise StoreUnavailable(
                 f"{database_name(self.connection.engine)}: the row of the table append_lock, which orders appends, is "
                 f"missing: run  {CREATE_LOCK_ROW}"
@@ -159,6 +152,19 @@ def _in_one_round_trip(connection: Connection) -> AbstractContextManager[object]
     driver: Any = connection.connection.dbapi_connection
     pipeline: AbstractContextManager[object] = driver.pipeline()
     return pipeline
+
+
+def _only_value(result: CursorResult[Any]) -> int:
+    """Returns the number that a statement returned.
+
+    SQLAlchemy asks a cursor right after the statement whether there are rows. In a pipeline the answer is no, so it
+    closes the cursor. What the server sent later is still in `pgresult`.
+    """
+    if result.returns_rows:
+        value: int = result.scalar_one()
+        return value
+    cursor: Any = result.context.cursor
+    return int(cursor.pgresult.get_value(0, 0))
 
 
 def _slices_to_send(payloads: Sequence[str]) -> Iterator[slice]:

@@ -37,6 +37,7 @@ from peon.persistence.backends.sqlite_consumer_lock import FileConsumerLock, Pro
 from peon.persistence.backends.sqlite_driver import GatedConnection, first_row
 from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
 from peon.persistence.schema import append_lock, events, log_identity
 
@@ -73,6 +74,7 @@ class SQLiteBackend(Backend):
     rebuilds_in_steps = True
     survives_interrupts = True
     stores_nul = True
+    measures_parts_by_reading = True
     maximum_key_bytes = None
 
     def engine_options(self, url: URL, *, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class SQLiteBackend(Backend):
         # an INSERT, and not for a SAVEPOINT, whose end would then be a commit.
         driver: Any = connection.connection.driver_connection
         if not driver.in_transaction:
-            driver_connection(connection).execute("BEGIN IMMEDIATE")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     @contextmanager
     def transaction_without_waiting(self, engine: Engine) -> Iterator[Connection]:
@@ -139,8 +141,9 @@ class SQLiteBackend(Backend):
         return not engine.dialect.is_async  # SQLAlchemy's adapter fetches all rows of a result at once
 
     def is_damaged_text(self, error: Exception) -> bool:
+        cause = error.orig if isinstance(error, DBAPIError) else error
         # Errors of SQLite have a code. Those of Python's module do not: it has met text that is not UTF-8.
-        return isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")
+        return isinstance(cause, sqlite3.OperationalError) and not hasattr(cause, "sqlite_errorcode")
 
     @contextmanager
     def text_decoded_by(self, connection: Connection, decode: Callable[[bytes], str | bytes]) -> Iterator[None]:
@@ -249,12 +252,12 @@ class SQLiteBackend(Backend):
             return
         # DROP TABLE reads the pages that it frees, and a transaction that has met a damaged page cannot write any more.
         # The pages remain unused until the next VACUUM.
-        driver = driver_connection(connection)
-        driver.execute("PRAGMA writable_schema = ON")
+        connection.exec_driver_sql("PRAGMA writable_schema = ON")
         try:
-            driver.execute(f"DELETE FROM {table.schema}.sqlite_master WHERE tbl_name = ?", (table.name,))  # noqa: S608
+            entries = f"DELETE FROM {table.schema}.sqlite_master WHERE tbl_name = ?"  # noqa: S608
+            connection.exec_driver_sql(entries, (table.name,))
         finally:
-            driver.execute("PRAGMA writable_schema = RESET")  # off; tables are looked up again
+            connection.exec_driver_sql("PRAGMA writable_schema = RESET")  # off; tables are looked up again
 
     def statements_that_may_fail(self, connection: Connection) -> nullcontext[None]:
         return nullcontext()  # a savepoint could not be ended after a damaged page was met
@@ -323,6 +326,7 @@ def _main_file(connection: Connection) -> Path | None:
 
 
 def _is_populated(connection: Connection) -> bool:
-    always_filled = {"alembic_version", append_lock.name, log_identity.name}  # each has its one row from the beginning
+    # Each has its one row from the beginning.
+    always_filled = {version_table_of(connection), append_lock.name, log_identity.name}
     tables = [name for name in inspect(connection).get_table_names() if name not in always_filled]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)

@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from peon.persistence.backends.address import is_file, is_memory
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.interface import READ_ONLY, Access, Synchronous
-from peon.persistence.backends.sqlite_driver import GatedConnection, first_row
+from peon.persistence.backends.sqlite_driver import EventLoopConnection, GatedConnection, first_row
 from peon.persistence.backends.sqlite_file import DatabaseFile, OpenFile
 from peon.persistence.backends.sqlite_file_locks import PATIENCE_SECONDS, is_busy, reason_for_no_locks
 from peon.persistence.backends.sqlite_reading import mode_for_reading
@@ -36,7 +36,8 @@ _WRITE_LOCK = "peon_write_lock"
 
 def connection_options(url: URL, busy_timeout: float, pool: type[Pool]) -> dict[str, Any]:
     # The driver must not begin transactions by itself; the `begin` listener below does.
-    connect_args: dict[str, Any] = {"isolation_level": None, "factory": GatedConnection}
+    factory = EventLoopConnection if url.get_driver_name() == "aiosqlite" else GatedConnection
+    connect_args: dict[str, Any] = {"isolation_level": None, "factory": factory}
     if sys.version_info >= (3, 12):
         connect_args["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL
     if not is_memory(url):

@@ -5,6 +5,7 @@ child waits for it for ever as soon as it opens a database (measured in docs/exp
 """
 
 import sqlite3
+import warnings
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from threading import RLock
@@ -109,8 +110,20 @@ class GatedConnection(sqlite3.Connection):
 
     def __del__(self) -> None:
         # Python would close it without the lock.
-        with suppress(sqlite3.ProgrammingError):  # it was never opened, or belongs to another thread
+        with suppress(sqlite3.ProgrammingError):  # it is closed, was never opened, or belongs to another thread
+            self.total_changes  # noqa: B018
+            self._warn()
             self.close()
+
+    def _warn(self) -> None:
+        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+
+
+class EventLoopConnection(GatedConnection):
+    """A connection that aiosqlite opens. It forgets one whose opening is cancelled, which is then closed here."""
+
+    def _warn(self) -> None:
+        pass
 
 
 def first_row(connection: sqlite3.Connection, query: str) -> tuple[Any, ...]:

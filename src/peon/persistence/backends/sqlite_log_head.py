@@ -3,21 +3,22 @@
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from itertools import chain, count, repeat
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert
+from sqlalchemy import BindParameter, Connection, bindparam, insert
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import OperationalError
 
-from peon.persistence.backends.compiled import CompiledStatement, insert_into
+from peon.persistence.backends.compiled import CompiledStatement
 from peon.persistence.backends.driver_errors import database_name, no_sequence_left
 from peon.persistence.backends.interface import LogHead
-from peon.persistence.backends.sqlite_connections import driver_connection
-from peon.persistence.backends.sqlite_driver import first_row
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.schema import LAST_SEQUENCE, MAXIMUM_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp
 
-# Compiled once: SQLAlchemy's way from a statement to the driver costs as much as SQLite's work for it.
+# Compiled once: SQLAlchemy's way from a Core statement to its text costs as much as SQLite's work for it.
 _INSERT = str(insert(events).compile(dialect=sqlite.dialect(), column_keys=("event_type", "payload", "stored_at")))
 
 # Of AUTOINCREMENT: the largest that the table has ever had.
@@ -26,15 +27,22 @@ _LARGEST_SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 ROWS_A_STATEMENT = 16
 """Rows in one INSERT. For each statement the driver works as long as SQLite does for a row."""
 
-# AUTOINCREMENT assigns the sequence of a batch's first row, the others are given: SQLite does not promise in which
-# order it stores the rows of one statement.
-_INSERT_NUMBERED = insert_into(events)
-_INSERT_MANY_NUMBERED = CompiledStatement(
-    insert(events).values(
-        [{name: bindparam(f"{name}_{row}") for name in events.columns} for row in range(ROWS_A_STATEMENT)]
-    ),
-    [f"{name}_{row}" for row in range(ROWS_A_STATEMENT) for name in events.columns],
-)
+
+@cache
+def _insert_numbered(rows: int) -> CompiledStatement:
+    """Returns the INSERT of that many rows with their sequences.
+
+    AUTOINCREMENT assigns the sequence of a batch's first row, the others are given: SQLite does not promise in which
+    order it stores the rows of one statement.
+    """
+    places = range(rows)
+    values: list[dict[str, BindParameter[Any]]] = [
+        {column.name: bindparam(f"{column.name}_{place}") for column in events.columns} for place in places
+    ]
+    return CompiledStatement(
+        insert(events).values(values), [f"{column.name}_{place}" for place in places for column in events.columns]
+    )
+
 
 _ENDS = """
 SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'events'),
@@ -55,9 +63,9 @@ def require_fitting_end(connection: Connection) -> None:
     """
     if _END_FITS in connection.info:
         return
-    driver = driver_connection(connection)
-    counter, in_table, in_index = first_row(driver, _ENDS)
-    if not counter == in_table == in_index and first_row(driver, "PRAGMA integrity_check(1)") != ("ok",):
+    counter, in_table, in_index = connection.exec_driver_sql(_ENDS).one()
+    agree = counter == in_table == in_index
+    if not agree and connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one() != "ok":
         raise StoreUnavailable(
             f"{database_name(connection.engine)}: the file is damaged: its log ends with event {in_table}, and "
             f"{counter} events have been numbered. Was a backup put beside the -wal file of another state? Move the "
@@ -90,15 +98,13 @@ class SQLiteLogHead(LogHead):
         require_fitting_end(self.connection)
         moment = datetime.now(UTC)
         stored_at = format_timestamp(moment)
-        cursor = self.connection.connection.cursor()
         try:
-            cursor.execute(_INSERT, (event_types[0], payloads[0], stored_at))
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL and self._is_at_end():
+            first: int = self.connection.exec_driver_sql(_INSERT, (event_types[0], payloads[0], stored_at)).lastrowid
+        except OperationalError as error:
+            code = getattr(error.orig, "sqlite_errorcode", None)
+            if code == sqlite3.SQLITE_FULL and self._is_at_end():
                 raise no_sequence_left(self.connection) from error
             raise
-        first: int = cursor.lastrowid
-        cursor.close()
         if len(payloads) > 1:
             if first > MAXIMUM_SEQUENCE - len(payloads) + 1:
                 raise no_sequence_left(self.connection)
@@ -112,9 +118,10 @@ class SQLiteLogHead(LogHead):
 
     def _add_numbered(self, first: int, event_types: Sequence[str], payloads: Sequence[str], stored_at: str) -> None:
         rows = [*zip(count(first), event_types, payloads, repeat(stored_at))]
-        end = len(rows) - len(rows) % ROWS_A_STATEMENT
-        groups = [
-            [*chain.from_iterable(rows[start : start + ROWS_A_STATEMENT])] for start in range(0, end, ROWS_A_STATEMENT)
-        ]
-        _INSERT_MANY_NUMBERED.run(self.connection, groups)
-        _INSERT_NUMBERED.run(self.connection, rows[end:])
+        full = len(rows) - len(rows) % ROWS_A_STATEMENT
+        starts = range(0, full, ROWS_A_STATEMENT)
+        _insert_numbered(ROWS_A_STATEMENT).run(
+            self.connection, [tuple(chain.from_iterable(rows[start : start + ROWS_A_STATEMENT])) for start in starts]
+        )
+        if rest := rows[full:]:
+            _insert_numbered(len(rest)).run(self.connection, [tuple(chain.from_iterable(rest))])

@@ -21,14 +21,30 @@ from peon.persistence.errors import (
 )
 from peon.persistence.log.codec import EventCodec, EventT
 from peon.persistence.log.idempotency import Command, Receipt, add_receipt, receipt_of
+from peon.persistence.log.matcher import Matcher
 from peon.persistence.log.pages import LogPages
-from peon.persistence.log.query import AppendCondition, EventQuery, canonical, require_tags
+from peon.persistence.log.query import AppendCondition, canonical
 from peon.persistence.log.stored_event import StoredEvent, decoded
-from peon.persistence.log.tag_index import TagIndex, TakesLong
+from peon.persistence.log.tag_index import TagIndex
+from peon.persistence.log.tag_walk import TakesLong
 from peon.persistence.runtime.event_loop import with_pauses
 from peon.persistence.schema.timestamps import format_timestamp
 
 AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
+
+
+class CheckedCondition(NamedTuple):
+    """An append condition, with what can be prepared before the write lock is acquired.
+
+    Attributes:
+        after: See `AppendCondition`.
+        matcher: Of its query.
+        holds_until: No event between `after` and this sequence matches, as was seen before.
+    """
+
+    after: int
+    matcher: Matcher
+    holds_until: int = 0
 
 
 class AppendRequest(NamedTuple, Generic[EventT]):
@@ -37,16 +53,14 @@ class AppendRequest(NamedTuple, Generic[EventT]):
     Attributes:
         may_take_long: Index and read whatever the condition needs within the transaction. Otherwise the append
             gives up with `TakesLong`.
-        holds_until: No event between the position of the condition and this sequence matches, as was seen before.
     """
 
     batch: list[EventT]
     event_types: list[str]
     payloads: list[str]
-    condition: AppendCondition | None = None
+    condition: CheckedCondition | None = None
     command: Command | None = None
     may_take_long: bool = False
-    holds_until: int = 0
 
     @property
     def is_conditional(self) -> bool:
@@ -73,7 +87,7 @@ class Appender(Generic[EventT]):
         self._on_append = on_append
         self._driver_errors = driver_errors
         self._log = LogPages(engine, driver_errors)
-        self.index = TagIndex(engine, driver_errors)
+        self.index = TagIndex(engine, driver_errors, codec.query_tags.lists)
 
     def request(
         self, events: Iterable[EventT], condition: AppendCondition | None, command_id: UUID | str | None
@@ -84,12 +98,21 @@ class Appender(Generic[EventT]):
         columns = self._codec.encode(with_pauses(batch, self._dialect))
         if condition is None and command_id is None:
             return AppendRequest(batch, *columns)
+        checked = None
         if condition is not None:
             if not isinstance(condition, AppendCondition):
                 raise TypeError(f"condition is an AppendCondition, not {type(condition).__name__}")
-            require_tags(condition.query, self._codec.tags)
+            self._codec.query_tags.require_possible(condition.query)
+            checked = CheckedCondition(condition.after, self.index.matcher(condition.query))
         command = None if command_id is None else Command(canonical("command_id", command_id), batch)
-        return AppendRequest(batch, *columns, condition, command)
+        return AppendRequest(batch, *columns, checked, command)
+
+    def checked_outside(self, request: AppendRequest[EventT]) -> AppendRequest[EventT]:
+        """Returns a request whose condition was checked up to the present end of the log, without the write lock."""
+        if (condition := request.condition) is not None:
+            holds_until = self.index.holds_until(condition.matcher, condition.after)
+            request = request._replace(condition=condition._replace(holds_until=holds_until))
+        return request._replace(may_take_long=True)
 
     def append_within(self, connection: Connection, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
         """Performs a request in the caller's transaction."""
@@ -154,20 +177,20 @@ class Appender(Generic[EventT]):
         if (condition := request.condition) is not None:
             if condition.after > head.last:
                 raise PositionBeyondEnd(self._database, condition.after, head.last)
-            after = max(condition.after, request.holds_until)
-            sequence = self._first_match(head, condition.query, after, may_take_long=request.may_take_long)
+            after = max(condition.after, condition.holds_until)
+            sequence = self._first_match(head, condition.matcher, after, may_take_long=request.may_take_long)
             if sequence is not None:
                 raise ConcurrencyError(sequence, condition.after)
         return None
 
-    def _first_match(self, head: LogHead, query: EventQuery, after: int, *, may_take_long: bool) -> int | None:
+    def _first_match(self, head: LogHead, matcher: Matcher, after: int, *, may_take_long: bool) -> int | None:
         try:
-            return self.index.first_match(head.connection, query, after, head.last, may_take_long=may_take_long)
+            return self.index.first_match(head.connection, matcher, after, head.last, may_take_long=may_take_long)
         except TakesLong:
             if not may_take_long:
                 raise
-        self.index.extend(head.connection, query.wanted())
-        return self.index.first_match(head.connection, query, after, head.last, may_take_long=True)
+        self.index.extend(head.connection, matcher.names)
+        return self.index.first_match(head.connection, matcher, after, head.last, may_take_long=True)
 
     def _store(self, head: LogHead, request: AppendRequest[EventT]) -> list[StoredEvent[EventT]]:
         stored = self._add(head, *request[:3]) if request.batch else []

@@ -1,14 +1,12 @@
 """Encodes events into the `event_type` and `payload` columns of the log, and decodes them."""
 
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, overload
-from uuid import UUID
+from types import UnionType
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,6 +14,7 @@ from pydantic_core import from_json, to_json
 
 from peon.payloads import event_type_name
 from peon.persistence.errors import EventDecodeError, EventEncodeError
+from peon.persistence.log.codec_tags import CodecTags
 from peon.persistence.log.instants import equal_as_instants
 from peon.persistence.log.lone_surrogates import place_of_lone_surrogate
 from peon.persistence.redaction import collect_names, describe, describe_place
@@ -71,11 +70,13 @@ class EventCodec(Generic[EventT]):
             again before it is stored, and compared. That finds everything that JSON cannot carry, for any models,
             and makes encoding about twice as slow.
         tags: Fields by which `EventQuery` finds events. Their values are text, integers, UUIDs, enumerations of
-            those, or `None`, which no query matches. Not every member needs to have them.
+            those, lists or sets of them, which give an event several values of the tag, or `None`, which no query
+            matches. Not every member needs to have them.
 
     Attributes:
         decoders: Fast path, by event type: raises raw errors. Use `decode` for explained ones.
         tags: The names of the tags.
+        query_tags: Refuses queries that no event can match.
 
     Raises:
         TypeError: A member of the union is not an event, or its `schema_version` has no number as its default.
@@ -120,7 +121,6 @@ class EventCodec(Generic[EventT]):
             refuses = event_type.refuses_other_versions
             self.decoders[event_type.name] = event_type.read if refuses else self._reader_of_version_one(event_type)
         self._current = {event_type.name: event_type for event_type in self._types.values()}
-        self.tags = _checked_tags(tags, self._types)
         self._names: set[object] = set()
         for model in self._types:
             collect_names(model, self._names)
@@ -141,6 +141,9 @@ class EventCodec(Generic[EventT]):
             self._lifts[step] = upcaster.lift
         for name in versioned:
             self.decoders[name] = partial(self._lift_and_decode, name)
+        models = {event_type.name: model for model, event_type in self._types.items()}
+        self.query_tags = CodecTags(tags, models, {name for name, _ in self._lifts})
+        self.tags = self.query_tags.names
 
     def encode(self, events: Iterable[EventT]) -> tuple[list[str], list[str]]:
         """Returns the columns `event_type` and `payload`.
@@ -290,45 +293,6 @@ def _version_of(model: type[BaseModel], field: FieldInfo) -> int:
 
 class _Refused(Exception):  # noqa: N818
     """Carries a reason to the method that knows the place of the event."""
-
-
-def _checked_tags(tags: Iterable[str], models: Collection[type[BaseModel]]) -> frozenset[str]:
-    if isinstance(tags, str):
-        raise TypeError(f"tags takes a list of names: [{tags!r}]")
-    checked = frozenset(tags)
-    for tag in checked:
-        having = [model for model in models if tag in model.model_fields]
-        if not having or tag == "type":
-            raise ValueError(f"tag {tag!r} is a field of no member of the union")
-        for model in having:
-            field = model.model_fields[tag]
-            if not _is_tag(field.annotation):
-                raise ValueError(
-                    f"tag {tag!r} is a field of neither text nor integers nor UUIDs alone in {model.__name__}"
-                )
-            if model.model_config.get("serialize_by_alias") and field.serialization_alias not in (None, tag):
-                raise ValueError(
-                    f"tag {tag!r} is stored as {field.serialization_alias!r} by {model.__name__}: a tag has no alias"
-                )
-    return checked
-
-
-def _is_tag(annotation: Any) -> bool:
-    """Returns whether each value of the annotation is text, an integer or null in JSON."""
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        return all(map(_is_tag, get_args(annotation)))
-    if origin is Annotated:
-        return _is_tag(get_args(annotation)[0])
-    if origin is Literal:
-        return all(_is_tag(type(value)) for value in get_args(annotation))
-    if hasattr(annotation, "__value__"):  # type X = …
-        return _is_tag(annotation.__value__)
-    if hasattr(annotation, "__supertype__"):  # NewType
-        return _is_tag(annotation.__supertype__)
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return all(_is_tag(type(member.value)) for member in annotation)
-    return annotation in (str, int, UUID, None, NoneType)
 
 
 def _members(union: Any) -> Iterator[type[BaseModel]]:

@@ -1,11 +1,9 @@
 """Reads the rows of the log page by page."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select
-from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, Select, bindparam, func, select
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from peon.persistence.backends import backend_of
@@ -66,8 +64,8 @@ class LogPages:
         if not self._backend.fetches_rows_one_by_one(engine):
             page = _cut_to_size(page, self._backend.text_size, newest_first)
         some = select(*_ROW).where(events.c.sequence.in_(bindparam("sequences", expanding=True)))
-        # The driver runs the compiled text. After a page of decoding, SQLAlchemy's own code is no longer in the
-        # processor's cache, and would take a twentieth of the whole replay.
+        # Executed as text. After a page of decoding, SQLAlchemy's code that prepares a Core statement is no longer in
+        # the processor's cache, and would take a twentieth of the whole replay.
         self._page: SQLCompiler = page.compile(engine)
         self._some: SQLCompiler = some.order_by(order).compile(engine)
 
@@ -124,17 +122,14 @@ class LogPages:
 
     def _run(self, connection: Connection, compiled: SQLCompiler, parameters: dict[str, Any]) -> list[LogRow]:
         query = expand_parameters(compiled, parameters)
-        cursor = connection.connection.cursor()
+        values = tuple(query.positional_parameters) if compiled.positional else query.parameters
         try:
-            cursor.execute(query.statement, query.positional_parameters if compiled.positional else query.parameters)
-            return _fetch(cursor)
+            return _fetch(connection.exec_driver_sql(query.statement, values))
         except Exception as error:
             if not self._backend.is_damaged_text(error):
                 raise
-        escaped = self._backend.text_decoded_by(connection, _escape_invalid)
-        with escaped, closing(connection.connection.cursor()) as again:
-            again.execute(query.statement, query.positional_parameters)
-            return _fetch(again)
+        with self._backend.text_decoded_by(connection, _escape_invalid):
+            return _fetch(connection.exec_driver_sql(query.statement, values))
 
 
 def _order(sequence: ColumnElement[int], newest_first: bool) -> ColumnElement[int]:
@@ -158,11 +153,12 @@ def _cut_to_size(
     return select(*columns).where(sized.c.before <= PAGE_CHARACTERS).order_by(_order(sized.c.sequence, newest_first))
 
 
-def _fetch(cursor: DBAPICursor) -> list[LogRow]:
+def _fetch(result: CursorResult[Any]) -> list[LogRow]:
     page: list[LogRow] = []
     characters = 0
-    with closing(cursor):
-        while rows := cursor.fetchmany(FETCHED_EVENTS):
+    with result:
+        # From the driver's cursor: building SQLAlchemy's rows would take a tenth of the whole replay.
+        while rows := result.cursor.fetchmany(FETCHED_EVENTS):
             page += rows
             characters += sum([len(payload or "") for _, _, payload, _ in rows])
             if characters > PAGE_CHARACTERS:

@@ -14,7 +14,7 @@ from peon.persistence.errors import PositionBeyondEnd
 from peon.persistence.log.codec import EventCodec, UndecodableEvent
 from peon.persistence.log.identity import identity_of_log, renew_identity
 from peon.persistence.log.pages import LogPages, LogRow, Pages
-from peon.persistence.log.query import EventQuery, checked_names, require_tags
+from peon.persistence.log.query import EventQuery, checked_names
 from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.log.tag_index import TagIndex
 from peon.persistence.schema import LAST_SEQUENCE, MAXIMUM_SEQUENCE
@@ -35,7 +35,7 @@ class LogReader:
         self._engine = engine
         self.codec = codec
         self._driver_errors = driver_errors
-        self._index = TagIndex(engine, driver_errors)
+        self._index = TagIndex(engine, driver_errors, codec.query_tags.lists)
 
     def stream(
         self,
@@ -99,13 +99,16 @@ class LogReader:
 
     def _checked(self, selection: Selection) -> tuple[tuple[str, ...] | None, EventQuery | None]:
         event_types, query = checked_names(selection.event_types), selection.query
+        keep = keeps_undecodable(selection.undecodable)
         if query is None:
+            if not keep:  # an undecodable event may be of any type
+                self.codec.query_tags.require_types(event_types)
             return event_types, None
         if not isinstance(query, EventQuery):
             raise TypeError(f"query is an EventQuery, not {type(query).__name__}")
         if event_types is not None:
             raise ValueError("event_types and query were given: name the types in the query")
-        require_tags(query, self.codec.tags)
+        self.codec.query_tags.require_possible(query, undecodable=keep)
         return None, query
 
 
