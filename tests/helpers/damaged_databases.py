@@ -136,6 +136,7 @@ def _at_revision(revision: str) -> Callable[[URL], object]:
 
 
 NEXT = "(SELECT max(sequence) + 1 FROM events)"
+EDITED = """replace(payload, '"name":"', '"name":"edited ')"""
 AT_NOON = "'2026-03-01T12:00:00.000000Z'"
 
 DAMAGES = [
@@ -216,7 +217,7 @@ DAMAGES = [
     ),
     Damage(
         "a newer revision", bare_sql("UPDATE alembic_version SET version_num = '999_newer'"), "revision", "failure",
-        "999_newer", "newer version of peon",
+        "999_newer", "",
     ),
     Damage("an older revision", _at_revision("003_projections"), "revision", "warning", "003", "peon migrate", FILE),
     Damage(
@@ -272,9 +273,8 @@ DAMAGES = [
         "clock", "warning", "1 events are from the future", "NTP",
     ),
     Damage(
-        "an edited event", sql("UPDATE events SET payload = replace(payload, 'path', 'path') WHERE sequence = 1",
-        "UPDATE projection_projects SET name = 'edited'"), "projected rows", "failure", "projection_projects",
-        "peon rebuild", is_deep=True,
+        "an edited event", sql(f"UPDATE events SET payload = {EDITED} WHERE sequence < 3"), "projected rows",
+        "failure", "projection_projects", "peon rebuild", is_deep=True,
     ),
     Damage(
         "a row of the projection is missing", bare_sql("DELETE FROM projection_commits"), "projected rows", "failure",
@@ -300,7 +300,7 @@ DAMAGES = [
     Damage(
         "a subscription ahead of the log",
         bare_sql(f"INSERT INTO subscription_positions VALUES ('mails', 99, {AT_NOON})"), "subscriptions", "failure",
-        "'mails' has handled 99", "set-position NAME 19",
+        "'mails' has handled 99", "set-position mails 19",
     ),
     Damage(
         "a command ahead of the log", bare_sql(f"INSERT INTO command_receipts VALUES ('a', 18, 3, {AT_NOON})"),

@@ -114,7 +114,7 @@ def test_the_damage_is_noticed(filled_url: URL, damage: Damage, where: str, rows
     assert (opening == [Outcome.OK]) is damage.is_open
 
     rows.append(row_of(damage, where, filled_url, found))
-    if not os.environ.get("WRITE_DAMAGED_DATABASES") and PAGE.exists():
+    if not os.environ.get("WRITE_DAMAGED_DATABASES"):
         assert rows[-1] in PAGE.read_text(encoding="utf-8").splitlines()
 
 
@@ -131,6 +131,7 @@ def row_of(damage: Damage, where: str, url: URL, found: list[Diagnosed]) -> str:
     return f"| {damage.what} | {BACKENDS[where]} | {damage.check} | {text.replace('|', ' ')} |"
 
 
+@pytest.mark.skipif("WRITE_DAMAGED_DATABASES" in os.environ, reason="the page is being written")
 def test_the_page_has_each_damage_once() -> None:
     written = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     assert len(written) == len(CASES) + 1

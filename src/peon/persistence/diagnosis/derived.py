@@ -1,5 +1,6 @@
 """Checks of what is derived from the log, and of positions in it."""
 
+import shlex
 from collections import Counter
 
 from sqlalchemy import func, select
@@ -89,7 +90,7 @@ def subscriptions(subject: Subject) -> Findings:
             yield failure(
                 f"the subscription {each.name!r:.100} has handled {each.sequence:,} events, and the log ends with "
                 f"{end:,}, {RESTORED}",
-                f"run  {subject.peon(f'subscriptions set-position NAME {end}')}",
+                f"run  {subject.peon(f'subscriptions set-position {shlex.quote(each.name)} {end}')}",
             )
     return f"{len(found):,} subscriptions"
 
@@ -148,10 +149,10 @@ def _tags_in_log(subject: Subject, positions: dict[str, int]) -> dict[tuple[str,
     for page in LogPages(engine, DriverErrors(engine)).read(0, None):
         subject.report(min(page[0][0], until), until)
         for sequence, event_type, payload, _ in page:
-            for tag in keys_in(event_type, payload, positions).items():
-                if sequence <= positions[tag[0]]:
-                    count, total = found.get(tag, (0, 0))
-                    found[tag] = (count + 1, total + sequence)
+            for name, values in keys_in(event_type, payload, positions).items():
+                for value in values if sequence <= positions[name] else ():
+                    count, total = found.get((name, value), (0, 0))
+                    found[name, value] = (count + 1, total + sequence)
         if page[-1][0] >= until:
             break
     return found

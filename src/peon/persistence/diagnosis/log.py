@@ -63,7 +63,7 @@ def _gaps(connection: Connection, first: int) -> list[range]:
     following = select(_sequence, func.lead(_sequence).over(order_by=_sequence).label("following")).subquery()
     rows = connection.execute(
         select(following.c.sequence, following.c.following)
-        .where(following.c.following > following.c.sequence + 1, following.c.sequence > 0)
+        .where(following.c.following - following.c.sequence > 1, following.c.sequence > 0)
         .order_by(following.c.sequence)
     )
     before = [range(1, first)] if first > 1 else []

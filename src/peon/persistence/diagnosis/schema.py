@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Table, and_, column, exists, func, inspect, s
 from sqlalchemy.schema import CreateIndex
 
 from peon.persistence import migrations
+from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.diagnosis.findings import Finding, Findings, failure, not_checked, warning
 from peon.persistence.diagnosis.subject import Subject
 from peon.persistence.orchestration.projection import OrchestrationProjection
@@ -24,23 +25,20 @@ from peon.persistence.schema import (
 
 EMPTY_TAG_INDEX = "run  DELETE FROM tag_positions; DELETE FROM event_tags; DELETE FROM tags  : queries fill it again"
 
+NOT_OURS = "drop it, unless the application needs it"
+
 
 def revision(subject: Subject) -> Findings:
     """The database is at exactly one revision, the newest one."""
     newest = migrations.revisions()[-1]
     with subject.reading() as connection:
-        found = migrations.current_revision(connection)
+        found = migrations.known_revision(connection)
     if found is None and events.name not in subject.tables:
         yield failure("the database has no tables yet", f"run  {subject.peon('migrate')}")
     elif found is None:
         yield failure(
-            "the tables have no revision: the version table is missing or empty",
+            f"the tables have no revision: the table {version_table_of(subject.database.engine)} is missing or empty",
             f"restore a backup, or insert the revision that the tables have; of the newest tables it is {newest}",
-        )
-    elif found not in migrations.revisions():
-        yield failure(
-            f"the revision {found} is not known; the newest that this version of peon knows is {newest}",
-            "install a newer version of peon",
         )
     elif found != newest:
         yield warning(
@@ -82,13 +80,11 @@ def _difference(subject: Subject, connection: Connection, difference: tuple[Any,
         statement = " ".join(str(CreateIndex(subjects[0]).compile(dialect=connection.dialect)).split())
         return failure(f"the index {subjects[0].name} is missing", f"run  {statement}")
     if kind == "remove_index":
-        return warning(
-            f"the index {subjects[0].name} is not one of Peon's", "drop it, if nothing of the application needs it"
-        )
+        return warning(f"the index {subjects[0].name} is not one of Peon's", NOT_OURS)
     if kind in ("add_column", "remove_column"):
         name = f"{subjects[1]}.{subjects[2].name}"
         if kind == "remove_column":
-            return warning(f"the column {name} is not one of Peon's", _advice_for(subject, subjects[1]))
+            return warning(f"the column {name} is not one of Peon's", NOT_OURS)
         return failure(f"the column {name} is missing", _advice_for(subject, subjects[1]))
     if kind.startswith("modify_"):
         aspect = kind.removeprefix("modify_").replace("_", " ")
