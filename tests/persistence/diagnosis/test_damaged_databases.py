@@ -19,6 +19,7 @@ from sqlalchemy import URL
 from peon.persistence import Database, EventQuery
 from peon.persistence.diagnosis import Diagnosed, Outcome, diagnose
 from peon.persistence.log import tag_index
+from peon.persistence.migrations import revisions
 from peon.persistence.reading import opened_for_reading
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "damaged-databases.md"
@@ -115,7 +116,10 @@ def test_the_damage_is_noticed(filled_url: URL, damage: Damage, where: str, rows
 
     rows.append(row_of(damage, where, filled_url, found))
     if not os.environ.get("WRITE_DAMAGED_DATABASES"):
-        assert rows[-1] in PAGE.read_text(encoding="utf-8").splitlines()
+        # The messages of `integrity_check` are those of a version of SQLite.
+        columns = 4 if damage.check == "integrity" else None
+        written = PAGE.read_text(encoding="utf-8").splitlines()
+        assert rows[-1].split("|")[:columns] in [line.split("|")[:columns] for line in written]
 
 
 def row_of(damage: Damage, where: str, url: URL, found: list[Diagnosed]) -> str:
@@ -128,6 +132,7 @@ def row_of(damage: Damage, where: str, url: URL, found: list[Diagnosed]) -> str:
         text = text.replace(address, "…")
     if where == "file":
         text = text.replace(str(file_of(url).parent), "data")
+    text = text.replace(revisions()[-1], "…")
     return f"| {damage.what} | {BACKENDS[where]} | {damage.check} | {text.replace('|', ' ')} |"
 
 
