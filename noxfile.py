@@ -44,10 +44,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types with mypy."""
+    """Check the types with mypy, and the public face with pyright."""
     install_group(session, "types")
     session.install("--editable", ".[test,benchmarks]")
     session.run("mypy", *session.posargs)
+    session.run("pyright", "--pythonpath", f"{session.bin}/python")
 
 
 @nox.session

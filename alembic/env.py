@@ -18,6 +18,7 @@ from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.errors import PersistenceError
 from peon.persistence.migrations import (
     LOCKED_CONNECTION,
+    ON_REVISION,
     known_revision,
     migration_transaction,
     revisions,
@@ -72,10 +73,12 @@ def creates_database(url: URL) -> bool:
 
 
 def configure_for(connection: Connection) -> None:
+    on_revision = context.config.attributes.get(ON_REVISION)
     configure(
         connection=connection,
         version_table=version_table_of(connection),
         version_table_schema=backend_of(connection).schema_for_new_tables(connection),
+        on_version_apply=None if on_revision is None else lambda *, step, **_: on_revision(step.up_revision_id),
     )
 
 

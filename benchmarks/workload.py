@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 from pydantic import TypeAdapter
 
 from peon.orchestration import (
+    ApprovalRequested,
     MessageAppended,
     MessageRole,
     OrchestrationEvent,
@@ -27,6 +28,11 @@ from peon.orchestration import (
     RuntimeMode,
     TextContent,
     ThreadCreated,
+    ThreadStatus,
+    ThreadStatusChanged,
+    ToolCallContent,
+    ToolResultContent,
+    TurnCompleted,
     TurnStarted,
 )
 
@@ -42,6 +48,9 @@ STREAMED_CHUNK_CHARACTERS = 8
 
 TURN_MESSAGES = 20
 """Messages in a turn of the long thread."""
+
+MESSAGES_BETWEEN_ENDS = 10
+"""Messages in a turn of many threads: a question, and nine calls and results of tools; the last call has no result."""
 
 SESSION_COMMIT_EVENTS = 10
 """Events a commit when a log is filled for reading, so that its pages lie in the file as a session leaves them."""
@@ -101,6 +110,48 @@ def long_thread(thread_id: UUID, messages: int) -> Iterator[OrchestrationEvent]:
         yield MessageAppended(
             message_id=uuid4(), turn_id=turn_id, thread_id=thread_id, role=MessageRole.ASSISTANT, content=content
         )
+
+
+def many_threads(threads: int, messages: int) -> Iterator[OrchestrationEvent]:
+    """Yields the events of many threads in ten projects; every hundredth is left in the middle of its last turn.
+
+    Each message of the agent calls a tool. The message after it is the result.
+    """
+    projects = [uuid4() for _ in range(10)]
+    for project_id in projects:
+        yield ProjectCreated(project_id=project_id, name="tide-table", path="/home/ada/tide-table")
+    for number in range(threads):
+        thread_id = uuid4()
+        yield ThreadCreated(
+            thread_id=thread_id,
+            project_id=projects[number % 10],
+            provider=Provider.CLAUDE,
+            model="a-model",
+            runtime_mode=RuntimeMode.SUPERVISED,
+        )
+        yield from _turns_with_tools(thread_id, messages // threads, complete=number % 100 != 0)
+
+
+def _turns_with_tools(thread_id: UUID, messages: int, *, complete: bool) -> Iterator[OrchestrationEvent]:
+    for start in range(0, messages, MESSAGES_BETWEEN_ENDS):
+        turn = {"turn_id": uuid4(), "thread_id": thread_id}
+        yield TurnStarted(**turn)
+        question = TextContent(text="When does the tide come in? " * 10)
+        yield MessageAppended(message_id=uuid4(), role=MessageRole.USER, content=question, **turn)
+        for number in range(1, MESSAGES_BETWEEN_ENDS):
+            call = f"call-{start + (number - 1) // 2}"
+            content = (
+                ToolCallContent(tool_call_id=call, name="read", arguments={"path": "tides.csv", "lines": number})
+                if number % 2
+                else ToolResultContent(tool_call_id=call, output="the tide comes in " * 20, is_error=False)
+            )
+            role = MessageRole.ASSISTANT if number % 2 else MessageRole.TOOL
+            yield MessageAppended(message_id=uuid4(), role=role, content=content, **turn)
+        if complete or start + MESSAGES_BETWEEN_ENDS < messages:
+            yield TurnCompleted(**turn)
+        else:
+            yield ApprovalRequested(approval_id=uuid4(), action="write", detail={"path": "tides.csv"}, **turn)
+            yield ThreadStatusChanged(thread_id=thread_id, status=ThreadStatus.AWAITING_APPROVAL)
 
 
 def payload_characters(events: Sequence[OrchestrationEvent]) -> float:

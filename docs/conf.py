@@ -33,7 +33,8 @@ python_maximum_signature_line_length = 160
 
 nitpick_ignore_regex = [
     # Nothing is downloaded during a build, so objects of other packages have no page to link to.
-    ("py:.*", r"(sqlalchemy|pydantic|pydantic_core|pydantic_settings|collections|types|datetime|uuid|pathlib)\..*"),
+    ("py:.*", r"(sqlalchemy|pydantic|pydantic_core|pydantic_settings)\..*"),
+    ("py:.*", r"(collections|types|typing_extensions|datetime|uuid|pathlib)\..*"),
     # Type variables, and types without a public name.
     ("py:class", r"peon\.persistence\..*\.([A-Z]\w*T|StopEvent|Calls)|AsyncEngine"),
     ("py:obj", ".*"),  # a name in a docstring becomes a link only if it is one of ours

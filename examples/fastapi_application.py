@@ -1,4 +1,4 @@
-"""Serves projects over HTTP, and the events of the log as they are stored.
+"""Serves projects and the tokens that threads have used over HTTP, and the events of the log as they are stored.
 
     uvicorn --factory --timeout-graceful-shutdown 1 fastapi_application:create_application
 
@@ -14,6 +14,7 @@ from uuid import UUID, uuid5
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from token_usage import AppEvent, TokenCount, TokensPerThread, TokenUsage, TurnTokensUsed, codec, tokens_of_thread
 
 from peon.orchestration import Project, ProjectCreated, ProjectRenamed
 from peon.persistence import AppendCondition, EventQuery, errors
@@ -29,7 +30,7 @@ ANSWERS: dict[type[Exception], tuple[int, str]] = {
     errors.CommandConflict: (409, "this Idempotency-Key belongs to another request"),
     errors.ConcurrencyError: (412, "the project has changed: read it again"),
     errors.PositionBeyondEnd: (412, "the log was restored: read the project again"),
-    errors.ProjectionError: (404, "there is no such project"),
+    errors.ProjectionError: (404, "there is no such project or thread"),
     errors.EventEncodeError: (422, "the text is no Unicode that can be stored"),
     errors.StoreUnavailable: (503, "the database cannot be used now: try again"),
 }
@@ -38,13 +39,14 @@ logger = logging.getLogger(__name__)
 router = APIRouter()
 
 
-def database_of(request: Request) -> AsyncDatabase:
-    database: AsyncDatabase = request.app.state.database
+def database_of(request: Request) -> AsyncDatabase[AppEvent]:
+    database: AsyncDatabase[AppEvent] = request.app.state.database
     return database
 
 
 Text = Annotated[str, Body(embed=True)]
-Database = Annotated[AsyncDatabase, Depends(database_of)]
+Count = Annotated[TokenCount, Body()]
+Database = Annotated[AsyncDatabase[AppEvent], Depends(database_of)]
 CommandIdentifier = Annotated[UUID, Header(alias="Idempotency-Key")]
 EntityTag = Annotated[str, Header(alias="If-Match", pattern=r'^"[0-9]{1,18}"$')]
 LastEvent = Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^[0-9a-f-]{36}:[0-9]{1,18}$")]
@@ -83,6 +85,31 @@ async def rename_project(project_id: UUID, name: Text, tag: EntityTag, database:
     response.headers["ETag"] = f'"{stored.sequence}"'
 
 
+@router.post("/threads/{thread_id}/turns/{turn_id}/tokens", status_code=204)
+async def report_tokens(
+    thread_id: UUID,
+    turn_id: UUID,
+    model: Text,
+    input_tokens: Count,
+    output_tokens: Count,
+    key: CommandIdentifier,
+    database: Database,
+) -> None:
+    used = TurnTokensUsed(
+        turn_id=turn_id, thread_id=thread_id, model=model, input_tokens=input_tokens, output_tokens=output_tokens
+    )
+    await database.events.append_all([used], command_id=key)
+
+
+@router.get("/threads/{thread_id}/tokens")
+async def show_tokens(thread_id: UUID, database: Database) -> TokenUsage:
+    async with database.read_transaction() as connection:
+        used = await connection.run_sync(tokens_of_thread, thread_id)
+    if used is None:
+        raise HTTPException(404, "there is no such thread")
+    return used
+
+
 @router.get("/events")
 async def stream_events(database: Database, after: Sequence = 0, last: LastEvent = None) -> StreamingResponse:
     # A position means something only in its own log. After a restore, the log has a new identity.
@@ -98,7 +125,7 @@ async def stream_events(database: Database, after: Sequence = 0, last: LastEvent
     return StreamingResponse(messages, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def event_messages(database: AsyncDatabase, log: str, after: int) -> AsyncIterator[str]:
+async def event_messages(database: AsyncDatabase[AppEvent], log: str, after: int) -> AsyncIterator[str]:
     """Yields stored events, then new ones, until the client disconnects or the database is closed."""
     async with database.events.subscribe(after=after) as subscription:
         try:
@@ -122,7 +149,9 @@ def create_application(url: str | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
-        async with await AsyncDatabase.open(url=url) as application.state.database:
+        projections = [TokensPerThread()]
+        async with await AsyncDatabase.open(url=url, codec=codec, projections=projections) as database:
+            application.state.database = database
             yield
 
     application = FastAPI(lifespan=lifespan)

@@ -37,7 +37,7 @@ SHELL_SECONDS = 120
 NAMED_FROM = [ROOT, ROOT / "src", ROOT / "src" / "peon", ROOT / "src" / "peon" / "persistence", ROOT / "tests"]
 """The folders from which pages name files."""
 
-EXAMPLE_NAMES = ["alembic/versions/006_what_it_does.py"]
+EXAMPLE_NAMES = ["alembic/versions/007_what_it_does.py"]
 
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>python|sh)\n(?P<code>.*?)^```$"

@@ -10,22 +10,31 @@ import peon.orchestration
 import peon.persistence
 
 PUBLIC = """
-    AppConfig AppendCondition AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
+    AppConfig AppendCondition BackupReport AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
     AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict CommandEventsRemoved ConcurrencyError
-    ConfigError Database Difference DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery
-    EventStore LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem Projection ProjectionError
-    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal SalvageReport SchemaError SchemaOutOfDate
+    ConfigError DamagedFile Database Difference DurableSubscription EventCodec EventDecodeError EventEncodeError
+    EventQuery EventStore ExportReport ImportReport LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem
+    Projection ProjectionError
+    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal RestoreReport ResumedSubscription
+    SalvageReport SchemaError SchemaOutOfDate
     SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
-    UndecodableEvent Upcaster __version__ copy_database create_async_engine create_engine salvage_database upgrade
+    UndecodableEvent Upcaster __version__ back_up_database
+    copy_database create_async_engine create_engine export_log import_log restore_database
+    salvage_database upgrade
 """
 
 PERSISTENCE = """
-    AppendCondition CommandConflict CommandEventsRemoved ConcurrencyError Database Difference EventCodec
-    EventDecodeError EventEncodeError EventQuery EventStore LostRow MigrationFailed NamedSubscription
+    AppendCondition BackupReport CommandConflict CommandEventsRemoved ConcurrencyError DamagedFile Database Difference
+    EventCodec
+    EventDecodeError EventEncodeError EventQuery EventStore ExportReport ImportReport LostRow MigrationFailed
+    NamedSubscription
     PersistenceError PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate
-    ProjectionsTooNew ReadModel Refusal SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SettingError
+    ProjectionsTooNew ReadModel Refusal RestoreReport ResumedSubscription
+    SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SettingError
     SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster
-    copy_database create_engine salvage_database upgrade
+    back_up_database
+    copy_database create_engine export_log import_log restore_database
+    salvage_database upgrade
 """
 
 ORCHESTRATION = """

@@ -1,6 +1,7 @@
 """The reference page of the command, and the documents that it describes."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from helpers.orchestration_scene import SCENE, THREAD
 from helpers.peon_command import run_peon
 from sqlalchemy import URL
 
-from peon import Database
+from peon import Database, export_log
 from peon.cli.application import application
 from peon.cli.reference import page
 
@@ -37,8 +38,14 @@ LINES = [
     "migrate",
     "migrate current",
     "migrate history",
+    "export FOLDER/log.jsonl",
+    "import FOLDER/other.jsonl --append",
+    "copy --to sqlite:///FOLDER/copy.db",
 ]
 """A use of each command, in an order in which they work."""
+
+LINES_WITH_PG_DUMP = ["backup FOLDER/backup", "restore FOLDER/backup --dry-run"]
+"""On PostgreSQL, these need its programs."""
 
 
 def functions(group: typer.Typer = application, *path: str) -> Iterator[tuple[str, Any]]:
@@ -57,14 +64,18 @@ def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text("utf-8") == page(), "run  python -m peon.cli.reference > docs/reference/command.md"
 
 
-def test_every_command_prints_the_document_that_the_page_describes(migrated_lasting_url: URL) -> None:
+def test_every_command_prints_the_document_that_the_page_describes(migrated_lasting_url: URL, tmp_path: Path) -> None:
+    if shutil.which("pg_dump") is None:
+        pytest.skip("pg_dump is not installed")
     with Database.open(url=migrated_lasting_url) as database:
+        export_log(database.engine, tmp_path / "other.jsonl")
+        database.events.renew_log_id()
         database.events.append_all(SCENE)
         database.events.durable_subscription("mails").close()
     documents = dict(functions())
     tried = set()
-    for line in LINES:
-        words = line.split()
+    for line in LINES + LINES_WITH_PG_DUMP:
+        words = line.replace("FOLDER", str(tmp_path)).split()
         name = max((each for each in documents if words[: len(each.split())] == each.split()), key=len)
         done = run_peon(*words, "--json", "--url", address(migrated_lasting_url))
         assert (done.code, done.err) == (0, ""), line

@@ -24,6 +24,8 @@ if not SCRIPT.is_file():
 import fastapi_application  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 
+from peon.orchestration import Provider, RuntimeMode, ThreadCreated, TurnStarted  # noqa: E402
+
 PATIENCE = 30
 
 
@@ -99,6 +101,16 @@ class EventStream:
         self._gone.set()
 
 
+def thread_in(project_id: UUID, thread_id: UUID) -> ThreadCreated:
+    return ThreadCreated(
+        thread_id=thread_id,
+        project_id=project_id,
+        provider=Provider.CLAUDE,
+        model="a-model",
+        runtime_mode=RuntimeMode.SUPERVISED,
+    )
+
+
 def is_watched() -> bool:
     return any(thread.name == "peon-watcher" for thread in threading.enumerate())
 
@@ -163,6 +175,41 @@ def test_the_response_says_what_is_wrong_with_a_request() -> None:
             assert surrogate.status_code == 422
             assert surrogate.json() == {"detail": "the text is no Unicode that can be stored"}
             assert (await client.get("/projects")).json() == []
+
+    asyncio.run(story())
+
+
+def test_the_tokens_of_a_turn_are_events_beside_the_domains_own(url: URL, migrated: None) -> None:
+    async def story() -> None:
+        application = application_on(url)
+        async with running(application) as client:
+            project_id = UUID((await create(client)).json()["id"])
+            thread_id, turn_id = uuid4(), uuid4()
+            started = [thread_in(project_id, thread_id), TurnStarted(turn_id=turn_id, thread_id=thread_id)]
+            await application.state.database.events.append_all(started)
+            address = f"/threads/{thread_id}/tokens"
+            assert (await client.get(address)).json() == {"input_tokens": 0, "output_tokens": 0}
+
+            used = {"model": "a-model", "input_tokens": 1200, "output_tokens": 30}
+            key = {"Idempotency-Key": str(uuid4())}
+            turn = f"/threads/{thread_id}/turns/{turn_id}/tokens"
+            for headers in (key, key, {"Idempotency-Key": str(uuid4())}):
+                assert (await client.post(turn, json=used, headers=headers)).status_code == 204
+            assert (await client.get(address)).json() == {"input_tokens": 2400, "output_tokens": 60}
+
+            headers = {"Idempotency-Key": str(uuid4())}
+            elsewhere = f"/threads/{uuid4()}"
+            assert (await client.post(f"{elsewhere}/turns/{turn_id}/tokens", json=used, headers=headers)).json() == {
+                "detail": "there is no such project or thread"
+            }
+            assert (await client.get(f"{elsewhere}/tokens")).status_code == 404
+            assert (await client.post(turn, json=used | {"input_tokens": -1}, headers=headers)).status_code == 422
+
+            stream = EventStream(application, "after=3")
+            await stream.start()
+            sequence, kind, payload = await stream.event()
+            assert (sequence, kind, payload["input_tokens"]) == (4, "TurnTokensUsed", 1200)
+        await stream.answered
 
     asyncio.run(story())
 

@@ -113,7 +113,7 @@ SCENE: list[OrchestrationEvent] = [
     TurnStarted(**ON_OTHER_TURN),
     message(MESSAGE, ThinkingContent(text="ebb")),
     message(TOOL_CALL, ToolCallContent(tool_call_id="1", name="shell", arguments={"text": "ls"})),
-    message(TOOL_RESULT, ToolResultContent(tool_call_id="1", output={"text": "a"}, is_error=False)),
+    message(TOOL_RESULT, ToolResultContent(tool_call_id="2", output={"text": "a"}, is_error=False)),
     chunk(MESSAGE, " and flow"),
     ApprovalRequested(approval_id=PENDING, action="shell", detail={"command": "ls"}, **ON_TURN),
     ApprovalRequested(approval_id=DECIDED, action="shell", detail=None, **ON_TURN),

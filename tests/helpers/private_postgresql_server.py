@@ -45,7 +45,27 @@ class PrivateServer:
                 "fsync = off  # the machine itself does not crash\n"
             )
         self.url = URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", port=port, database="postgres")
+        self._port = port
+        self.start()
+
+    def start(self) -> None:
         self._run("pg_ctl", "start", "--wait", f"--log={self._log}")
+
+    def configure(self, *settings: str) -> None:
+        """Adds lines to the configuration, which the next start reads."""
+        with (self._data / "postgresql.conf").open("a") as configuration:
+            configuration.writelines(f"{setting}\n" for setting in settings)
+
+    def base_backup(self, name: str) -> Path:
+        """Copies the data of the running server to a folder beside it, and returns the folder."""
+        folder = self._data.with_name(name)
+        address = ["--host=127.0.0.1", f"--port={self._port}", "--username=postgres"]
+        self._run("pg_basebackup", *address, "--checkpoint=fast", "--no-sync", data=folder)
+        return folder
+
+    def use(self, data: Path) -> None:
+        """Lets the next start use another folder of data."""
+        self._data = data
 
     def restart(self, mode: Literal["fast", "immediate"]) -> None:
         """Restarts the server and returns when it accepts connections; mode `immediate` ends it like a crash."""
@@ -54,11 +74,11 @@ class PrivateServer:
     def stop(self) -> None:
         self._run("pg_ctl", "stop", "--wait", "--mode=immediate")
 
-    def _run(self, command: str, *arguments: str) -> None:
+    def _run(self, command: str, *arguments: str, data: Path | None = None) -> None:
         options: dict[str, Any] = {} if self._user is None else {"user": self._user, "extra_groups": []}
         # No pipes: the server would keep them open.
         subprocess.run(
-            [self._binaries / command, *arguments, f"--pgdata={self._data}"],
+            [self._binaries / command, *arguments, f"--pgdata={data or self._data}"],
             stdout=subprocess.DEVNULL,
             cwd=self._data.parent,
             check=True,

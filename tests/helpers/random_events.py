@@ -62,6 +62,7 @@ TURNS = identifiers(3, 4)
 MESSAGES = identifiers(4, 5)
 CHECKPOINTS = identifiers(5, 3)
 APPROVALS = identifiers(6, 4)
+TOOL_CALLS = ["1", "a\0b"]
 BRANCHES = ["main", "tide", "Flut/ebbe"]
 NOWHERE = UUID(int=2**128 - 1)
 
@@ -170,9 +171,15 @@ class _Inventor:
     def content(self) -> MessageContent:
         match self.chance.randrange(8):
             case 0:
-                return ToolCallContent(tool_call_id="1", name="a\0b", arguments={"text": self.chance.choice(DETAILS)})
+                return ToolCallContent(
+                    tool_call_id=self.chance.choice(TOOL_CALLS),
+                    name="a\0b",
+                    arguments={"text": self.chance.choice(DETAILS)},
+                )
             case 1:
-                return ToolResultContent(tool_call_id="1", output=self.chance.choice(DETAILS), is_error=True)
+                return ToolResultContent(
+                    tool_call_id=self.chance.choice(TOOL_CALLS), output=self.chance.choice(DETAILS), is_error=True
+                )
             case 2 | 3:
                 return ThinkingContent(text=self.chance.choice(TEXTS_WITH_NUL))
             case _:

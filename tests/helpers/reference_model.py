@@ -27,6 +27,7 @@ from peon.orchestration import (
     Message,
     MessageAppended,
     MessageChunkReceived,
+    MessageRole,
     OrchestrationEvent,
     Project,
     ProjectCreated,
@@ -41,6 +42,10 @@ from peon.orchestration import (
     ThreadSelected,
     ThreadStatus,
     ThreadStatusChanged,
+    ThreadSummary,
+    ToolCallContent,
+    ToolCallMessage,
+    ToolResultContent,
     Turn,
     TurnCompleted,
     TurnFailed,
@@ -97,6 +102,10 @@ class ReferenceModel:
     commits: dict[int, Commit] = field(default_factory=dict)
     branches: dict[tuple[UUID, str], Branch] = field(default_factory=dict)
     selected: UUID | None = None
+    last_sequences: dict[UUID, int] = field(default_factory=dict)
+    first_words: dict[UUID, str] = field(default_factory=dict)
+    unanswered: dict[UUID, str] = field(default_factory=dict)
+    """The identifiers of calls of tools, by message."""
 
     def copy(self) -> "ReferenceModel":
         members = {name: copy(value) for name, value in vars(self).items()}
@@ -205,9 +214,12 @@ class ReferenceModel:
                 self.selected = event.thread_id
             case _:
                 self._take_in_part_of_thread(event)
+                if not isinstance(event, MessageChunkReceived):
+                    self.last_sequences[event.thread_id] = self.sequence
                 _change(self.threads, event.thread_id, updated_at=event.occurred_at)
 
     def _create_thread(self, event: ThreadCreated) -> None:
+        self.last_sequences[event.thread_id] = self.sequence
         self.threads[event.thread_id] = Thread(
             id=event.thread_id,
             project_id=event.project_id,
@@ -222,7 +234,8 @@ class ReferenceModel:
         )
 
     def _forget_thread(self, thread_id: UUID) -> None:
-        del self.threads[thread_id]
+        del self.threads[thread_id], self.last_sequences[thread_id]
+        self.first_words.pop(thread_id, None)
         of_thread: list[dict[Any, Any]] = [self.turns, self.checkpoints, self.approvals, self.commits, self.branches]
         for members in of_thread:
             for key, member in list(members.items()):
@@ -231,6 +244,7 @@ class ReferenceModel:
         for message_id, owner in list(self.threads_of_messages.items()):
             if owner == thread_id:
                 del self.messages[message_id], self.threads_of_messages[message_id]
+                self.unanswered.pop(message_id, None)
         if self.selected == thread_id:
             self.selected = None
 
@@ -263,6 +277,7 @@ class ReferenceModel:
                     content=event.content,
                     created_at=moment,
                 )
+                self._take_in_content(event)
             case MessageChunkReceived():
                 content: Any = self.messages[event.message_id].content
                 extended = type(content)(text=content.text + event.delta)
@@ -307,6 +322,18 @@ class ReferenceModel:
             case BranchPushed():
                 self._change_branch(event, remote=event.remote, pushed_at=moment)
 
+    def _take_in_content(self, event: MessageAppended) -> None:
+        match event.content:
+            case TextContent(text=text) if event.role is not MessageRole.SYSTEM and text.split():
+                self.first_words.setdefault(event.thread_id, " ".join(text.split()).replace("\0", "\u2400"))
+            case ToolCallContent(tool_call_id=call):
+                self.unanswered[event.message_id] = call
+            case ToolResultContent(tool_call_id=call):
+                for message_id, other in reversed(self.unanswered.items()):
+                    if (self.threads_of_messages[message_id], other) == (event.thread_id, call):
+                        del self.unanswered[message_id]
+                        break
+
     def _change_branch(self, event: BranchCreated | BranchPushed, **changes: Any) -> None:
         key = event.thread_id, event.name
         unknown = Branch(thread_id=event.thread_id, name=event.name, created_at=None, remote=None, pushed_at=None)
@@ -323,6 +350,10 @@ class ReferenceModel:
             return lists
 
         pending = [approval for approval in self.approvals.values() if approval.status is ApprovalStatus.PENDING]
+        calls: dict[UUID, list[ToolCallMessage]] = {thread_id: [] for thread_id in self.threads}
+        for message_id in self.unanswered:
+            call = ToolCallMessage(**dict(self.messages[message_id]))
+            calls[self.threads_of_messages[message_id]].append(call)
         thread_messages: dict[UUID, list[Message]] = {thread_id: [] for thread_id in self.threads}
         for message in self.messages.values():
             thread_messages[self.threads_of_messages[message.id]].append(message)
@@ -338,8 +369,28 @@ class ReferenceModel:
             "commits": of(self.threads, self.commits.values(), "thread_id"),
             "branches": of(self.threads, self.branches.values(), "thread_id"),
             "selected_thread": None if self.selected is None else self.threads[self.selected],
+            "summaries": self.summaries(),
+            "running_turns": [turn for turn in self.turns.values() if turn.status is TurnStatus.RUNNING],
+            "all_pending_approvals": pending,
+            "unanswered_tool_calls": calls,
             "snapshot": self.snapshot(),
         }
+
+    def summaries(self) -> list[ThreadSummary]:
+        pending = [each.thread_id for each in self.approvals.values() if each.status is ApprovalStatus.PENDING]
+        turns = [turn.thread_id for turn in self.turns.values()]
+        messages = list(self.threads_of_messages.values())
+        return [
+            ThreadSummary(
+                **dict(self.threads[thread_id]),
+                first_words=self.first_words.get(thread_id),
+                turn_count=turns.count(thread_id),
+                message_count=messages.count(thread_id),
+                pending_approvals=pending.count(thread_id),
+                last_sequence=sequence,
+            )
+            for thread_id, sequence in sorted(self.last_sequences.items(), key=lambda item: -item[1])
+        ]
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
@@ -399,5 +450,9 @@ def state_of(read: "ReadModel", approvals: Iterable[UUID] = ()) -> State:
         "commits": {thread_id: read.commits(thread_id) for thread_id in of_all_projects},
         "branches": {thread_id: read.branches(thread_id) for thread_id in of_all_projects},
         "selected_thread": read.selected_thread(),
+        "summaries": read.thread_summaries(),
+        "running_turns": read.running_turns(),
+        "all_pending_approvals": read.pending_approvals(),
+        "unanswered_tool_calls": {thread_id: read.unanswered_tool_calls(thread_id) for thread_id in of_all_projects},
         "snapshot": read.snapshot(),
     }

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from peon import __version__
-from peon.cli import doctor, events, migrate, projections, settings, status, subscriptions, threads
+from peon.cli import backup, doctor, events, migrate, projections, settings, status, subscriptions, threads, transfer
 
 application = typer.Typer(
     name="peon",
@@ -32,5 +32,5 @@ def peon(
     """Looks at and looks after a database of Peon."""
 
 
-for group in (status, doctor, events, threads, subscriptions, settings, migrate, projections):
+for group in (status, doctor, events, threads, subscriptions, settings, migrate, projections, backup, transfer):
     group.add_to(application)

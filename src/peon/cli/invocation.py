@@ -120,6 +120,14 @@ class Invocation:
             return
         self.print(*people)
 
+    def show_sentences(self, document: BaseModel, *sentences: str) -> None:
+        """Like `show`, for sentences, which the terminal wraps: a path that was cut could not be copied."""
+        if self.json:
+            self.show(document)
+            return
+        for sentence in sentences:
+            self.print_line(Text(sentence))
+
     def show_line(self, document: BaseModel) -> None:
         """Shows one of many documents, in a line of its own."""
         sys.stdout.write(json.dumps(document.model_dump(mode="json")) + "\n")

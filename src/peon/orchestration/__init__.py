@@ -42,11 +42,14 @@ from peon.orchestration.model import (
     ThinkingContent,
     Thread,
     ThreadStatus,
+    ThreadSummary,
     ToolCallContent,
+    ToolCallMessage,
     ToolResultContent,
     Turn,
     TurnStatus,
 )
+from peon.orchestration.unfinished_work import UnfinishedWork
 from peon.payloads import event_type_name
 from peon.storable_text import ChunkJoiner, storable_text
 
@@ -87,7 +90,9 @@ __all__ = [
     "ThreadSelected",
     "ThreadStatus",
     "ThreadStatusChanged",
+    "ThreadSummary",
     "ToolCallContent",
+    "ToolCallMessage",
     "ToolResultContent",
     "Turn",
     "TurnCompleted",
@@ -95,6 +100,7 @@ __all__ = [
     "TurnInterrupted",
     "TurnStarted",
     "TurnStatus",
+    "UnfinishedWork",
     "event_type_name",
     "storable_text",
 ]

@@ -35,7 +35,7 @@ def _now() -> datetime:
 class Event(Value):
     """Base class of all events. `type` is the name of the class, in the payload and in the `event_type` column."""
 
-    type: str
+    type: Any  # `str` would be wider than the Literal of an event, which pyright refuses in a subclass
     occurred_at: UtcDatetime = Field(default_factory=_now)
 
 

@@ -136,6 +136,26 @@ class Thread(Value):
     updated_at: UtcDatetime
 
 
+class ThreadSummary(Thread):
+    """A thread as a list of threads shows it.
+
+    `first_words` is the beginning of its first message with text, in one line; messages of the system and streamed text
+    do not count. `pending_approvals` is the number of actions that wait for a decision of the user. `last_sequence` is
+    the place in the log of its last event, other than streamed text.
+    """
+
+    first_words: str | None
+    turn_count: int
+    message_count: int
+    pending_approvals: int
+    last_sequence: int
+
+    @property
+    def label(self) -> str | None:
+        """The title, or the first words if there is no title."""
+        return self.title or self.first_words
+
+
 class Turn(Value):
     """One request to the agent, and its answer; `error` has the text of the status `failed`."""
 
@@ -153,6 +173,12 @@ class Message(Value):
     role: MessageRole
     content: MessageContent
     created_at: UtcDatetime
+
+
+class ToolCallMessage(Message):
+    """A message with the call of a tool."""
+
+    content: ToolCallContent
 
 
 class Checkpoint(Value):

@@ -1,12 +1,29 @@
 """The event log on SQLite or PostgreSQL, with projections, subscriptions, settings and schema migrations."""
 
 from peon.persistence.backends.engine import create_engine
-from peon.persistence.copying import LostRow, SalvageReport, copy_database, salvage_database
+from peon.persistence.backups import (
+    BackupReport,
+    RestoreReport,
+    ResumedSubscription,
+    back_up_database,
+    restore_database,
+)
+from peon.persistence.copying import (
+    ExportReport,
+    ImportReport,
+    LostRow,
+    SalvageReport,
+    copy_database,
+    export_log,
+    import_log,
+    salvage_database,
+)
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
     CommandEventsRemoved,
     ConcurrencyError,
+    DamagedFile,
     EventDecodeError,
     EventEncodeError,
     MigrationFailed,
@@ -36,9 +53,11 @@ NamedSubscription = DurableSubscription  # the old name, kept for code written b
 
 __all__ = [
     "AppendCondition",
+    "BackupReport",
     "CommandConflict",
     "CommandEventsRemoved",
     "ConcurrencyError",
+    "DamagedFile",
     "Database",
     "Difference",
     "DurableSubscription",
@@ -47,6 +66,8 @@ __all__ = [
     "EventEncodeError",
     "EventQuery",
     "EventStore",
+    "ExportReport",
+    "ImportReport",
     "LostRow",
     "MigrationFailed",
     "NamedSubscription",
@@ -60,6 +81,8 @@ __all__ = [
     "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "RestoreReport",
+    "ResumedSubscription",
     "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
@@ -72,8 +95,12 @@ __all__ = [
     "SubscriptionConflict",
     "UndecodableEvent",
     "Upcaster",
+    "back_up_database",
     "copy_database",
     "create_engine",
+    "export_log",
+    "import_log",
+    "restore_database",
     "salvage_database",
     "upgrade",
 ]

@@ -3,31 +3,39 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import Any, Generic, Self, TypedDict, TypeVar, overload
 
+from pydantic import BaseModel
 from sqlalchemy import URL, Connection, Engine
 
 from peon.config import AppConfig
-from peon.orchestration import OrchestrationEvent
 from peon.persistence import migrations
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import database_url
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.engine import create_engine
 from peon.persistence.backends.interface import Synchronous
-from peon.persistence.event_store import EventStore
-from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.event_store import EventStore, EventT
+from peon.persistence.log.codec import EventCodec
+from peon.persistence.orchestration.codec import codec_of_database
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Progress, Projection, Projections
 from peon.persistence.settings import SettingsStore
 
+OwnT = TypeVar("OwnT", bound=BaseModel)
+"""The union of a codec that is given to `open`. pyright does not infer `EventT` there, because it has a default."""
 
-class Database:
+
+class Database(Generic[EventT]):
     """An open database. Close it, or use it as a context manager.
+
+    `Database` without an argument is `Database[OrchestrationEvent]`. With events of your own, it is
+    `Database[AppEvent]`, where `AppEvent` is the union that the codec was given.
 
     Args:
         engine: One of `create_engine`, of a migrated database.
+        codec: See `open`.
         projections: Projections of your own, kept beside the domain's projection.
         maintain_projections: Whether appends update the projections.
 
@@ -40,18 +48,24 @@ class Database:
     """
 
     def __init__(
-        self, engine: Engine, *, projections: Sequence[Projection] = (), maintain_projections: bool = True
+        self,
+        engine: Engine,
+        codec: EventCodec[EventT] | None = None,
+        *,
+        projections: Sequence[Projection] = (),
+        maintain_projections: bool = True,
     ) -> None:
-        self.engine = engine
-        self.projections = all_projections(engine, projections)
+        self.engine: Engine = engine
+        self.projections: Projections = all_projections(engine, projections, codec)
         on_append = self.projections.apply if maintain_projections else None
-        self.events: EventStore[OrchestrationEvent] = EventStore(engine, on_append=on_append)
-        self.read_model = ReadModel(engine)
-        self.settings = SettingsStore(engine)
+        self.events: EventStore[EventT] = EventStore(engine, codec, on_append=on_append)
+        self.read_model: ReadModel = ReadModel(engine)
+        self.settings: SettingsStore = SettingsStore(engine)
 
     def __repr__(self) -> str:
         return f"<Database {database_name(self.engine)}>"
 
+    @overload
     @classmethod
     def open(
         cls,
@@ -59,18 +73,50 @@ class Database:
         *,
         url: str | URL | None = None,
         migrate: bool = True,
+        codec: EventCodec[EventT] | None = None,
         projections: Sequence[Projection] = (),
         maintain_projections: bool = True,
         progress: Progress | None = None,
         connect_args: Mapping[str, Any] | None = None,
         echo: bool = False,
-    ) -> Self:
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def open(
+        cls,
+        config: AppConfig | None = None,
+        *,
+        url: str | URL | None = None,
+        migrate: bool = True,
+        codec: EventCodec[OwnT],
+        projections: Sequence[Projection] = (),
+        maintain_projections: bool = True,
+        progress: Progress | None = None,
+        connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
+    ) -> "Database[OwnT]": ...
+    @classmethod
+    def open(
+        cls,
+        config: AppConfig | None = None,
+        *,
+        url: str | URL | None = None,
+        migrate: bool = True,
+        codec: EventCodec[Any] | None = None,
+        projections: Sequence[Projection] = (),
+        maintain_projections: bool = True,
+        progress: Progress | None = None,
+        connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
+    ) -> "Database[Any]":
         """Opens a database at the newest revision; creates the folder and the file of an SQLite database.
 
         Args:
             config: The configuration; read from environment and file by default.
             url: An address to use instead of the configured one.
             migrate: Migrate an older or empty database to the newest revision; otherwise refuse it.
+            codec: Encodes and decodes the events of the log: a union of `OrchestrationEvent` and events of your own. By
+                default, the log has the domain's events only.
             projections: Projections of your own, kept beside the domain's projection.
             maintain_projections: Keep the projections up to date: now, if they are behind the log, and with each
                 append. Off, the log is opened alone, and the projections are left as they are.
@@ -88,12 +134,12 @@ class Database:
                 `database.version_table`; the message says which.
             StoreUnavailable: It is locked, read-only, full, damaged, not a database or not reachable.
             PersistenceError: The URL cannot be used, or its driver is not installed.
-            ValueError: See `create_engine`.
+            ValueError: The codec lacks events of the domain. See also `EventCodec` and `create_engine`.
         """
         engine = create_engine(**engine_arguments(config, url, connect_args, echo=echo))
         try:
             bring_to_head(engine, migrate=migrate)
-            database = cls(engine, projections=projections, maintain_projections=maintain_projections)
+            database = cls(engine, codec, projections=projections, maintain_projections=maintain_projections)
             if maintain_projections:
                 database.projections.catch_up(progress)
         except BaseException:
@@ -167,8 +213,8 @@ def bring_to_head(engine: Engine, *, migrate: bool) -> None:
         migrations.require_head(engine, complete=True)
 
 
-def all_projections(engine: Engine, own: Sequence[Projection]) -> Projections:
+def all_projections(engine: Engine, own: Sequence[Projection], codec: EventCodec[Any] | None) -> Projections:
     """Returns the domain's projection and those of the application."""
     if not isinstance(own, list | tuple):
         raise TypeError("projections takes a list of projections of your own; maintain_projections switches all off")
-    return Projections(engine, [OrchestrationProjection(), *own], orchestration_codec)
+    return Projections(engine, [OrchestrationProjection(), *own], codec_of_database(codec))

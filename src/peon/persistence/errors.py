@@ -16,6 +16,7 @@
     │   ├── SchemaTooNew          a newer version has migrated the database
     │   ├── SchemaOutOfDate       the database must be migrated first
     │   └── MigrationFailed       a migration failed and was rolled back
+    ├── DamagedFile               an exported log or a backup was cut, altered or damaged
     └── StoreUnavailable          the database cannot be used now
 
 `peon.ConfigError`, for a wrong configuration, is a `ValueError` of its own.
@@ -249,6 +250,10 @@ class SchemaOutOfDate(SchemaError):  # noqa: N818
 
 class MigrationFailed(SchemaError):  # noqa: N818
     """A migration failed and was rolled back as a whole; the message names the copy made before it, if any."""
+
+
+class DamagedFile(PersistenceError):  # noqa: N818
+    """An exported log or a backup was cut, altered or damaged. Nothing was stored."""
 
 
 class StoreUnavailable(PersistenceError):  # noqa: N818

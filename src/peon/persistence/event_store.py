@@ -20,8 +20,10 @@ from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.log.tag_walk import TakesLong
-from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.orchestration.codec import codec_of_store
 from peon.persistence.runtime.garbage_collection import garbage_collection_paused
+from peon.persistence.runtime.instrumentation import Operation
+from peon.persistence.runtime.telemetry import telemetry_of
 from peon.persistence.subscriptions import (
     DurableSubscription,
     SavedPosition,
@@ -45,7 +47,8 @@ class EventStore(Generic[EventT]):
 
     Args:
         engine: One of `create_engine`. Any other engine of SQLite or PostgreSQL works, with its own durability.
-        codec: Encodes and decodes the events; the domain's own events by default.
+        codec: Encodes and decodes the events; the domain's own events by default. In a union that has all of those,
+            they keep their check, tags and upcasters.
         on_append: Called in the transaction of each append, after its events were stored. An exception that it
             raises fails the append.
     """
@@ -55,12 +58,13 @@ class EventStore(Generic[EventT]):
     ) -> None:
         if not isinstance(engine, Engine):
             raise TypeError(f"EventStore takes an Engine, not {type(engine).__name__}; AsyncEventStore an AsyncEngine")
-        used_codec: EventCodec[Any] = orchestration_codec if codec is None else codec
+        used_codec = codec_of_store(codec)
         self._engine = engine
         self._driver_errors = DriverErrors(engine, expects_tables=True)
         self._reader = LogReader(engine, used_codec, self._driver_errors)
         self._appender: Appender[EventT] = Appender(engine, used_codec, on_append, self._driver_errors)
         self._notifier = notifier_of(engine)
+        self._telemetry = telemetry_of(engine)
         self._subscribing = RLock()
         self._subscriptions: WeakSet[Subscription[Any]] = WeakSet()
         self._writer: Writer[AppendRequest[EventT], list[StoredEvent[EventT]]] = writer_for(engine, self._driver_errors)
@@ -104,21 +108,28 @@ class EventStore(Generic[EventT]):
             ValueError: No event can match the query of the condition, see `EventQuery`; `command_id` is not a UUID; the
                 connection is to another database, or its isolation level is AUTOCOMMIT.
         """
-        request = self._appender.request(events, condition, command_id)
-        if not request.batch and not request.is_conditional:
-            return []
-        if connection is not None:
-            require_connection(connection, self._engine)
-            return self._appender.append_within(connection, request)
+        with self._telemetry.operation("append") as operation:
+            request = self._appender.request(events, condition, command_id)
+            if not request.batch and not request.is_conditional:
+                return []
+            operation.handled(len(request.batch))
+            if request.command is not None:
+                request = request._replace(operation=operation)
+            if connection is not None:
+                require_connection(connection, self._engine)
+                return self._appender.append_within(connection, request)
+            stored = self._write(request, operation)
+        self._notifier.announce()
+        return stored
+
+    def _write(self, request: AppendRequest[EventT], operation: Operation) -> list[StoredEvent[EventT]]:
         try:
-            stored = self._writer.write(request, self._appender.perform)
+            return self._writer.write(request, self._appender.perform, operation)
         except TakesLong:
             # Answering would hold the write lock for too long. So the condition is checked up to the present end of
             # the log without the lock; what others append meanwhile is little.
             request = self._appender.checked_outside(request)
-            stored = self._writer.write(request, self._appender.perform)
-        self._notifier.announce()
-        return stored
+            return self._writer.write(request, self._appender.perform, operation)
 
     def replay_all(self, *, undecodable: type[KeptT] | None = None) -> list[StoredEvent[EventT | KeptT]]:
         """Returns all events by sequence. See `stream` for a log that does not fit into memory."""
@@ -132,8 +143,10 @@ class EventStore(Generic[EventT]):
         The number after the last one is fine. A higher one raises `PositionBeyondEnd`.
         """
         after = max(checked_number("sequence", sequence) - 1, 0)
-        with garbage_collection_paused(self._engine.dialect):
-            return list(self.stream(after=after, undecodable=undecodable))
+        with self._telemetry.operation("replay") as operation, garbage_collection_paused(self._engine.dialect):
+            events = list(self.stream(after=after, undecodable=undecodable))
+            operation.handled(len(events))
+        return events
 
     def stream(
         self,
@@ -236,6 +249,7 @@ class EventStore(Generic[EventT]):
             TypeError: See `stream`; the name is not text.
         """
         tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
+        tail.name = name
         saved = SavedPosition(self._engine, self._driver_errors, name, tail.position)
         tail.move(saved.sequence)
         return self._registered(DurableSubscription(self._engine, self._notifier, tail, stop, on_caught_up, saved))

@@ -4,7 +4,8 @@ import logging
 import re
 import shlex
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,15 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name,
 from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.errors import MigrationFailed, PersistenceError, SchemaError, SchemaOutOfDate, SchemaTooNew
 from peon.persistence.runtime.forking import reset_after_fork
+from peon.persistence.runtime.log_records import MIGRATIONS, report
+from peon.persistence.runtime.telemetry import telemetry_of
 from peon.persistence.schema import events, metadata
-
-logger = logging.getLogger(__name__)
 
 LOCKED_CONNECTION = "peon_locked_connection"
 """Attribute of Alembic's configuration: the connection of `upgrade`, which has the lock and has saved the copy."""
+
+ON_REVISION = "peon_on_revision"
+"""Attribute of Alembic's configuration: is called after each revision of `upgrade`, with its name."""
 
 
 @cache
@@ -170,18 +174,17 @@ def _schema_error(
     return kind(message, database=database_name(connection.engine), revision=revision, head=revisions()[-1])
 
 
-def is_at_head(engine: Engine) -> bool:
-    """Returns whether the database is at the newest revision.
+def _known_revision(engine: Engine, *, complete: bool) -> str | None:
+    """Returns the revision of the database, `None` before the first.
+
+    Args:
+        complete: Also check that a database at the newest revision has all parts.
 
     Raises:
         SchemaTooNew: See `known_revision`.
         SchemaError: See `known_revision`; or the database lacks a trigger or a row that appends need.
         StoreUnavailable: It cannot be read.
     """
-    return _known_revision(engine, complete=True) == revisions()[-1]
-
-
-def _known_revision(engine: Engine, *, complete: bool) -> str | None:
     with DriverErrors(engine):
         if is_missing(engine.url):
             return None
@@ -223,6 +226,13 @@ def require_head(engine: Engine, *, complete: bool = False) -> None:
     )
 
 
+class _Step(NamedTuple):
+    """A revision that was applied or reverted."""
+
+    revision: str
+    seconds: float
+
+
 class Migration(NamedTuple):
     """What a migration has done.
 
@@ -230,11 +240,15 @@ class Migration(NamedTuple):
         before: The revision before it, `None` before the first.
         after: The revision after it.
         copy: A copy of the SQLite file from before the migration, if there is one.
+        steps: The revisions that it applied or reverted, in this order.
+        seconds: How long all of it took, including the copy, without the wait for the lock.
     """
 
     before: str | None
     after: str | None
-    copy: Path | None
+    copy: Path | None = None
+    steps: Sequence[_Step] = ()
+    seconds: float = 0.0
 
 
 def upgrade(engine: Engine) -> None:
@@ -249,9 +263,10 @@ def upgrade(engine: Engine) -> None:
         MigrationFailed: A step failed. The database is as it was before; the message names the copy.
         StoreUnavailable: It cannot be written, or another migration holds the lock for longer than `busy_timeout`.
     """
-    if is_at_head(engine):
+    revision = _known_revision(engine, complete=True)
+    if revision == revisions()[-1]:
         return
-    migrate(engine, revisions()[-1])
+    _migrate(engine, revision, revisions()[-1])
 
 
 def migrate(engine: Engine, target: str | None) -> Migration:
@@ -260,19 +275,50 @@ def migrate(engine: Engine, target: str | None) -> Migration:
     Args:
         target: One of `revisions`; `None` to remove all tables.
     """
+    return _migrate(engine, _known_revision(engine, complete=False), target)
+
+
+def _migrate(engine: Engine, revision: str | None, target: str | None) -> Migration:
+    """Migrates a database, which was seen at `revision`, and logs it."""
+    if revision == target:
+        return Migration(revision, target)
+    facts = {"database": database_name(engine), "revision": revision or "base", "head": target or "base"}
+    # Nothing is logged while the locks are held: a handler may use a database.
+    report(MIGRATIONS, logging.INFO, "migrating %(database)s from %(revision)s to %(head)s", **facts)
+    with telemetry_of(engine).operation("migrate", from_revision=facts["revision"], to_revision=facts["head"]):
+        done = _migrate_under_lock(engine, target)
+    if done.before == target:
+        message = "%(database)s was migrated to %(head)s by another process or thread"
+        report(MIGRATIONS, logging.INFO, message, **facts)
+        return done
+    verb, where = ("reverted", "of") if is_downgrade(done.before, target) else ("applied", "to")
+    for step in done.steps:
+        message = f"{verb} revision %(revision)s {where} %(database)s in %(seconds).3f s"
+        report(MIGRATIONS, logging.INFO, message, database=facts["database"], **step._asdict())
+    message = "migrated %(database)s from %(revision)s to %(head)s in %(seconds).3f s" + (
+        "; a copy from before is %(copy)s" if done.copy else ""
+    )
+    copy = None if done.copy is None else str(done.copy)
+    report(MIGRATIONS, logging.INFO, message, **facts, seconds=done.seconds, copy=copy)
+    return done
+
+
+def _migrate_under_lock(engine: Engine, target: str | None) -> Migration:
     # Imported here, because that takes longer than opening an up-to-date database.
     from alembic import command
     from alembic.config import Config
 
+    steps: list[_Step] = []
     with _migration_lock.held(), DriverErrors(engine), migration_transaction(engine) as connection:
+        began = time.monotonic()
         revision = known_revision(connection)
         if revision == target:
-            return Migration(revision, target, None)  # perhaps another process has done it while this one waited
+            return Migration(revision, target)  # another process or thread has done it while this one waited
         copy = backend_of(engine).save_copy(connection, revision)
         goal = target or "base"
-        logger.info("migrating %s from %s to %s", database_name(engine), revision or "base", goal)
         config = Config(str(alembic_folder() / "alembic.ini"))
         config.attributes[LOCKED_CONNECTION] = connection
+        config.attributes[ON_REVISION] = _adding_to(steps)
         try:
             if is_downgrade(revision, target):
                 command.downgrade(config, goal)
@@ -288,7 +334,18 @@ def migrate(engine: Engine, target: str | None) -> Migration:
                 revision=revision,
                 head=revisions()[-1],
             ) from cause
-    return Migration(revision, target, copy)
+    return Migration(revision, target, copy, steps, time.monotonic() - began)
+
+
+def _adding_to(steps: list[_Step]) -> Callable[[str], None]:
+    before = time.monotonic()
+
+    def add(revision: str) -> None:
+        nonlocal before
+        before, began = time.monotonic(), before
+        steps.append(_Step(revision, before - began))
+
+    return add
 
 
 def is_downgrade(revision: str | None, target: str | None) -> bool:

@@ -1,11 +1,12 @@
 """The settings store: keys and JSON values that the application chooses."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, Engine, delete, select
+from typing_extensions import TypeForm
 from typing_extensions import TypeVar as TypeVarWithDefault
 
 from peon.payloads import RuleError, exact_json
@@ -17,7 +18,7 @@ from peon.persistence.errors import SettingError
 from peon.persistence.redaction import collect_names, describe
 from peon.persistence.schema import settings
 
-SettingT = TypeVar("SettingT")
+SettingT = TypeVarWithDefault("SettingT", default=Any)
 DefaultT = TypeVarWithDefault("DefaultT", default=None)
 
 
@@ -35,7 +36,7 @@ class SettingsStore:
         )
 
     @overload
-    def get(self, key: str, default: DefaultT = ..., *, type: type[SettingT]) -> SettingT | DefaultT: ...
+    def get(self, key: str, default: DefaultT = ..., *, type: TypeForm[SettingT]) -> SettingT | DefaultT: ...
     @overload
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002

@@ -98,14 +98,15 @@ def rows_of_other_tables(
 ) -> dict[str, list[tuple[str | int | None, ...]]]:
     titled, running, message = str(uuid4()), str(uuid4()), str(uuid4())
     text = '{"type":"text","text":"Ebbe?"}'
+    first_agent, second_agent = ("claude", "a-model", "supervised"), ("codex", "another", "full_access")
     return {
         "projection_projects": [
             (project, "Gezeitentafel, 潮汐表 🌊", "/home/ada/tide-table", MOMENT, 1),
             (str(uuid4()), "", "/", MOMENT, 2),
         ],
         "projection_threads": [
-            (thread, project, None, "claude", "a-model", "supervised", "error", "it hung up", MOMENT, LATER, 3),
-            (titled, project, "Ein Titel", "codex", "another", "full_access", "idle", None, MOMENT, MOMENT, 4),
+            (thread, project, None, *first_agent, "error", "it hung up", MOMENT, LATER, 3, 17, 2, 2, "Ebbe?"),
+            (titled, project, "Ein Titel", *second_agent, "idle", None, MOMENT, MOMENT, 4, 7, 1, 0, None),
         ],
         "projection_turns": [
             (turn, thread, "completed", None, MOMENT, LATER, 5),
@@ -117,6 +118,7 @@ def rows_of_other_tables(
             (str(uuid4()), turn, "tool", text, LATER, 9, thread),
         ],
         "projection_message_chunks": [(running, message, 10, '"Ça va\\u0000"'), (running, message, 2**40, '""')],
+        "projection_open_tool_calls": [(thread, 9, turn, message, "1"), (titled, 2**40, running, message, "größe")],
         "checkpoints": [
             (checkpoint, thread, turn, "refs/peon/1", MOMENT, 11, None),
             (str(uuid4()), thread, turn, "refs/peon/2", MOMENT, 12, LATER),

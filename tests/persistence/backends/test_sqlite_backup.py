@@ -15,7 +15,7 @@ from helpers.processes import PATIENCE, context
 from sqlalchemy import URL
 
 from peon.orchestration import ProjectRenamed
-from peon.persistence import Database
+from peon.persistence import Database, back_up_database, create_engine
 
 EVENTS = 40_000
 """About 20 MB: a backup of so much takes several of the writer's commits."""
@@ -28,13 +28,19 @@ def vacuum_into(source: Path, target: Path) -> None:
         connection.execute("VACUUM INTO ?", [str(target)])
 
 
+def peon(source: Path, target: Path) -> None:
+    engine = create_engine(f"sqlite:///{source}")
+    back_up_database(engine, target)
+    engine.dispose()
+
+
 def backup_in_one_step(source: Path, target: Path) -> None:
     with closing(sqlite3.connect(source)) as connection, closing(sqlite3.connect(target)) as copy:
         connection.backup(copy)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("back_up", [vacuum_into, backup_in_one_step])
+@pytest.mark.parametrize("back_up", [peon, vacuum_into, backup_in_one_step])
 def test_a_backup_under_load_finishes_and_is_whole(
     migrated_sqlite_url: URL, tmp_path: Path, back_up: Callable[[Path, Path], None]
 ) -> None:

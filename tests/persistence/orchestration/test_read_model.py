@@ -105,6 +105,11 @@ LISTS: dict[str, tuple[Callable[[ReadModel], List], Callable[[int], Orchestratio
         lambda n: TurnStarted(turn_id=UUID(int=n), thread_id=THREAD, occurred_at=LONG_AGO),
         "id",
     ),
+    "running_turns": (
+        lambda state: state.running_turns,
+        lambda n: TurnStarted(turn_id=UUID(int=n), thread_id=THREAD, occurred_at=LONG_AGO),
+        "id",
+    ),
     "messages": (lambda state: lambda **page: state.messages(TURN, **page), lambda n: message(UUID(int=n)), "id"),
     "thread_messages": (
         lambda state: lambda **page: state.thread_messages(THREAD, **page),
@@ -119,6 +124,21 @@ LISTS: dict[str, tuple[Callable[[ReadModel], List], Callable[[int], Orchestratio
     "pending_approvals": (
         lambda state: lambda **page: state.pending_approvals(THREAD, **page),
         lambda n: ApprovalRequested(approval_id=UUID(int=n), action="write", detail=n, occurred_at=LONG_AGO, **PLACE),
+        "id",
+    ),
+    "pending_approvals of all threads": (
+        lambda state: state.pending_approvals,
+        lambda n: ApprovalRequested(approval_id=UUID(int=n), action="write", detail=n, occurred_at=LONG_AGO, **PLACE),
+        "id",
+    ),
+    "unanswered_tool_calls": (
+        lambda state: lambda **page: state.unanswered_tool_calls(THREAD, **page),
+        lambda n: message(UUID(int=n), ToolCallContent(tool_call_id=str(n), name="read", arguments={})),
+        "id",
+    ),
+    "unanswered_tool_calls of a turn": (
+        lambda state: lambda **page: state.unanswered_tool_calls(THREAD, turn_id=TURN, **page),
+        lambda n: message(UUID(int=n), ToolCallContent(tool_call_id="same", name="read", arguments={})),
         "id",
     ),
     "commits": (
@@ -214,12 +234,14 @@ def test_a_missing_value_is_none_or_an_empty_list(database: Database) -> None:
     for one in (state.project, state.thread, state.turn, state.message, state.checkpoint, state.approval):
         assert one(unknown) is None
     assert state.selected_thread() is None
-    assert state.projects() == []
+    assert [state.projects(), state.running_turns(), state.pending_approvals(), state.thread_summaries()] == [[]] * 4
     for many in (
         state.threads,
         state.turns,
         state.messages,
         state.thread_messages,
+        state.unanswered_tool_calls,
+        state.thread_summaries,
         state.checkpoints,
         state.pending_approvals,
         state.commits,
@@ -480,17 +502,26 @@ OTHERS: dict[str, Callable[[ReadModel, UUID], object]] = {
     "selected_thread": lambda state, _: state.selected_thread(),
     "commits": lambda state, _: state.commits(THREAD, after=1, limit=5, newest_first=True),
     "branches": lambda state, _: state.branches(THREAD, after="0", limit=5),
+    "thread_summaries": lambda state, _: state.thread_summaries(limit=5),
+    "thread_summaries after": lambda state, _: state.thread_summaries(limit=5, after=9),
+    "thread_summaries of a project": lambda state, _: state.thread_summaries(PROJECT, limit=5),
+    "thread_summaries of a project after": lambda state, _: state.thread_summaries(PROJECT, limit=5, after=9),
+    "unfinished_work": lambda state, _: state.unfinished_work(),
 }
 
 
 @pytest.mark.parametrize("read", [pytest.param(read, id=name) for name, read in {**PAGES, **ONES, **OTHERS}.items()])
 def test_every_query_uses_an_index(sqlite_url: URL, read: Callable[[ReadModel, UUID], object]) -> None:
     statements: list[tuple[str, Any]] = []
+    others = {made.type: made for _, created, _ in LISTS.values() if (made := created(2_000)).type != "MessageAppended"}
     with Database.open(url=sqlite_url) as database:
         database.events.append_all(
-            [project(), thread(), TurnStarted(**PLACE), ChangesCommitted(thread_id=THREAD, commit="0", message="m")]
-            + [created(2_000) for _, created, _ in LISTS.values() if created(2_000).type != "MessageAppended"]
-            + [message(UUID(int=2_000)), BranchCreated(thread_id=THREAD, name="0")]
+            [
+                *(project(), thread(), TurnStarted(**PLACE)),
+                ChangesCommitted(thread_id=THREAD, commit="0", message="m"),
+                *others.values(),
+                *(message(UUID(int=2_000)), BranchCreated(thread_id=THREAD, name="0")),
+            ]
         )
         event.listen(
             database.engine,

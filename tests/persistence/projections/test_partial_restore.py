@@ -76,7 +76,7 @@ class TestFullTablesBesideThePositionOfAnEmptyLog:
         database.projections.catch_up()
 
         assert found(database) == told(*SCENE).state()
-        assert not caplog.records
+        assert not [record for record in caplog.records if "rebuil" in record.getMessage()]
 
 
 class TestAPositionBeyondTheLog:

@@ -74,7 +74,7 @@ def test_tables_are_created_again(migrated_lasting_url: URL, statement: str, cap
 
     with Database.open(url=migrated_lasting_url, projections=[WordCount()], maintain_projections=False) as database:
         database.projections.rebuild()
-        assert "again" in caplog.text
+        assert "creating the tables" in caplog.text
         assert differences_of_shape(database) == []
         assert rows_of_all_tables(database) == sound
 
@@ -84,7 +84,7 @@ def test_tables_are_created_again(migrated_lasting_url: URL, statement: str, cap
     caplog.clear()
     with Database.open(url=migrated_lasting_url, projections=[WordCount()]) as database:
         database.projections.rebuild()
-    assert caplog.text == ""
+    assert "creating the tables" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ ROWS: tuple[tuple[Table, dict[str, Any], str, Any], ...] = (
     (schema.checkpoints, {"id": str(CHECKPOINT)}, "restored_at", "2026-05-17T00:00:00.000000Z"),
     (schema.projection_commits, {"thread_id": str(THREAD)}, "hash", "c0ffe"),
     (schema.projection_branches, {"name": "tides"}, "sequence", 1),
+    (schema.projection_open_tool_calls, {"tool_call_id": "1"}, "turn_id", str(OTHER_TURN)),
     (schema.projection_selected_thread, {"thread_id": str(THREAD)}, "thread_id", str(OTHER_THREAD)),
     (schema.projection_turns, {"id": str(OTHER_TURN)}, "status", "completed"),
     (schema.projection_threads, {"id": str(OTHER_THREAD)}, "status", "running"),

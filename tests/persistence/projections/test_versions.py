@@ -182,13 +182,14 @@ class TestLog:
         assert not [record for record in caplog.records if "rebuild" in record.getMessage()]
 
         newer(database).catch_up()
-        (record,) = caplog.records
+        record, end = caplog.records
+        assert end.getMessage().startswith("rebuilt projection orchestration")
         assert "rebuilding projection orchestration" in record.getMessage()
         assert f"version {OLD} has built it, and the present version is {OLD + 1}" in record.getMessage()
 
         caplog.clear()
         newer(database).rebuild()
-        (record,) = caplog.records
+        record, _ = caplog.records
         assert record.getMessage().endswith("rebuild() was called")
 
 

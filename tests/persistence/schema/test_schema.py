@@ -28,6 +28,7 @@ from peon.persistence.schema import (
 
 NUMBER = "INTEGER on SQLite, BIGINT on PostgreSQL, NOT NULL"
 WIDE = "BIGINT NOT NULL"
+COUNTER = "INTEGER NOT NULL DEFAULT 0"
 PLACE = "BIGINT NOT NULL DEFAULT 0"
 TEXT = "TEXT NOT NULL"
 
@@ -46,6 +47,10 @@ COLUMNS = {
         "created_at": TEXT,
         "updated_at": TEXT,
         "sequence": PLACE,
+        "last_sequence": PLACE,
+        "turn_count": COUNTER,
+        "message_count": COUNTER,
+        "first_words": "TEXT",
     },
     "projection_turns": {
         "id": TEXT,
@@ -66,6 +71,13 @@ COLUMNS = {
         "thread_id": "TEXT NOT NULL DEFAULT ''",
     },
     "projection_message_chunks": {"turn_id": TEXT, "message_id": TEXT, "sequence": WIDE, "delta": TEXT},
+    "projection_open_tool_calls": {
+        "thread_id": TEXT,
+        "sequence": WIDE,
+        "turn_id": TEXT,
+        "message_id": TEXT,
+        "tool_call_id": TEXT,
+    },
     "projection_approvals": {
         "id": TEXT,
         "thread_id": TEXT,
@@ -111,6 +123,7 @@ COLUMNS = {
 
 PRIMARY_KEYS = {
     "projection_message_chunks": ["turn_id", "message_id", "sequence"],
+    "projection_open_tool_calls": ["thread_id", "sequence"],
     "projection_branches": ["thread_id", "name"],
     "projection_problems": ["projection", "sequence"],
     "event_tags": ["tag_id", "sequence"],
@@ -121,17 +134,22 @@ INDEXES = {
     "idx_events_sequence": ("events", ["sequence"]),
     "idx_turns_thread": ("projection_turns", ["thread_id"]),
     "idx_messages_turn": ("projection_messages", ["turn_id"]),
+    "idx_unfinished_threads": ("projection_threads", ["sequence"]),
+    "idx_running_turns": ("projection_turns", ["sequence"]),
+    "idx_pending_approvals": ("projection_approvals", ["sequence"]),
+    "idx_pending_approvals_thread_id": ("projection_approvals", ["thread_id", "sequence"]),
 } | {
     f"idx_{table}_{'_'.join(columns)}": (table, columns)
     for table, columns in [
         ("projection_projects", ["sequence"]),
         ("projection_threads", ["project_id", "sequence"]),
+        ("projection_threads", ["last_sequence"]),
+        ("projection_threads", ["project_id", "last_sequence"]),
         ("projection_turns", ["thread_id", "sequence"]),
         ("projection_messages", ["turn_id", "sequence"]),
         ("projection_messages", ["thread_id", "sequence"]),
         ("checkpoints", ["thread_id", "sequence"]),
         ("checkpoints", ["turn_id"]),
-        ("projection_approvals", ["status", "thread_id", "sequence"]),
         ("projection_approvals", ["thread_id"]),
         ("projection_approvals", ["turn_id"]),
         ("projection_commits", ["thread_id", "sequence"]),
@@ -145,6 +163,7 @@ FOREIGN_KEYS = {
     ("projection_turns", "thread_id", "projection_threads", "id", "CASCADE"),
     ("projection_messages", "turn_id", "projection_turns", "id", "CASCADE"),
     ("projection_message_chunks", "turn_id", "projection_turns", "id", "CASCADE"),
+    ("projection_open_tool_calls", "thread_id", "projection_threads", "id", "CASCADE"),
     ("projection_approvals", "thread_id", "projection_threads", "id", "CASCADE"),
     ("projection_approvals", "turn_id", "projection_turns", "id", "CASCADE"),
     ("checkpoints", "thread_id", "projection_threads", "id", "CASCADE"),
@@ -211,7 +230,7 @@ def inspector(as_opened: Engine) -> Inspector:
 
 
 def test_there_are_exactly_these_tables_and_that_of_alembic(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 21
+    assert len(COLUMNS) == 22
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 

@@ -219,12 +219,13 @@ class TestLostConnections:
             second.close()
             assert next(first).sequence == 3
 
-    def test_alone_it_continues(self, store: Database) -> None:
+    def test_alone_it_continues(self, store: Database, caplog: pytest.LogCaptureFixture) -> None:
         with store.events.durable_subscription(CONSUMER) as subscription:
             assert next(subscription).sequence == 1  # not saved
             self.end_holders(store)
             assert next(subscription).sequence == 2
             subscription.save_position()
+        assert f"the lock of subscription {CONSUMER} of" in caplog.text
 
     def test_a_connection_that_is_silent_is_asked(self, store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         with store.events.durable_subscription(CONSUMER) as subscription:

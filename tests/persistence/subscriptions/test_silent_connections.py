@@ -1,6 +1,7 @@
 """Subscriptions whose connection to the server stays open, but carries nothing any more."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,7 @@ def test_a_task_receives_what_others_append(network: Network, migrated_postgresq
 def test_the_watcher_opens_another_connection(
     network: Network, migrated_postgresql_url: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "peon.connections")
     with (
         Database.open(url=network.url, maintain_projections=False) as database,
         ThreadPoolExecutor(1) as consumer,
@@ -82,5 +84,6 @@ def test_the_watcher_opens_another_connection(
         wait_for(lambda: bool(database.events._notifier._wakes))
         network.freeze_listeners()
         wait_for(lambda: "was interrupted: TimeoutError" in caplog.text)
+        wait_for(lambda: re.search(r"watching \S+ again", caplog.text) is not None)
         database.close()
         assert coming.result(PATIENCE) == []

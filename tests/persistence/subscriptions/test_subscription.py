@@ -34,6 +34,7 @@ from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.log import pages
 from peon.persistence.log.pages import LogPages
 from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.runtime.instrumentation import Telemetry
 from peon.persistence.schema import events as log
 from peon.persistence.subscriptions import Tail, notifier, watcher
 
@@ -155,7 +156,13 @@ class TestDelivery:
             return pages.read(after, limit)
 
         tail: Tail[Any] = Tail(
-            read, lambda _: log_alone.events.last_sequence(), orchestration_codec, 0, leaves_out=True, keep=False
+            read,
+            lambda _: log_alone.events.last_sequence(),
+            orchestration_codec,
+            0,
+            Telemetry(),
+            leaves_out=True,
+            keep=False,
         )
         assert tail.next() is None
         log_alone.events.append_all([ThreadSelected(thread_id=UUID(int=7))])

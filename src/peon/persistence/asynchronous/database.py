@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, overload
 
 from sqlalchemy import URL, event
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from peon.config import AppConfig
-from peon.orchestration import OrchestrationEvent
 from peon.persistence.asynchronous.event_store import AsyncEventStore
 from peon.persistence.asynchronous.greenlets import Calls
 from peon.persistence.asynchronous.projections import AsyncProjections
@@ -22,14 +21,16 @@ from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.engine import create_async_engine, create_engine
 from peon.persistence.backends.sqlite import dump_memory
-from peon.persistence.database import EngineArguments, all_projections, bring_to_head, engine_arguments
+from peon.persistence.database import EngineArguments, OwnT, all_projections, bring_to_head, engine_arguments
 from peon.persistence.errors import StoreUnavailable
+from peon.persistence.event_store import EventT
+from peon.persistence.log.codec import EventCodec
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Progress, Projection
 from peon.persistence.settings import SettingsStore
 
 
-class AsyncDatabase:
+class AsyncDatabase(Generic[EventT]):
     """An open database, for any number of tasks of one event loop. See `Database`.
 
     The same code runs, on `aiosqlite` and on psycopg's asynchronous connections. If a task is cancelled during a
@@ -37,6 +38,7 @@ class AsyncDatabase:
 
     Args:
         engine: One of `create_async_engine`, of a migrated database.
+        codec: See `Database`.
         projections: See `Database`.
         maintain_projections: See `Database`.
 
@@ -49,22 +51,26 @@ class AsyncDatabase:
     """
 
     def __init__(
-        self, engine: AsyncEngine, *, projections: Sequence[Projection] = (), maintain_projections: bool = True
+        self,
+        engine: AsyncEngine,
+        codec: EventCodec[EventT] | None = None,
+        *,
+        projections: Sequence[Projection] = (),
+        maintain_projections: bool = True,
     ) -> None:
-        self.engine = engine
+        self.engine: AsyncEngine = engine
         self._calls = Calls()
-        blocking = all_projections(engine.sync_engine, projections)
+        blocking = all_projections(engine.sync_engine, projections, codec)
         on_append = blocking.apply if maintain_projections else None
-        self.events: AsyncEventStore[OrchestrationEvent] = AsyncEventStore(
-            engine, on_append=on_append, calls=self._calls
-        )
-        self.projections = AsyncProjections(blocking, self._calls)
-        self.read_model = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
-        self.settings = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
+        self.events: AsyncEventStore[EventT] = AsyncEventStore(engine, codec, on_append=on_append, calls=self._calls)
+        self.projections: AsyncProjections = AsyncProjections(blocking, self._calls)
+        self.read_model: AsyncReadModel = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
+        self.settings: AsyncSettingsStore = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
 
     def __repr__(self) -> str:
         return f"<AsyncDatabase {database_name(self.engine.sync_engine)}>"
 
+    @overload
     @classmethod
     async def open(
         cls,
@@ -72,12 +78,42 @@ class AsyncDatabase:
         *,
         url: str | URL | None = None,
         migrate: bool = True,
+        codec: EventCodec[EventT] | None = None,
         projections: Sequence[Projection] = (),
         maintain_projections: bool = True,
         progress: Progress | None = None,
         connect_args: Mapping[str, Any] | None = None,
         echo: bool = False,
-    ) -> Self:
+    ) -> Self: ...
+    @overload
+    @classmethod
+    async def open(
+        cls,
+        config: AppConfig | None = None,
+        *,
+        url: str | URL | None = None,
+        migrate: bool = True,
+        codec: EventCodec[OwnT],
+        projections: Sequence[Projection] = (),
+        maintain_projections: bool = True,
+        progress: Progress | None = None,
+        connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
+    ) -> "AsyncDatabase[OwnT]": ...
+    @classmethod
+    async def open(
+        cls,
+        config: AppConfig | None = None,
+        *,
+        url: str | URL | None = None,
+        migrate: bool = True,
+        codec: EventCodec[Any] | None = None,
+        projections: Sequence[Projection] = (),
+        maintain_projections: bool = True,
+        progress: Progress | None = None,
+        connect_args: Mapping[str, Any] | None = None,
+        echo: bool = False,
+    ) -> "AsyncDatabase[Any]":
         """See `Database.open`; migrations run in a thread."""
         arguments = engine_arguments(config, url, connect_args, echo=echo)
         statements = await asyncio.to_thread(_migrate, arguments, migrate=migrate)
@@ -85,7 +121,7 @@ class AsyncDatabase:
         if statements is not None:
             _create_tables(engine, statements)
         try:
-            database = cls(engine, projections=projections, maintain_projections=maintain_projections)
+            database = cls(engine, codec, projections=projections, maintain_projections=maintain_projections)
         except BaseException:
             await engine.dispose()
             raise

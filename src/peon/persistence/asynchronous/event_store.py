@@ -18,7 +18,8 @@ from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
-from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.orchestration.codec import codec_of_store
+from peon.persistence.runtime.telemetry import telemetry_of
 from peon.persistence.subscriptions import SavedPosition, StopEvent, Tail, notifier_of
 
 SubscriptionT = TypeVar("SubscriptionT", bound=AsyncSubscription[Any])
@@ -50,8 +51,9 @@ class AsyncEventStore(Generic[EventT]):
         self._calls = calls or Calls()
         self._store: EventStore[EventT] = EventStore(self._engine, codec, on_append=on_append)
         self._driver_errors = DriverErrors(self._engine)
-        self._reader = LogReader(self._engine, orchestration_codec if codec is None else codec, self._driver_errors)
+        self._reader = LogReader(self._engine, codec_of_store(codec), self._driver_errors)
         self._notifier = notifier_of(self._engine)
+        self._telemetry = telemetry_of(self._engine)
         self._subscriptions: WeakSet[AsyncSubscription[Any]] = WeakSet()
 
     def __repr__(self) -> str:
@@ -80,7 +82,10 @@ class AsyncEventStore(Generic[EventT]):
     ) -> list[StoredEvent[EventT | KeptT]]:
         """See `EventStore.replay_from`."""
         after = max(checked_number("sequence", sequence) - 1, 0)
-        return [stored async for stored in self.stream(after=after, undecodable=undecodable)]
+        with self._telemetry.operation("replay") as operation:
+            events = [stored async for stored in self.stream(after=after, undecodable=undecodable)]
+            operation.handled(len(events))
+        return events
 
     def stream(
         self,
@@ -135,6 +140,7 @@ class AsyncEventStore(Generic[EventT]):
     ) -> AsyncDurableSubscription[EventT | KeptT]:
         """See `EventStore.durable_subscription`; `async with`, or the first event, reads the saved position."""
         tail: Tail[EventT | KeptT] = Tail.of(self._reader, after, Selection(event_types, query, undecodable))
+        tail.name = name
         read_saved = partial(SavedPosition, self._engine, self._driver_errors, name, tail.position)
         return self._registered(
             AsyncDurableSubscription(self._engine, self._notifier, tail, stop, on_caught_up, self._calls, read_saved)

@@ -2,7 +2,20 @@
 
 from uuid import UUID
 
-from peon.orchestration import Approval, Branch, Checkpoint, Commit, Message, Project, Snapshot, Thread, Turn
+from peon.orchestration import (
+    Approval,
+    Branch,
+    Checkpoint,
+    Commit,
+    Message,
+    Project,
+    Snapshot,
+    Thread,
+    ThreadSummary,
+    ToolCallMessage,
+    Turn,
+    UnfinishedWork,
+)
 from peon.persistence.asynchronous.greenlets import Calls
 from peon.persistence.orchestration.read_model import ReadModel
 
@@ -36,6 +49,12 @@ class AsyncReadModel:
         """See `ReadModel.thread`."""
         return await self._calls.run(self._read_model.thread, thread_id)
 
+    async def thread_summaries(
+        self, project_id: UUID | None = None, *, limit: int | None = None, after: int | None = None
+    ) -> list[ThreadSummary]:
+        """See `ReadModel.thread_summaries`."""
+        return await self._calls.run(self._read_model.thread_summaries, project_id, limit=limit, after=after)
+
     async def selected_thread(self) -> Thread | None:
         """See `ReadModel.selected_thread`."""
         return await self._calls.run(self._read_model.selected_thread)
@@ -51,6 +70,14 @@ class AsyncReadModel:
     async def turn(self, turn_id: UUID) -> Turn | None:
         """See `ReadModel.turn`."""
         return await self._calls.run(self._read_model.turn, turn_id)
+
+    async def running_turns(
+        self, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Turn]:
+        """See `ReadModel.running_turns`."""
+        return await self._calls.run(
+            self._read_model.running_turns, limit=limit, after=after, newest_first=newest_first
+        )
 
     async def messages(
         self, turn_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
@@ -72,6 +99,25 @@ class AsyncReadModel:
         """See `ReadModel.message`."""
         return await self._calls.run(self._read_model.message, message_id)
 
+    async def unanswered_tool_calls(
+        self,
+        thread_id: UUID,
+        *,
+        turn_id: UUID | None = None,
+        limit: int | None = None,
+        after: UUID | None = None,
+        newest_first: bool = False,
+    ) -> list[ToolCallMessage]:
+        """See `ReadModel.unanswered_tool_calls`."""
+        return await self._calls.run(
+            self._read_model.unanswered_tool_calls,
+            thread_id,
+            turn_id=turn_id,
+            limit=limit,
+            after=after,
+            newest_first=newest_first,
+        )
+
     async def checkpoints(
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Checkpoint]:
@@ -85,7 +131,12 @@ class AsyncReadModel:
         return await self._calls.run(self._read_model.checkpoint, checkpoint_id)
 
     async def pending_approvals(
-        self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+        self,
+        thread_id: UUID | None = None,
+        *,
+        limit: int | None = None,
+        after: UUID | None = None,
+        newest_first: bool = False,
     ) -> list[Approval]:
         """See `ReadModel.pending_approvals`."""
         return await self._calls.run(
@@ -111,6 +162,10 @@ class AsyncReadModel:
         return await self._calls.run(
             self._read_model.branches, thread_id, limit=limit, after=after, newest_first=newest_first
         )
+
+    async def unfinished_work(self) -> UnfinishedWork:
+        """See `ReadModel.unfinished_work`."""
+        return await self._calls.run(self._read_model.unfinished_work)
 
     async def snapshot(self, *, messages: bool = True) -> Snapshot:
         """See `ReadModel.snapshot`."""

@@ -3,6 +3,7 @@
 from typing import Any, overload
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from typing_extensions import TypeForm
 
 from peon.persistence.asynchronous.greenlets import Calls
 from peon.persistence.settings import DefaultT, SettingsStore, SettingT
@@ -16,7 +17,7 @@ class AsyncSettingsStore:
         self._calls = calls
 
     @overload
-    async def get(self, key: str, default: DefaultT = ..., *, type: type[SettingT]) -> SettingT | DefaultT: ...
+    async def get(self, key: str, default: DefaultT = ..., *, type: TypeForm[SettingT]) -> SettingT | DefaultT: ...
     @overload
     async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
     async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002

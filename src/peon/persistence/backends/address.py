@@ -6,7 +6,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from peon.config import AppConfig
-from peon.persistence.errors import PersistenceError
+from peon.persistence.errors import PersistenceError, StoreUnavailable
 
 DATABASE_FILE = "peon.db"
 
@@ -77,6 +77,12 @@ def is_memory(url: URL) -> bool:
 def is_file(url: URL) -> bool:
     """Returns whether the address is a path; an SQLite URI (`?uri=true`) is not."""
     return url.get_backend_name() == "sqlite" and not is_memory(url) and "uri" not in url.query
+
+
+def require_existing(url: URL) -> None:
+    """Raises `StoreUnavailable` for the address of an SQLite file that does not exist, instead of creating it."""
+    if is_missing(url):
+        raise StoreUnavailable(f"{url.database} does not exist: name the file of a database")
 
 
 def is_missing(url: URL) -> bool:

@@ -30,9 +30,12 @@ class LogHead(ABC):
 
     Attributes:
         connection: The connection whose transaction it is.
+        locked_at: When the lock that orders appends was acquired, by `time.monotonic()`, if that was later than the
+            beginning of the transaction.
     """
 
     connection: Connection
+    locked_at: float | None = None
 
     @abstractmethod
     def wait(self) -> None:

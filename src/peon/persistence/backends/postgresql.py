@@ -1,5 +1,6 @@
 """PostgreSQL, by way of psycopg."""
 
+import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,6 +33,7 @@ from peon.persistence.backends.postgresql_log_head import CREATE_LOCK_ROW, Postg
 from peon.persistence.backends.postgresql_privileges import no_schema
 from peon.persistence.backends.postgresql_watching import SCHEMA_OF_LOG
 from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.runtime.log_records import CONNECTIONS, report
 from peon.persistence.schema import append_lock
 
 if TYPE_CHECKING:
@@ -122,6 +124,16 @@ class PostgreSQLBackend(Backend):
                     f"the database {name!r} stores text as {encoding}, which does not hold all characters: name one "
                     "that was created with ENCODING 'UTF8'"
                 )
+
+        @event.listens_for(engine, "invalidate")
+        def report_lost(_: object, __: ConnectionPoolEntry, error: BaseException | None) -> None:
+            report(
+                CONNECTIONS,
+                logging.WARNING,
+                "a connection to %(database)s is unusable (%(error)s) and is replaced when it is needed",
+                database=database_name(engine),
+                error="interrupted" if error is None else type(error).__name__,
+            )
 
         @event.listens_for(engine, "reset")
         def refuse_in_pipeline_mode(_: object, record: ConnectionPoolEntry | None, __: object) -> None:

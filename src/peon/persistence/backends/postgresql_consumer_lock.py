@@ -1,5 +1,6 @@
 """The locks of consumers on PostgreSQL: advisory locks of the server, which end with a connection."""
 
+import logging
 import os
 import select
 import sys
@@ -10,9 +11,10 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import ConsumerLock
 from peon.persistence.runtime.forking import keep_inherited, reset_after_fork
+from peon.persistence.runtime.log_records import CONNECTIONS, report
 
 CONFIRM_SECONDS = 5.0
 """The server is asked whether the connection still lives when it was last asked this long ago."""
@@ -39,6 +41,7 @@ class PostgreSQLConsumerLock(ConsumerLock):
         # 64 bits of a digest: two names practically never have the same key.
         digest = sha256(f"peon consumer\0{schema}\0{name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "big", signed=True)
+        self._name = name
         self._connection: Any = None
         self._is_locked = False
         self._confirmed_at = 0.0
@@ -58,6 +61,14 @@ class PostgreSQLConsumerLock(ConsumerLock):
                 self._ask(_CONFIRM)
             except self._engine.dialect.loaded_dbapi.Error:
                 self.release()
+                report(
+                    CONNECTIONS,
+                    logging.WARNING,
+                    "the connection that held the lock of subscription %(subscription)s of %(database)s was lost; "
+                    "another one acquires it, unless another consumer has",
+                    database=database_name(self._engine),
+                    subscription=self._name,
+                )
         try:
             with self._driver_errors:
                 if self._connection is None:

@@ -4,6 +4,7 @@ A sequence of PostgreSQL hands out numbers before the commit, and loses those of
 lock the row of `append_lock` until they commit, and count on from the last committed event.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -130,7 +131,8 @@ class PostgreSQLLogHead(LogHead):
             if getattr(cause, "sqlstate", None) == OUT_OF_RANGE:
                 raise no_sequence_left(self.connection) from error
             raise
-        self._opening = []
+        if self._opening:
+            self._opening, self.locked_at = [], time.monotonic()
         return value
 
     def _require_lock(self, locked: CursorResult[Any] | None, error: Exception | None = None) -> None:

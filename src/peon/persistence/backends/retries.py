@@ -1,6 +1,8 @@
 """Transactions of the package's own, repeated when that is safe."""
 
+import logging
 import random
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
@@ -11,6 +13,9 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.runtime.event_loop import pause
+from peon.persistence.runtime.instrumentation import RetryReason
+from peon.persistence.runtime.log_records import CONNECTIONS, TRANSACTIONS, report
+from peon.persistence.runtime.telemetry import telemetry_of
 
 ResultT = TypeVar("ResultT")
 
@@ -19,6 +24,9 @@ ATTEMPTS = 5
 
 FIRST_PAUSE_SECONDS = 0.01
 """The longest pause before the second attempt; it doubles before each further one."""
+
+LONG_WAIT_SECONDS = 1.0
+"""A wait for a lock that is logged. A commit to a slow disk takes a tenth of that."""
 
 UNDONE_SQLSTATES = frozenset({"40001", "40P01"})
 """Serialisation failure and deadlock: the server has undone the transaction, even if it happened during COMMIT."""
@@ -33,11 +41,13 @@ class OwnTransaction:
     Attributes:
         connection: The connection whose transaction it is.
         committing: Whether the commit has begun.
+        lock_seconds: How long it has waited for the write lock, as far as that was measured.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.committing = False
+        self.lock_seconds = 0.0
 
     def commit(self) -> None:
         self.committing = True
@@ -56,7 +66,11 @@ def in_own_transaction(engine: Engine, driver_errors: DriverErrors, work: Callab
     """
 
     def work_and_commit(own: OwnTransaction) -> ResultT:
-        backend_of(engine).begin_writing(own.connection)
+        began = time.monotonic()
+        try:
+            backend_of(engine).begin_writing(own.connection)
+        finally:
+            own.lock_seconds = time.monotonic() - began
         result = work(own.connection)
         own.commit()
         return result
@@ -78,14 +92,15 @@ def with_own_commit(
     """
     engine = backend_of(engine).current_reads(engine)
     for attempt in count(1):
-        repeatable = False
+        reason: RetryReason | None = None
+        lock_seconds = 0.0
         try:
             with driver_errors:
                 own = OwnTransaction(engine.connect())
                 try:
                     return work(own)
                 except Exception as error:
-                    repeatable = is_safe_to_repeat(
+                    reason = reason_to_repeat(
                         error, engine, driver_errors, own.connection, committing=own.committing, advice=advice
                     )
                     raise
@@ -93,15 +108,20 @@ def with_own_commit(
                     end_interrupted(own.connection)
                     raise
                 finally:
+                    lock_seconds = own.lock_seconds
                     give_back(own.connection)
         except Exception:
-            if attempt == ATTEMPTS or not repeatable:
+            if attempt == ATTEMPTS or reason is None:
                 raise
+            report_retry(engine, reason, attempt)
+        finally:
+            if lock_seconds >= LONG_WAIT_SECONDS:
+                report_wait(engine, lock_seconds)
         pause(pause_after(attempt), engine.dialect)
     raise AssertionError
 
 
-def is_safe_to_repeat(
+def reason_to_repeat(
     error: Exception,
     engine: Engine,
     driver_errors: DriverErrors,
@@ -109,13 +129,16 @@ def is_safe_to_repeat(
     *,
     committing: bool,
     advice: str,
-) -> bool:
-    """Returns whether the server has undone, or will undo, the transaction that ended with the error.
+) -> RetryReason | None:
+    """Returns why the transaction that ended with the error can be repeated: the server has undone, or will undo, it.
 
     Args:
         connection: The connection whose transaction it was; `None` if connecting failed.
         committing: Whether the commit had begun.
         advice: What to do when the outcome is unknown; ends the error message.
+
+    Returns:
+        The reason; `None` if it must not be repeated.
 
     Raises:
         StoreUnavailable: The connection was lost during COMMIT, so the outcome is unknown.
@@ -123,9 +146,9 @@ def is_safe_to_repeat(
     cause = driver_errors.cause_of(error)
     state = str(getattr(cause, "sqlstate", None))
     if state in UNDONE_SQLSTATES:
-        return True
+        return "undone"
     if cause is None or connection is None:
-        return False
+        return None
     # SQLAlchemy has invalidated the connection if one of its own statements met the loss. An error that the server
     # reports has an SQLSTATE; an operational error without one comes from the connection itself.
     dbapi: Any = engine.dialect.loaded_dbapi
@@ -136,7 +159,44 @@ def is_safe_to_repeat(
         raise StoreUnavailable(
             f"{database_name(engine)}: the connection was lost during the commit, which may have taken place: {advice}"
         ) from cause
-    return lost
+    return "connection_lost" if lost else None
+
+
+def report_retry(engine: Engine, reason: RetryReason, attempt: int) -> None:
+    """Logs and counts that a transaction is repeated.
+
+    Args:
+        attempt: The number of the attempt that has failed.
+    """
+    telemetry_of(engine).retried(reason)
+    facts = {"database": database_name(engine), "attempt": attempt, "attempts": ATTEMPTS}
+    if reason == "undone":
+        report(
+            TRANSACTIONS,
+            logging.WARNING,
+            "repeating a transaction of %(database)s, which the server has undone in favour of another "
+            "(attempt %(attempt)d of %(attempts)d)",
+            **facts,
+        )
+    else:
+        report(
+            CONNECTIONS,
+            logging.WARNING,
+            "repeating a transaction of %(database)s on another connection, because its own was lost "
+            "(attempt %(attempt)d of %(attempts)d)",
+            **facts,
+        )
+
+
+def report_wait(engine: Engine, seconds: float) -> None:
+    """Logs that a transaction waited long for the write lock."""
+    report(
+        TRANSACTIONS,
+        logging.WARNING,
+        "a transaction waited %(seconds).1f s for the write lock of %(database)s",
+        database=database_name(engine),
+        seconds=seconds,
+    )
 
 
 def pause_after(attempt: int) -> float:

@@ -1,6 +1,5 @@
 """SQLite."""
 
-import logging
 import selectors
 import socket
 import sqlite3
@@ -40,8 +39,6 @@ from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fit
 from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
 from peon.persistence.schema import append_lock, events, log_identity
-
-logger = logging.getLogger(__name__)
 
 OPTIONAL_LOCK_TIMEOUT_SECONDS = 0.05
 """How long an optional index update waits for the write lock."""
@@ -294,7 +291,6 @@ class SQLiteBackend(Backend):
             return None
         copy = source.with_name(f"{source.name}.{revision or 'base'}.backup")
         partial = copy.with_name(f"{copy.name}.partial")
-        logger.info("copying %s to %s before it is migrated", source, copy)
         partial.unlink(missing_ok=True)
         try:
             create_private_file(partial)

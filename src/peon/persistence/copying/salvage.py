@@ -47,7 +47,7 @@ class SalvageReport(NamedTuple):
     incomplete_tables: tuple[str, ...]
 
 
-def salvage_database(source: Database, target: Database, progress: Progress | None = None) -> SalvageReport:
+def salvage_database(source: Database[Any], target: Database[Any], progress: Progress | None = None) -> SalvageReport:
     """Copies what can be read of a damaged database into an empty one, and reports what is lost.
 
     It is for a database that `copy_database` refuses, when there is no backup. Open the source with

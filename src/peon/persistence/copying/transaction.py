@@ -43,7 +43,9 @@ _INSERT = {table: insert_into(table) for table in COPIED_TABLES}
 _BEFORE_ALL = -(2**63)
 
 
-def in_copy_transaction(source: Database, target: Database, copy: Callable[["Rows", "Rows"], ResultT]) -> ResultT:
+def in_copy_transaction(
+    source: Database[Any], target: Database[Any], copy: Callable[["Rows", "Rows"], ResultT]
+) -> ResultT:
     """Commits what `copy` adds to an empty target, and returns its result.
 
     No other transaction can write to the target meanwhile. The source is read in one transaction too.

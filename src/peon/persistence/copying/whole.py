@@ -1,6 +1,7 @@
 """Copies everything, or nothing: row by row, without decoding events."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Table
 
@@ -11,7 +12,7 @@ from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.schema import events
 
 
-def copy_database(source: Database, target: Database, progress: Progress | None = None) -> int:
+def copy_database(source: Database[Any], target: Database[Any], progress: Progress | None = None) -> int:
     """Copies the log, settings, receipts of commands and positions of subscriptions into an empty database.
 
     The copy is one transaction in the target, during which no other transaction can write there. Before the commit,

@@ -1,6 +1,6 @@
 """Runs all checks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
@@ -112,6 +112,7 @@ def diagnose(
     database: Database,
     *,
     deep: bool = False,
+    checks: Sequence[Check] = CHECKS,
     options: str = "",
     progress: Callable[[str], AbstractContextManager[Progress]] = _silently,
 ) -> Iterator[Diagnosed]:
@@ -120,12 +121,13 @@ def diagnose(
     Args:
         database: See `opened_for_reading`, with temporary tables if `deep`.
         deep: Also compute the projections from the log again, and compare them.
+        checks: Which checks are done.
         options: The options of the command `peon` that name the database, for the commands in advice.
         progress: Called with the name of each check while it is done. See `Progress`.
     """
     subject = Subject(database, options)
     is_open = True
-    for check in CHECKS:
+    for check in checks:
         if subject.backend.name not in check.backends or (check.is_deep and not deep):
             continue
         if not is_open and not check.from_outside:

@@ -9,6 +9,7 @@ from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.group_commit.threads import MAXIMUM_REQUESTS
 from peon.persistence.group_commit.transactions import AppendTransactions, Perform, RequestT, ResultT, Ticket
+from peon.persistence.runtime.instrumentation import Operation
 from peon.persistence.runtime.sqlalchemy_internals import await_in_greenlet, run_in_greenlet
 
 
@@ -21,13 +22,13 @@ class TaskWriter(Generic[RequestT, ResultT]):
         self._serving: asyncio.Task[None] | None = None
         self._closing: list[asyncio.Future[bool]] = []
 
-    def write(self, request: RequestT, perform: Perform[RequestT, ResultT]) -> ResultT:
+    def write(self, request: RequestT, perform: Perform[RequestT, ResultT], operation: Operation) -> ResultT:
         if asyncio.current_task() is self._serving:
             raise PersistenceError(
                 "append_all was called from inside an append of the same store, by on_append or a projection: "
                 "call it later, or from another task"
             )
-        ticket: _TaskTicket[RequestT, ResultT] = _TaskTicket(request)
+        ticket: _TaskTicket[RequestT, ResultT] = _TaskTicket(request, operation)
         self._waiting.append(ticket)
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve(perform))
@@ -51,8 +52,12 @@ class TaskWriter(Generic[RequestT, ResultT]):
             while self._waiting:
                 tickets, self._waiting = self._waiting[:MAXIMUM_REQUESTS], self._waiting[MAXIMUM_REQUESTS:]
                 tickets = [ticket for ticket in tickets if not ticket.settled.done()]  # its task was cancelled
-                await run_in_greenlet(self._transactions.serve, tickets, perform)
-                _settle(tickets)
+                if tickets:
+                    # This task has the context of the append that has started it, which may have ended long ago.
+                    with tickets[0].operation.as_current():
+                        await run_in_greenlet(self._transactions.serve, tickets, perform)
+                    _settle(tickets)
+                self._transactions.report()
                 if self._closing:
                     await run_in_greenlet(self._transactions.give_back)
                     self._answer_close(given_back=True)
@@ -92,6 +97,6 @@ class _TaskTicket(Ticket[RequestT, ResultT]):
 
     __slots__ = ("settled",)
 
-    def __init__(self, request: RequestT) -> None:
-        super().__init__(request)
+    def __init__(self, request: RequestT, operation: Operation) -> None:
+        super().__init__(request, operation)
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()

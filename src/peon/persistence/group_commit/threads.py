@@ -12,6 +12,7 @@ from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.group_commit.transactions import AppendTransactions, Perform, RequestT, ResultT, Ticket
 from peon.persistence.runtime.forking import keep_inherited, reset_after_fork
+from peon.persistence.runtime.instrumentation import Operation
 
 MAXIMUM_REQUESTS = 64
 """Requests in one transaction. More would make the first of them wait long."""
@@ -63,7 +64,7 @@ class ThreadWriter(Generic[RequestT, ResultT]):
             self._engine, self._driver_errors
         )
 
-    def write(self, request: RequestT, perform: Perform[RequestT, ResultT]) -> ResultT:
+    def write(self, request: RequestT, perform: Perform[RequestT, ResultT], operation: Operation) -> ResultT:
         if self._owner == get_ident():
             # A logging handler that stores what the engine logs gets here, and would wait for itself.
             raise PersistenceError(
@@ -76,13 +77,14 @@ class ThreadWriter(Generic[RequestT, ResultT]):
             with self._queue:
                 alone = not self._has_leader and self._expected == 1
                 if not alone:
-                    ticket = _ThreadTicket(request)
+                    ticket = _ThreadTicket(request, operation)
                     self._queue_up(ticket)
                 self._has_leader = True
             if ticket is not None:
                 return self._wait(ticket, perform)
             with self._lock:
                 (outcome,) = self._owned(self._transactions.transact, [request], perform)
+                operation.committed(1, self._transactions.lock_seconds)
         except BaseException:
             if ticket is not None:
                 self._leave(ticket)
@@ -91,13 +93,15 @@ class ThreadWriter(Generic[RequestT, ResultT]):
             if alone:
                 with self._queue:
                     self._promote_the_first()
+            if self._transactions.reports:
+                self._transactions.report()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def close(self) -> None:
         with self._lock:
-            self._transactions.give_back()
+            self._owned(self._transactions.give_back)
 
     @property
     def connection(self) -> Connection | None:
@@ -223,8 +227,8 @@ class _ThreadTicket(Ticket[RequestT, ResultT]):
 
     __slots__ = ("following", "leads", "left", "turn")
 
-    def __init__(self, request: RequestT) -> None:
-        super().__init__(request)
+    def __init__(self, request: RequestT, operation: Operation) -> None:
+        super().__init__(request, operation)
         self.turn = Lock()
         self.turn.acquire()
         self.leads = False

@@ -28,6 +28,7 @@ from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.log.tag_index import TagIndex
 from peon.persistence.log.tag_walk import TakesLong
 from peon.persistence.runtime.event_loop import with_pauses
+from peon.persistence.runtime.instrumentation import Operation
 from peon.persistence.schema.timestamps import format_timestamp
 
 AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
@@ -53,6 +54,7 @@ class AppendRequest(NamedTuple, Generic[EventT]):
     Attributes:
         may_take_long: Index and read whatever the condition needs within the transaction. Otherwise the append
             gives up with `TakesLong`.
+        operation: Is told if the command was performed before.
     """
 
     batch: list[EventT]
@@ -61,6 +63,7 @@ class AppendRequest(NamedTuple, Generic[EventT]):
     condition: CheckedCondition | None = None
     command: Command | None = None
     may_take_long: bool = False
+    operation: Operation | None = None
 
     @property
     def is_conditional(self) -> bool:
@@ -173,6 +176,8 @@ class Appender(Generic[EventT]):
             stored = list(decoded([own], self._codec, keep=False))
             if reason := command.difference([earlier.event for earlier in stored]):
                 raise CommandConflict(command.id, reason)
+            if request.operation is not None:
+                request.operation.repeated()
             return stored
         if (condition := request.condition) is not None:
             if condition.after > head.last:

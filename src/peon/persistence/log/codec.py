@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, overload
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json, to_json
+from typing_extensions import TypeForm
 
 from peon.payloads import event_type_name
 from peon.persistence.errors import EventDecodeError, EventEncodeError
@@ -24,6 +25,9 @@ EventT = TypeVar("EventT", bound=BaseModel)
 
 SCHEMA_VERSION = "schema_version"
 """The field of a payload that has the version of the event class that wrote it; without it, the version is 1."""
+
+UNKNOWN_TYPE = "no event of this type is known; a newer version may have written it"
+"""Why an event whose type is not in the union cannot be decoded. Projections record it, so do not change the text."""
 
 _VERSION_KEY = f'"{SCHEMA_VERSION}"'
 """What a payload with a version contains. Within a text of the payload, the quotation marks would be escaped."""
@@ -75,6 +79,7 @@ class EventCodec(Generic[EventT]):
 
     Attributes:
         decoders: Fast path, by event type: raises raw errors. Use `decode` for explained ones.
+        event_classes: The members of the union.
         tags: The names of the tags.
         query_tags: Refuses queries that no event can match.
 
@@ -84,42 +89,26 @@ class EventCodec(Generic[EventT]):
             of a tag's name, or the field has other values or is stored under an alias.
     """
 
-    @overload
     def __init__(
         self,
-        union: type[EventT],
-        *,
-        upcasters: Iterable[Upcaster] = (),
-        check: Callable[[EventT], None] | None = None,
-        tags: Iterable[str] = (),
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        union: Any,
-        *,
-        upcasters: Iterable[Upcaster] = (),
-        check: Callable[[EventT], None] | None = None,
-        tags: Iterable[str] = (),
-    ) -> None: ...
-    def __init__(
-        self,
-        union: Any,
+        union: TypeForm[EventT],
         *,
         upcasters: Iterable[Upcaster] = (),
         check: Callable[[EventT], None] | None = None,
         tags: Iterable[str] = (),
     ) -> None:
-        self._check = check
+        self._union = union
+        self._upcasters = tuple(upcasters)
         self._types: dict[type[BaseModel], _EventType] = {}
         self.decoders: dict[str, Callable[[str | bytes], EventT]] = {}
         for model in _members(union):
-            event_type = _EventType(model)
+            event_type = _EventType(model, check)
             if event_type.name in self.decoders:
                 raise ValueError(f"two members of the union have the type {event_type.name}")
             self._types[model] = event_type
             refuses = event_type.refuses_other_versions
             self.decoders[event_type.name] = event_type.read if refuses else self._reader_of_version_one(event_type)
+        self.event_classes: frozenset[type[BaseModel]] = frozenset(self._types)
         self._current = {event_type.name: event_type for event_type in self._types.values()}
         self._names: set[object] = set()
         for model in self._types:
@@ -128,7 +117,7 @@ class EventCodec(Generic[EventT]):
         current = {(event_type.name, event_type.version) for event_type in self._types.values()}
         # The types whose version has to be looked at; the others are decoded directly.
         versioned = {name for name, version in current if version != 1}
-        for upcaster in upcasters:
+        for upcaster in self._upcasters:
             versioned.add(upcaster.event_type)
             step = (upcaster.event_type, upcaster.from_version)
             if step in self._lifts:
@@ -145,6 +134,21 @@ class EventCodec(Generic[EventT]):
         self.query_tags = CodecTags(tags, models, {name for name, _ in self._lifts})
         self.tags = self.query_tags.names
 
+    def including(self, part: "EventCodec[Any]") -> "EventCodec[EventT]":
+        """Returns this codec with the tags and upcasters of another one, and its check for the events of that one.
+
+        Raises:
+            ValueError: See `EventCodec`, for the tags and upcasters of both.
+        """
+        codec = EventCodec(
+            self._union,
+            upcasters=dict.fromkeys((*self._upcasters, *part._upcasters)),
+            tags=self.tags | part.tags,
+        )
+        for model, event_type in codec._types.items():
+            event_type.check = part._types.get(model, self._types[model]).check
+        return codec
+
     def encode(self, events: Iterable[EventT]) -> tuple[list[str], list[str]]:
         """Returns the columns `event_type` and `payload`.
 
@@ -154,10 +158,10 @@ class EventCodec(Generic[EventT]):
         names = []
         payloads = []
         types = self._types
-        check = self._check
         for index, event in enumerate(events):
             try:
                 event_type = types[type(event)]
+                check = event_type.check
                 if check is not None:
                     check(event)
                 payload = event_type.write(event).decode()
@@ -180,7 +184,7 @@ class EventCodec(Generic[EventT]):
         except ValidationError as error:
             reason = self._refusal_of_version(event_type, payload) or describe(error, self._names)
         except KeyError:
-            reason = "no event of this type is known; a newer version may have written it"
+            reason = UNKNOWN_TYPE
         except _Refused as error:
             reason = str(error)
         # Outside the handlers, as pydantic's error shows parts of the payload.
@@ -268,8 +272,9 @@ class EventCodec(Generic[EventT]):
 class _EventType:
     """One member of the union, with the pydantic functions that are called for each event."""
 
-    def __init__(self, model: type[BaseModel]) -> None:
+    def __init__(self, model: type[BaseModel], check: Callable[[Any], None] | None) -> None:
         self.name = event_type_name(model)
+        self.check = check
         adapter = TypeAdapter(model)
         field = model.model_fields.get(SCHEMA_VERSION)
         self.version = 1 if field is None else _version_of(model, field)

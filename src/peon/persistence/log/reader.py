@@ -17,6 +17,7 @@ from peon.persistence.log.pages import LogPages, LogRow, Pages
 from peon.persistence.log.query import EventQuery, checked_names
 from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.log.tag_index import TagIndex
+from peon.persistence.runtime.telemetry import telemetry_of
 from peon.persistence.schema import LAST_SEQUENCE, MAXIMUM_SEQUENCE
 
 
@@ -34,6 +35,7 @@ class LogReader:
     def __init__(self, engine: Engine, codec: EventCodec[Any], driver_errors: DriverErrors) -> None:
         self._engine = engine
         self.codec = codec
+        self.telemetry = telemetry_of(engine)
         self._driver_errors = driver_errors
         self._index = TagIndex(engine, driver_errors, codec.query_tags.lists)
 

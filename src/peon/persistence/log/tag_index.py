@@ -4,6 +4,8 @@ It is derived from the log when a query first asks for a field. Appends do not w
 log; queries read the events above its position from the log itself.
 """
 
+import logging
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
@@ -13,12 +15,13 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.compiled import CompiledStatement
-from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.log.matcher import Matcher
 from peon.persistence.log.pages import LogPages, LogRow
 from peon.persistence.log.query import EventQuery, keys_in
 from peon.persistence.log.tag_walk import NEWEST_FIRST, TakesLong, Walk
+from peon.persistence.runtime.log_records import INDEX, report
 from peon.persistence.schema import LAST_SEQUENCE, event_tags, tag_positions, tags
 
 TAIL_EVENTS = 1_000
@@ -29,6 +32,9 @@ TAIL_CHARACTERS = 1_000_000
 
 PAGES_A_COMMIT = 10
 """Pages of the log that are indexed in one transaction. Appends wait for it, for a tenth of a second."""
+
+LOGGED_EVENTS = 10_000
+"""Filling the index with more events is logged as INFO, as it takes longer than a tenth of a second."""
 
 PAGE_MATCHES = 250
 """Matching events that a query fetches at once."""
@@ -207,10 +213,22 @@ class TagIndex:
                 position = self._position(connection, names)
             if end - after <= tail:
                 return
-            while end - position > tail:
-                with self._transaction(wait=wait) as connection:
-                    self.extend(connection, names, PAGES_A_COMMIT)
-                    position = self._position(connection, names)
+        if end - position > tail:
+            self._fill(names, position, end - tail, wait=wait)
+
+    def _fill(self, names: Collection[str], position: int, until: int, *, wait: bool) -> None:
+        """Indexes tags from a position until a sequence, or further."""
+        facts = {"tags": sorted(names), "database": database_name(self._engine)}
+        level = logging.INFO if until - position > LOGGED_EVENTS else logging.DEBUG
+        message = "filling the index of the tags %(tags)s of %(database)s (events: %(events)d)"
+        report(INDEX, level, message, **facts, events=until - position)
+        began, start = time.monotonic(), position
+        while position < until:
+            with self._driver_errors, self._transaction(wait=wait) as connection:
+                self.extend(connection, names, PAGES_A_COMMIT)
+                position = self._position(connection, names)
+        message = "filled the index of the tags %(tags)s of %(database)s in %(seconds).3f s (events: %(events)d)"
+        report(INDEX, level, message, **facts, events=position - start, seconds=time.monotonic() - began)
 
     def _transaction(self, *, wait: bool) -> AbstractContextManager[Connection]:
         if wait:

@@ -18,6 +18,7 @@ from peon.orchestration import (
     CheckpointRestored,
     MessageAppended,
     MessageChunkReceived,
+    MessageRole,
     ProjectCreated,
     ProjectDeleted,
     ProjectRenamed,
@@ -34,7 +35,8 @@ from peon.orchestration import (
 )
 from peon.orchestration.events import Event
 from peon.persistence.orchestration import statements
-from peon.persistence.orchestration.batch import Batch
+from peon.persistence.orchestration.batch import Batch, ThreadChanges
+from peon.persistence.orchestration.first_words import first_words
 from peon.persistence.orchestration.loaded_rows import (
     Contradiction,
     LoadedApproval,
@@ -117,6 +119,10 @@ def create_thread(batch: Batch, event: ThreadCreated, sequence: int) -> None:
         moment,
         moment,
         sequence,
+        sequence,
+        0,
+        0,
+        None,
     )
 
 
@@ -133,9 +139,9 @@ def select_thread(batch: Batch, event: ThreadSelected, _: int) -> None:
 
 
 @handles(ThreadStatusChanged, threads="thread_id")
-def change_thread_status(batch: Batch, event: ThreadStatusChanged, _: int) -> None:
+def change_thread_status(batch: Batch, event: ThreadStatusChanged, sequence: int) -> None:
     batch.threads.get(event.thread_id)
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence)
     error = with_visible_nul(event.error)
     batch.add(statements.SET_THREAD_STATUS, event.status.value, error, batch.threads.key(event.thread_id))
 
@@ -145,7 +151,7 @@ def start_turn(batch: Batch, event: TurnStarted, sequence: int) -> None:
     batch.threads.get(event.thread_id)
     thread_key = batch.threads.key(event.thread_id)
     batch.turns.add(event.turn_id, LoadedTurn(event.thread_id, thread_key, running=True, new=True))
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence).turns += 1
     moment = format_timestamp(event.occurred_at)
     batch.add(
         statements.INSERT_TURN,
@@ -166,7 +172,7 @@ def _end_turn(
     if not turn.running:
         raise Contradiction(f"turn {event.turn_id} has ended already")
     turn.running = False
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence)
     error = with_visible_nul(event.error) if isinstance(event, TurnFailed) else None
     batch.add(
         statements.END_TURN, status.value, error, format_timestamp(event.occurred_at), batch.turns.key(event.turn_id)
@@ -201,7 +207,11 @@ def append_message(batch: Batch, event: MessageAppended, sequence: int) -> None:
     key = batch.messages.key(event.message_id)
     message = LoadedMessage(key, turn_key, event.thread_id, event.turn_id, has_text)
     batch.messages.add(event.message_id, message)
-    batch.touch(event.thread_id, event.occurred_at)
+    _count_message(batch.touch(event, sequence), event)
+    if content.type == "tool_call":
+        batch.tool_calls.add_call(content.tool_call_id, turn.thread_key, sequence, turn_key, key)
+    elif content.type == "tool_result":
+        batch.tool_calls.add_result(content.tool_call_id, turn.thread_key, sequence)
     row: list[object] = [
         key,
         turn_key,
@@ -214,6 +224,12 @@ def append_message(batch: Batch, event: MessageAppended, sequence: int) -> None:
     batch.texts.add_message(message, row)
 
 
+def _count_message(thread: ThreadChanges, event: MessageAppended) -> None:
+    thread.messages += 1
+    if thread.first_words is None and event.content.type == "text" and event.role is not MessageRole.SYSTEM:
+        thread.first_words = first_words(event.content.text)
+
+
 @handles(MessageChunkReceived, messages="message_id")
 def receive_chunk(batch: Batch, event: MessageChunkReceived, sequence: int) -> None:
     message = batch.messages.get(event.message_id)
@@ -222,7 +238,7 @@ def receive_chunk(batch: Batch, event: MessageChunkReceived, sequence: int) -> N
         raise Contradiction(f"its message is of turn {message.turn_id}, not of {event.turn_id}")
     if not message.has_text:
         raise Contradiction(f"message {event.message_id} has no text that a chunk could extend")
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch_by_chunk(event)
     batch.texts.add_chunk(message, sequence, event.delta)
 
 
@@ -230,7 +246,7 @@ def receive_chunk(batch: Batch, event: MessageChunkReceived, sequence: int) -> N
 def request_approval(batch: Batch, event: ApprovalRequested, sequence: int) -> None:
     turn = _turn_of(batch, event)
     batch.approvals.add(event.approval_id, LoadedApproval(event.thread_id, event.turn_id, pending=True))
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence)
     batch.add(
         statements.INSERT_APPROVAL,
         batch.approvals.key(event.approval_id),
@@ -246,7 +262,9 @@ def request_approval(batch: Batch, event: ApprovalRequested, sequence: int) -> N
     )
 
 
-def _decide(batch: Batch, event: ActionApproved | ActionRejected, status: ApprovalStatus, reason: str | None) -> None:
+def _decide(
+    batch: Batch, event: ActionApproved | ActionRejected, sequence: int, status: ApprovalStatus, reason: str | None
+) -> None:
     approval = batch.approvals.get(event.approval_id)
     _require_thread(approval.thread_id, event, "approval")
     if approval.turn_id != event.turn_id:
@@ -254,26 +272,26 @@ def _decide(batch: Batch, event: ActionApproved | ActionRejected, status: Approv
     if not approval.pending:
         raise Contradiction(f"approval {event.approval_id} was decided already")
     approval.pending = False
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence)
     moment = format_timestamp(event.occurred_at)
     batch.add(statements.DECIDE_APPROVAL, status.value, reason, moment, batch.approvals.key(event.approval_id))
 
 
 @handles(ActionApproved, approvals="approval_id")
-def approve_action(batch: Batch, event: ActionApproved, _: int) -> None:
-    _decide(batch, event, ApprovalStatus.APPROVED, None)
+def approve_action(batch: Batch, event: ActionApproved, sequence: int) -> None:
+    _decide(batch, event, sequence, ApprovalStatus.APPROVED, None)
 
 
 @handles(ActionRejected, approvals="approval_id")
-def reject_action(batch: Batch, event: ActionRejected, _: int) -> None:
-    _decide(batch, event, ApprovalStatus.REJECTED, with_visible_nul(event.reason))
+def reject_action(batch: Batch, event: ActionRejected, sequence: int) -> None:
+    _decide(batch, event, sequence, ApprovalStatus.REJECTED, with_visible_nul(event.reason))
 
 
 @handles(CheckpointCreated, turns="turn_id", checkpoints="checkpoint_id")
 def create_checkpoint(batch: Batch, event: CheckpointCreated, sequence: int) -> None:
     turn = _turn_of(batch, event)
     batch.checkpoints.add(event.checkpoint_id, event.thread_id)
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence)
     batch.add(
         statements.INSERT_CHECKPOINT,
         batch.checkpoints.key(event.checkpoint_id),
@@ -287,9 +305,9 @@ def create_checkpoint(batch: Batch, event: CheckpointCreated, sequence: int) -> 
 
 
 @handles(CheckpointRestored, checkpoints="checkpoint_id")
-def restore_checkpoint(batch: Batch, event: CheckpointRestored, _: int) -> None:
+def restore_checkpoint(batch: Batch, event: CheckpointRestored, sequence: int) -> None:
     _require_thread(batch.checkpoints.get(event.checkpoint_id), event, "checkpoint")
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence)
     batch.add(
         statements.RESTORE_CHECKPOINT, format_timestamp(event.occurred_at), batch.checkpoints.key(event.checkpoint_id)
     )
@@ -298,7 +316,7 @@ def restore_checkpoint(batch: Batch, event: CheckpointRestored, _: int) -> None:
 @handles(ChangesCommitted, threads="thread_id")
 def commit_changes(batch: Batch, event: ChangesCommitted, sequence: int) -> None:
     batch.threads.get(event.thread_id)
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence)
     moment = format_timestamp(event.occurred_at)
     batch.add(
         statements.INSERT_COMMIT,
@@ -313,7 +331,7 @@ def commit_changes(batch: Batch, event: ChangesCommitted, sequence: int) -> None
 def _add_branch(batch: Batch, event: BranchCreated | BranchPushed, sequence: int) -> tuple[str, str]:
     """Returns the branch's key."""
     batch.threads.get(event.thread_id)
-    batch.touch(event.thread_id, event.occurred_at)
+    batch.touch(event, sequence)
     key = batch.threads.key(event.thread_id), event.name
     batch.add(statements.ADD_BRANCH, *key, sequence, *key)
     return key

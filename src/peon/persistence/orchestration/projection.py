@@ -22,13 +22,14 @@ class OrchestrationProjection(Projection):
     """Fills the tables of the read model. Events that are not the domain's pass by it."""
 
     name = "orchestration"
-    version = 2
+    version = 3
     tables = (
         schema.projection_projects,
         schema.projection_threads,
         schema.projection_turns,
         schema.projection_messages,
         schema.projection_message_chunks,
+        schema.projection_open_tool_calls,
         schema.projection_approvals,
         schema.checkpoints,
         schema.projection_commits,

@@ -2,11 +2,10 @@
 
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Engine, select
+from sqlalchemy import ColumnElement, Engine, literal_column, select
 
 from peon.orchestration import (
     Approval,
-    ApprovalStatus,
     Branch,
     Checkpoint,
     Commit,
@@ -14,12 +13,16 @@ from peon.orchestration import (
     Project,
     Snapshot,
     Thread,
+    ThreadSummary,
+    ToolCallMessage,
     Turn,
+    UnfinishedWork,
 )
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.log.reader import checked_number
 from peon.persistence.orchestration.projection import OrchestrationProjection
-from peon.persistence.orchestration.rows import TABLES, ValueT, place_of, read_identifier, read_values
+from peon.persistence.orchestration.rows import PENDING, TABLES, ValueT, place_of, read_identifier, read_values
 from peon.persistence.schema import (
     MAXIMUM_SEQUENCE,
     checkpoints,
@@ -27,6 +30,7 @@ from peon.persistence.schema import (
     projection_branches,
     projection_commits,
     projection_messages,
+    projection_open_tool_calls,
     projection_positions,
     projection_selected_thread,
     projection_threads,
@@ -35,14 +39,18 @@ from peon.persistence.schema import (
 
 _SEQUENCE = select(projection_positions.c.sequence).where(projection_positions.c.name == OrchestrationProjection.name)
 _SELECTED = select(projection_selected_thread.c.thread_id).where(projection_selected_thread.c.number == 1)
-_PENDING = projection_approvals.c.status == ApprovalStatus.PENDING.value
+
+# Literals, for the same reason as that of `PENDING`.
+_RUNNING = projection_turns.c.status == literal_column("'running'")
+_UNFINISHED = projection_threads.c.status.in_([literal_column("'running'"), literal_column("'awaiting_approval'")])
 
 
 class ReadModel:
     """Reads the tables of the domain's projection as values of the domain.
 
     Each call reads one committed state, and does not wait for writers. Lists are in the order in which their members
-    were created, which never changes: oldest first, or newest first with `newest_first`. `limit` is the maximum
+    were created, which never changes: oldest first, or newest first with `newest_first`. Only `thread_summaries` is in
+    the order of activity. `limit` is the maximum
     number of members. `after` identifies the last member of the previous page. A value that does not exist is
     `None`, a list without members is empty.
 
@@ -73,6 +81,27 @@ class ReadModel:
     def thread(self, thread_id: UUID) -> Thread | None:
         return self._one(Thread, projection_threads.c.id == str(thread_id))
 
+    def thread_summaries(
+        self, project_id: UUID | None = None, *, limit: int | None = None, after: int | None = None
+    ) -> list[ThreadSummary]:
+        """Returns the threads of a project, or of all, as a list of threads shows them: last activity first.
+
+        Each event of a thread is activity, except its selection and streamed text. A thread with activity moves to the
+        front while pages are read, so later pages do not contain it: read the first page again to see it.
+
+        Args:
+            project_id: Only threads of this project.
+            limit: The maximum number of threads.
+            after: The `last_sequence` of the last thread of the previous page.
+        """
+        conditions = [] if project_id is None else [projection_threads.c.project_id == str(project_id)]
+        order = projection_threads.c.last_sequence
+        if after is not None:
+            conditions.append(order < checked_number("after", after))
+        _require_limit(limit)
+        with self._driver_errors, self._engine.connect() as connection:
+            return read_values(connection, ThreadSummary, *conditions, order=order, newest_first=True, limit=limit)
+
     def selected_thread(self) -> Thread | None:
         """Returns the thread that the user selected last; `None` if there is none, or it was deleted."""
         return self._one(Thread, projection_threads.c.id == _SELECTED.scalar_subquery())
@@ -85,6 +114,12 @@ class ReadModel:
 
     def turn(self, turn_id: UUID) -> Turn | None:
         return self._one(Turn, projection_turns.c.id == str(turn_id))
+
+    def running_turns(
+        self, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+    ) -> list[Turn]:
+        """Returns the running turns of all threads. The one that `after` identifies may have ended by now."""
+        return self._list(Turn, _RUNNING, limit=limit, after=_by_id(Turn, after), newest_first=newest_first)
 
     def messages(
         self, turn_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
@@ -107,6 +142,29 @@ class ReadModel:
     def message(self, message_id: UUID) -> Message | None:
         return self._one(Message, projection_messages.c.id == str(message_id))
 
+    def unanswered_tool_calls(
+        self,
+        thread_id: UUID,
+        *,
+        turn_id: UUID | None = None,
+        limit: int | None = None,
+        after: UUID | None = None,
+        newest_first: bool = False,
+    ) -> list[ToolCallMessage]:
+        """Returns the calls of tools without a result, in a thread or in one of its turns.
+
+        A result answers the last unanswered call of its thread that has its `tool_call_id`, also in a later turn. The
+        call that `after` identifies may be answered by now.
+        """
+        calls, messages = projection_open_tool_calls, projection_messages
+        conditions = [calls.c.thread_id == str(thread_id), messages.c.id == calls.c.message_id]
+        if turn_id is not None:
+            conditions.append(calls.c.turn_id == str(turn_id))
+        place = _by_id(Message, after, messages.c.thread_id == str(thread_id))
+        return self._list(
+            ToolCallMessage, *conditions, order=calls.c.sequence, limit=limit, after=place, newest_first=newest_first
+        )
+
     def checkpoints(
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Checkpoint]:
@@ -119,18 +177,20 @@ class ReadModel:
         return self._one(Checkpoint, checkpoints.c.id == str(checkpoint_id))
 
     def pending_approvals(
-        self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
+        self,
+        thread_id: UUID | None = None,
+        *,
+        limit: int | None = None,
+        after: UUID | None = None,
+        newest_first: bool = False,
     ) -> list[Approval]:
-        """Returns the undecided approvals of a thread. The one that `after` identifies may be decided by now."""
-        of_thread = projection_approvals.c.thread_id == str(thread_id)
-        return self._list(
-            Approval,
-            _PENDING,
-            of_thread,
-            limit=limit,
-            after=_by_id(Approval, after, of_thread),
-            newest_first=newest_first,
-        )
+        """Returns the undecided approvals of a thread, or of all threads.
+
+        The one that `after` identifies may be decided by now.
+        """
+        of_thread = () if thread_id is None else (projection_approvals.c.thread_id == str(thread_id),)
+        place = _by_id(Approval, after, *of_thread)
+        return self._list(Approval, PENDING, *of_thread, limit=limit, after=place, newest_first=newest_first)
 
     def approval(self, approval_id: UUID) -> Approval | None:
         """Returns an approval, whether it is pending or decided."""
@@ -154,6 +214,18 @@ class ReadModel:
         place = None if after is None else (projection_branches.c.name == after, of_thread)
         return self._list(Branch, of_thread, limit=limit, after=place, newest_first=newest_first)
 
+    def unfinished_work(self) -> UnfinishedWork:
+        """Returns what is under way in all threads, in one consistent read.
+
+        When an application starts, that is what the process before it left open.
+        """
+        with self._driver_errors, self._engine.connect() as connection:
+            return UnfinishedWork.model_construct(
+                turns=tuple(read_values(connection, Turn, _RUNNING)),
+                pending_approvals=tuple(read_values(connection, Approval, PENDING)),
+                threads=tuple(read_values(connection, ThreadSummary, _UNFINISHED)),
+            )
+
     def snapshot(self, *, messages: bool = True) -> Snapshot:
         """Returns the whole state in one consistent read.
 
@@ -171,7 +243,7 @@ class ReadModel:
                 turns=tuple(read_values(connection, Turn)),
                 messages=tuple(read_values(connection, Message)) if messages else (),
                 checkpoints=tuple(read_values(connection, Checkpoint)),
-                pending_approvals=tuple(read_values(connection, Approval, _PENDING)),
+                pending_approvals=tuple(read_values(connection, Approval, PENDING)),
                 commits=tuple(read_values(connection, Commit)),
                 branches=tuple(read_values(connection, Branch)),
                 selected_thread_id=None if selected is None else read_identifier(selected),
@@ -185,19 +257,24 @@ class ReadModel:
         self,
         model: type[ValueT],
         *conditions: ColumnElement[bool],
+        order: ColumnElement[int] | None = None,
         limit: int | None,
         after: tuple[ColumnElement[bool], ...] | None,
         newest_first: bool,
     ) -> list[ValueT]:
         """Returns a page; `after` has the conditions that identify the last member of the previous page."""
-        if limit is not None and (type(limit) is not int or limit < 0):
-            raise ValueError(f"limit is a number from 0 on, not {limit!r}")
+        _require_limit(limit)
+        order = TABLES[model].c.sequence if order is None else order
         with self._driver_errors, self._engine.connect() as connection:
             if after is not None:
                 place = place_of(connection, model, *after)
-                sequence = TABLES[model].c.sequence
-                conditions += (sequence < place if newest_first else sequence > place,)
-            return read_values(connection, model, *conditions, newest_first=newest_first, limit=limit)
+                conditions += (order < place if newest_first else order > place,)
+            return read_values(connection, model, *conditions, order=order, newest_first=newest_first, limit=limit)
+
+
+def _require_limit(limit: int | None) -> None:
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise ValueError(f"limit is a number from 0 on, not {limit!r}")
 
 
 def _by_id(

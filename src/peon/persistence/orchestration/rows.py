@@ -1,13 +1,25 @@
 """Converts rows of the read model's tables into values of the domain."""
 
+import re
 from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic import ValidationError
 from pydantic_core import from_json
-from sqlalchemy import ColumnElement, Connection, Table, bindparam, select
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, literal_column, select
 
-from peon.orchestration import Approval, Branch, Checkpoint, Commit, Message, Project, Thread, Turn
+from peon.orchestration import (
+    Approval,
+    Branch,
+    Checkpoint,
+    Commit,
+    Message,
+    Project,
+    Thread,
+    ThreadSummary,
+    ToolCallMessage,
+    Turn,
+)
 from peon.orchestration.model import Value
 from peon.persistence import schema
 from peon.persistence.errors import PersistenceError
@@ -19,13 +31,26 @@ ValueT = TypeVar("ValueT", bound=Value)
 TABLES: dict[type[Value], Table] = {
     Project: schema.projection_projects,
     Thread: schema.projection_threads,
+    ThreadSummary: schema.projection_threads,
     Turn: schema.projection_turns,
     Message: schema.projection_messages,
+    ToolCallMessage: schema.projection_messages,
     Checkpoint: schema.checkpoints,
     Approval: schema.projection_approvals,
     Commit: schema.projection_commits,
     Branch: schema.projection_branches,
 }
+
+# A literal, because a prepared statement of PostgreSQL does not use the index of pending approvals for a parameter.
+PENDING = schema.projection_approvals.c.status == literal_column("'pending'")
+
+_COMPUTED: dict[tuple[type[Value], str], ColumnElement[int]] = {
+    (ThreadSummary, "pending_approvals"): select(func.count())
+    .where(PENDING, schema.projection_approvals.c.thread_id == schema.projection_threads.c.id)
+    .scalar_subquery()
+    .label("pending_approvals")
+}
+"""The fields that are no columns."""
 
 _JSON = {"content", "detail"}
 """The columns that hold JSON."""
@@ -47,13 +72,15 @@ def read_values(
     connection: Connection,
     model: type[ValueT],
     *conditions: ColumnElement[bool],
+    order: ColumnElement[int] | None = None,
     newest_first: bool = False,
     limit: int | None = None,
 ) -> list[ValueT]:
-    """Returns the values of the rows that meet all conditions, in the order of their creation."""
+    """Returns the values of the rows that meet all conditions, in the order of their creation or of another column."""
     table = TABLES[model]
-    order = table.c.sequence.desc() if newest_first else table.c.sequence
-    query = select(*[table.c[name] for name in model.model_fields]).where(*conditions).order_by(order)
+    order = table.c.sequence if order is None else order
+    columns = [_COMPUTED[model, name] if (model, name) in _COMPUTED else table.c[name] for name in model.model_fields]
+    query = select(*columns).where(*conditions).order_by(order.desc() if newest_first else order)
     if limit is not None:
         query = query.limit(min(limit, MAXIMUM_LIMIT))
     with garbage_collection_paused(connection.dialect):
@@ -75,9 +102,8 @@ def place_of(connection: Connection, model: type[Value], *conditions: ColumnElem
     """
     place: int | None = connection.scalar(select(TABLES[model].c.sequence).where(*conditions))
     if place is None:
-        raise LookupError(
-            f"after: that {model.__name__.lower()} does not exist, or was deleted; read from the beginning again"
-        )
+        noun = re.sub("(?<=[a-z])(?=[A-Z])", " ", model.__name__).lower()
+        raise LookupError(f"after: that {noun} does not exist, or was deleted; read from the beginning again")
     return place
 
 

@@ -1,6 +1,6 @@
 """The statements of the domain's projection."""
 
-from sqlalchemy import BigInteger, BindParameter, Table, Text, bindparam, delete, exists, insert, select, update
+from sqlalchemy import BigInteger, BindParameter, Table, Text, bindparam, delete, exists, func, insert, select, update
 
 from peon.persistence.backends.compiled import CompiledQuery, CompiledStatement, insert_into
 from peon.persistence.schema import (
@@ -10,6 +10,7 @@ from peon.persistence.schema import (
     projection_commits,
     projection_message_chunks,
     projection_messages,
+    projection_open_tool_calls,
     projection_projects,
     projection_selected_thread,
     projection_threads,
@@ -37,6 +38,18 @@ DELETE_PROJECT = _delete(projection_projects)
 INSERT_THREAD = insert_into(projection_threads)
 SET_THREAD_STATUS = _update(projection_threads, "status", "error")
 TOUCH_THREAD = _update(projection_threads, "updated_at")
+CHANGE_THREAD = CompiledStatement(
+    update(projection_threads)
+    .where(projection_threads.c.id == bindparam("of_id"))
+    .values(
+        updated_at=bindparam("new_updated_at"),
+        last_sequence=bindparam("new_last_sequence"),
+        turn_count=projection_threads.c.turn_count + bindparam("turns"),
+        message_count=projection_threads.c.message_count + bindparam("messages"),
+        first_words=func.coalesce(projection_threads.c.first_words, bindparam("words", type_=Text)),
+    ),
+    ["new_updated_at", "new_last_sequence", "turns", "messages", "words", "of_id"],
+)
 DELETE_THREAD = _delete(projection_threads)
 DESELECT_THREAD = CompiledStatement(delete(projection_selected_thread), [])
 SELECT_THREAD = insert_into(projection_selected_thread)
@@ -61,6 +74,24 @@ CHUNKS_OF_TURN = CompiledQuery(
 )
 DELETE_CHUNKS_OF_TURN = CompiledStatement(
     delete(projection_message_chunks).where(*_streamed_before), ["of_turn", "before"]
+)
+
+INSERT_TOOL_CALL = insert_into(projection_open_tool_calls)
+
+# A provider may give the same identifier to calls of several turns: a result answers the last call before it.
+_calls = projection_open_tool_calls
+_last_call = (
+    select(func.max(_calls.c.sequence))
+    .where(
+        _calls.c.thread_id == bindparam("in_thread"),
+        _calls.c.tool_call_id == bindparam("call"),
+        _calls.c.sequence < bindparam("before"),
+    )
+    .scalar_subquery()
+)
+ANSWER_TOOL_CALL = CompiledStatement(
+    delete(_calls).where(_calls.c.thread_id == bindparam("of_thread"), _calls.c.sequence == _last_call),
+    ["of_thread", "in_thread", "call", "before"],
 )
 
 INSERT_APPROVAL = insert_into(projection_approvals)
@@ -116,6 +147,7 @@ ORDER = (
     DESELECT_THREAD,
     SELECT_THREAD,
     TOUCH_THREAD,
+    CHANGE_THREAD,
     DELETE_THREAD,
     DELETE_PROJECT,
 )

@@ -1,6 +1,6 @@
 """Keeps projections equal to the log: updates them in each append, catches up at start-up, rebuilds, verifies."""
 
-import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,14 +8,15 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.driver_errors import DriverErrors, database_name, explain
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.backends.retries import OwnTransaction, in_own_transaction, with_own_commit
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate, ProjectionsTooNew
-from peon.persistence.log.codec import EventCodec
+from peon.persistence.log.codec import UNKNOWN_TYPE, EventCodec
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
+from peon.persistence.projections.log_records import ProjectionLog
 from peon.persistence.projections.positions import (
     Position,
     Problem,
@@ -23,14 +24,14 @@ from peon.persistence.projections.positions import (
     position_of,
     problems_of,
     set_position,
+    types_recorded_with,
 )
 from peon.persistence.projections.replay import Meter, Progress, Replay, applied
 from peon.persistence.projections.shadow_tables import declared_in_log, shadowed
 from peon.persistence.projections.table_shape import are_as_declared
 from peon.persistence.projections.verification import Difference, compare, compare_position, compare_problems
+from peon.persistence.runtime.telemetry import telemetry_of
 from peon.persistence.schema import LAST_SEQUENCE, projection_problems
-
-logger = logging.getLogger(__name__)
 
 PAGES_A_COMMIT = 10
 """Pages of the log in one transaction of a catch-up. Fewer need more commits; more make appends wait longer."""
@@ -57,7 +58,9 @@ class Projections:
         self._reads = self._backend.consistent_reads(engine)
         self._projections = tuple(projections)
         self._replay = Replay(engine, codec)
+        self._known_types = codec.decoders.keys()
         self._driver_errors = DriverErrors(engine)
+        self._telemetry = telemetry_of(engine)
 
     def __repr__(self) -> str:
         return f"<Projections {', '.join(p.name for p in self._projections)} of {database_name(self._engine)}>"
@@ -97,7 +100,8 @@ class Projections:
 
         It saves its position with every few pages, so that another call resumes where this one was interrupted.
         Events that cannot be applied become problems. A projection is rebuilt, as by `rebuild`, if an older version of
-        the code has built it, or if its position does not fit its tables or the log, as after a partial restore.
+        the code has built it, if its position does not fit its tables or the log, as after a partial restore, or if it
+        has passed over events of a type that was unknown and is known now.
 
         Args:
             progress: Called after each page with the number of events done and to do.
@@ -114,19 +118,21 @@ class Projections:
                 for projection, position in found.items():
                     self._require_not_newer(projection, position)
                 unfit: dict[Projection, str] = {}
-                behind, total = [], 0
+                behind: dict[Projection, int] = {}
+                total = 0
                 for projection, position in found.items():
-                    if reason := _reason_to_rebuild(connection, projection, position, end):
+                    reason = _reason_to_rebuild(connection, projection, position, end)
+                    if reason := reason or self._reason_to_decode_again(connection, projection):
                         unfit[projection] = reason
                         total += end
                     elif position is None or position.sequence < end:
-                        behind.append(projection)
-                        total += end - (position.sequence if position is not None else 0)
+                        behind[projection] = 0 if position is None else position.sequence
+                        total += end - behind[projection]
             meter = Meter(progress, total)
             for projection, reason in unfit.items():
                 self._rebuild(projection, meter, reason)
-            for projection in behind:
-                self._catch_up(projection, meter)
+            for projection, applied_before in behind.items():
+                self._catch_up(projection, meter, applied_before, end)
             meter.finish()
 
     def rebuild(self, progress: Progress | None = None, *, replace_newer: bool = False) -> None:
@@ -174,6 +180,11 @@ class Projections:
                 for difference in self._differences(connection, projection, meter)
             ]
 
+    def _reason_to_decode_again(self, connection: Connection, projection: Projection) -> str | None:
+        """Returns why an application with another codec has left the projection without events, if so."""
+        known_now = types_recorded_with(connection, projection, UNKNOWN_TYPE) & self._known_types
+        return f"it has passed over events of type {min(known_now)}, which is known now" if known_now else None
+
     def _require_not_newer(self, projection: Projection, position: Position | None) -> None:
         if position is not None and position.version > projection.version:
             raise ProjectionsTooNew(
@@ -217,16 +228,39 @@ class Projections:
             self._replay.apply_pages(connection, projection, position.sequence, until=before)
             set_position(connection, projection, last)
 
-    def _catch_up(self, projection: Projection, meter: Meter) -> None:
+    def _catch_up(self, projection: Projection, meter: Meter, position: int, end: int) -> None:
+        """Applies the events above `position`; the log ended with `end` when that was looked at."""
+        log = ProjectionLog(self._engine, projection)
+        if end > position:  # otherwise it only gets its row and its empty tables
+            log.is_behind(end - position)
+        began = time.monotonic()
+        with self._telemetry.operation("catch_up", projection_name=projection.name) as operation:
+            last = self._catch_up_in_steps(projection, meter, position, end)
+            operation.handled(last - position if last is not None else 0)
+        if last is None:
+            self._rebuild(projection, meter, "another version has built it meanwhile")
+        elif last > position:
+            log.caught_up(last - position, time.monotonic() - began)
+            self._report_problems(projection, log, position)
+
+    def _catch_up_in_steps(self, projection: Projection, meter: Meter, position: int, end: int) -> int | None:
+        """Returns the last position; `None` if another version has built the projection."""
         while True:
+            self._telemetry.projection_lag(projection.name, max(end - position, 0))
             pages = in_own_transaction(self._engine, self._driver_errors, partial(self._apply_some, projection))
             if pages is None:
-                break
-            before, last = pages
-            if last == before:
-                return
-            meter.add(last - before)
-        self._rebuild(projection, meter, "another version has built it meanwhile")
+                return None
+            before, position = pages
+            if position == before:
+                self._telemetry.projection_lag(projection.name, 0)
+                return position
+            meter.add(position - before)
+
+    def _report_problems(self, projection: Projection, log: ProjectionLog, after: int) -> None:
+        with self._reads.connect() as connection:
+            sequences = [each.sequence for each in problems_of(connection, projection) if each.sequence > after]
+        if sequences:
+            log.could_not_apply(sequences)
 
     def _apply_some(self, projection: Projection, connection: Connection) -> tuple[int, int] | None:
         """Returns the old and the new position of the projection; `None` if another version has built it."""
@@ -244,26 +278,30 @@ class Projections:
         return position.sequence, last
 
     def _rebuild(self, projection: Projection, meter: Meter, reason: str, *, replace_newer: bool = False) -> None:
-        logger.info("rebuilding projection %s of %s: %s", projection.name, database_name(self._engine), reason)
+        log = ProjectionLog(self._engine, projection)
+        log.begins_rebuild(reason)
+        began = time.monotonic()
+        with self._telemetry.operation("rebuild", projection_name=projection.name) as operation:
+            last = self._build(projection, meter, log, replace_newer=replace_newer)
+            operation.handled(last)
+        self._telemetry.projection_lag(projection.name, 0)
+        log.rebuilt(last, time.monotonic() - began)
+        self._report_problems(projection, log, 0)
+
+    def _build(self, projection: Projection, meter: Meter, log: ProjectionLog, *, replace_newer: bool) -> int:
+        """Builds the projection with the tables that it has, or with new ones; returns the last sequence."""
         usable = self._can_be_emptied(projection)
         reads = self._engine.execution_options(**{READ_ONLY: True})
         work = partial(self._build_and_replace, projection, meter, replace_newer=replace_newer)
         if usable:
             try:
-                with_own_commit(reads, self._driver_errors, partial(work, unreadable=None))
+                return with_own_commit(reads, self._driver_errors, partial(work, unreadable=None))
             except _UnusableTables as error:
-                usable = False
-                logger.warning(
-                    "the tables of projection %s are unusable: %s", projection.name, explain(error.__cause__ or error)
-                )
-        if not usable:
-            logger.warning(
-                "creating the tables of projection %s again: they are damaged, missing or of another shape",
-                projection.name,
-            )
-            with self._reads.connect() as connection:
-                unreadable = table_setup.unreadable_tables(connection, projection)
-            with_own_commit(reads, self._driver_errors, partial(work, unreadable=unreadable))
+                log.has_unusable_tables(error.__cause__ or error)
+        log.creates_tables_again()
+        with self._reads.connect() as connection:
+            unreadable = table_setup.unreadable_tables(connection, projection)
+        return with_own_commit(reads, self._driver_errors, partial(work, unreadable=unreadable))
 
     def _can_be_emptied(self, projection: Projection) -> bool:
         """Returns whether the tables have the declared shape, as far as that can be seen without reading their rows."""
@@ -285,11 +323,14 @@ class Projections:
         *,
         replace_newer: bool,
         unreadable: set[str] | None,
-    ) -> None:
+    ) -> int:
         """Builds the projection in shadow tables, and replaces the rows of the real ones.
 
         Args:
             unreadable: Create the real tables again, of which these cannot be read. `None` to keep the tables.
+
+        Returns:
+            The sequence of the last event that was applied.
         """
         connection = own.connection
         tables = [*projection.tables, projection_problems]
@@ -304,7 +345,9 @@ class Projections:
             if self._backend.rebuilds_in_steps:
                 connection.commit()
                 connection.execution_options(**{READ_ONLY: False})
+            began = time.monotonic()
             self._backend.join_append(connection)
+            own.lock_seconds = time.monotonic() - began
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
             try:
                 if unreadable is not None:
@@ -321,6 +364,7 @@ class Projections:
                     raise
                 raise _UnusableTables from self._driver_errors.cause_of(error)
             own.commit()
+        return last
 
     def _differences(self, connection: Connection, projection: Projection, meter: Meter) -> list[Difference]:
         if not connection.in_transaction():

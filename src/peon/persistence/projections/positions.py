@@ -75,6 +75,13 @@ def add_problems(connection: Connection, problems: Sequence[Problem]) -> None:
     _INSERT_PROBLEM.run(connection, problems)
 
 
+def types_recorded_with(connection: Connection, projection: Projection, reason: str) -> set[str]:
+    """Returns the types of the events that the projection could not apply for a reason."""
+    columns = projection_problems.c
+    types = select(columns.event_type).distinct()
+    return {*connection.scalars(types.where(columns.projection == projection.name, columns.reason == reason))}
+
+
 def problems_of(connection: Connection, projection: Projection) -> list[Problem]:
     columns = projection_problems.c
     query = (

@@ -1,6 +1,8 @@
 """The tables of the read model, filled by the projection of the domain."""
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, Table, Text, text
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, ColumnElement, ForeignKey, Index, Integer, Table, Text, text
 
 from peon.persistence.schema.metadata import metadata
 
@@ -10,6 +12,11 @@ from peon.persistence.schema.metadata import metadata
 
 def _sequence() -> Column[int]:
     return Column("sequence", BigInteger, nullable=False, server_default=text("0"))
+
+
+def _partial(name: str, rows: str, *columns: ColumnElement[Any]) -> None:
+    """Adds an index of few rows, which costs nothing for the others. A query must contain the condition literally."""
+    Index(name, *columns, sqlite_where=text(rows), postgresql_where=text(rows))
 
 
 projection_projects = Table(
@@ -37,8 +44,17 @@ projection_threads = Table(
     Column("created_at", Text, nullable=False),
     Column("updated_at", Text, nullable=False),
     _sequence(),
+    # Kept here, so that a list of threads reads no turns and no messages.
+    Column("last_sequence", BigInteger, nullable=False, server_default=text("0")),  # of the last event that is no chunk
+    Column("turn_count", Integer, nullable=False, server_default=text("0")),
+    Column("message_count", Integer, nullable=False, server_default=text("0")),
+    Column("first_words", Text),
 )
 Index(None, projection_threads.c.project_id, projection_threads.c.sequence)
+Index(None, projection_threads.c.last_sequence)
+Index(None, projection_threads.c.project_id, projection_threads.c.last_sequence)
+
+_partial("idx_unfinished_threads", "status IN ('running', 'awaiting_approval')", projection_threads.c.sequence)
 
 projection_turns = Table(
     "projection_turns",
@@ -53,6 +69,7 @@ projection_turns = Table(
 )
 Index("idx_turns_thread", projection_turns.c.thread_id)
 Index(None, projection_turns.c.thread_id, projection_turns.c.sequence)
+_partial("idx_running_turns", "status = 'running'", projection_turns.c.sequence)
 
 projection_messages = Table(
     "projection_messages",
@@ -79,6 +96,18 @@ projection_message_chunks = Table(
     Column("message_id", Text, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("delta", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# The calls of tools that have no result yet.
+projection_open_tool_calls = Table(
+    "projection_open_tool_calls",
+    metadata,
+    Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),  # of the message with the call
+    Column("turn_id", Text, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("tool_call_id", Text, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -110,9 +139,15 @@ projection_approvals = Table(
     Column("decided_at", Text),
     Column("sequence", BigInteger, nullable=False),
 )
-Index(None, projection_approvals.c.status, projection_approvals.c.thread_id, projection_approvals.c.sequence)
 Index(None, projection_approvals.c.thread_id)
 Index(None, projection_approvals.c.turn_id)
+_partial("idx_pending_approvals", "status = 'pending'", projection_approvals.c.sequence)
+_partial(
+    "idx_pending_approvals_thread_id",
+    "status = 'pending'",
+    projection_approvals.c.thread_id,
+    projection_approvals.c.sequence,
+)
 
 projection_commits = Table(
     "projection_commits",

@@ -1,12 +1,14 @@
 """Reads the log from where the last read ended."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, Generic, Self
 
 from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.pages import Pages
 from peon.persistence.log.reader import LogReader, Selection, checked_number, keeps_undecodable
-from peon.persistence.log.stored_event import StoredEvent, StoredT, decoded
+from peon.persistence.log.stored_event import NO_TIME, StoredEvent, StoredT, decoded
+from peon.persistence.runtime.instrumentation import Telemetry
 
 
 class Tail(Generic[StoredT]):
@@ -15,10 +17,12 @@ class Tail(Generic[StoredT]):
     Args:
         pages: See `LogPages.read`.
         end_after: See `LogReader.end_after`.
+        telemetry: Is told how far the tail is behind the log.
         leaves_out: Whether the pages leave out events. Those are not read again.
         keep: See `decoded`.
 
     Attributes:
+        name: Of the durable subscription that reads it, if it is one.
         position: The sequence up to which the log was read: every event up to there was returned or left out.
     """
 
@@ -28,6 +32,7 @@ class Tail(Generic[StoredT]):
         end_after: Callable[[int], int],
         codec: EventCodec[Any],
         after: int,
+        telemetry: Telemetry,
         *,
         leaves_out: bool,
         keep: bool,
@@ -39,6 +44,9 @@ class Tail(Generic[StoredT]):
         self._codec = codec
         self._keep = keep
         self._events: Iterator[StoredEvent[StoredT]] = iter(())
+        self._telemetry = telemetry
+        self._is_new_page = False
+        self.name: str | None = None
         self.position = after
 
     @classmethod
@@ -47,7 +55,8 @@ class Tail(Generic[StoredT]):
         after = checked_number("after", after)
         keep = keeps_undecodable(selection.undecodable)
         leaves_out = selection.event_types is not None or selection.query is not None
-        return cls(reader.pages(selection), reader.end_after, reader.codec, after, leaves_out=leaves_out, keep=keep)
+        pages = reader.pages(selection)
+        return cls(pages, reader.end_after, reader.codec, after, reader.telemetry, leaves_out=leaves_out, keep=keep)
 
     def move(self, after: int) -> None:
         self._events = iter(())
@@ -72,6 +81,10 @@ class Tail(Generic[StoredT]):
         stored = next(self._events, None)
         if stored is not None:
             self.position = stored.sequence
+            if self._is_new_page and self._telemetry.is_on and stored.stored_at is not NO_TIME:
+                age = datetime.now(UTC) - stored.stored_at
+                self._telemetry.subscription_lag(age.total_seconds(), self.name)
+            self._is_new_page = False
         return stored
 
     def _read(self) -> bool:
@@ -84,4 +97,5 @@ class Tail(Generic[StoredT]):
             self.position = max(self.position, end if self._leaves_out else 0)
             return False
         self._events = decoded([page], self._codec, keep=self._keep)
+        self._is_new_page = True
         return True

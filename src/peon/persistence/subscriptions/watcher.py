@@ -16,8 +16,7 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import is_missing
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.engine import for_threads
-
-logger = logging.getLogger(__name__)
+from peon.persistence.runtime.log_records import CONNECTIONS, report
 
 RECONNECT_SECONDS = 1.0
 """Before a lost connection is opened again."""
@@ -62,14 +61,27 @@ class Watcher:
 
     def _run(self) -> None:
         backend = backend_of(self._engine)
+        database = database_name(self._engine)
+        is_interrupted = False
         with self._stopped:
             while True:
                 try:
                     with closing(self._connect()) as connection:
+                        if is_interrupted:
+                            report(CONNECTIONS, logging.INFO, "watching %(database)s again", database=database)
+                            is_interrupted = False
                         backend.watch_commits(connection, self._stopped, self._announce)
                     return
                 except Exception as error:
-                    logger.warning("watching %s was interrupted: %s", database_name(self._engine), type(error).__name__)
+                    if not is_interrupted:  # once, and not with each attempt to connect again
+                        report(
+                            CONNECTIONS,
+                            logging.WARNING,
+                            "watching %(database)s was interrupted: %(error)s",
+                            database=database,
+                            error=type(error).__name__,
+                        )
+                    is_interrupted = True
                 self._announce()
                 with selectors.DefaultSelector() as selector:
                     selector.register(self._stopped, selectors.EVENT_READ)
