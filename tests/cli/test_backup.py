@@ -12,6 +12,7 @@ from sqlalchemy import URL
 
 from peon import Database
 from peon.orchestration import ProjectCreated, ProjectRenamed
+from peon.persistence import migrations
 
 PROJECT = UUID(int=1)
 
@@ -47,7 +48,7 @@ def test_a_backup_is_restored(peon: Peon, at: tuple[str, str], migrated_sqlite_u
         "file": str(file),
         "events": 2,
         "last_sequence": 2,
-        "revision": "005_log_identity",
+        "revision": migrations.revisions()[-1],
         "bytes": file.stat().st_size,
         "removed": [],
     }

@@ -101,14 +101,18 @@ def test_a_thread_is_told_beside_its_sequences(peon: Peon, at: tuple[str, str]) 
     assert document["read_model"]["turns"] == 2
     assert episodes(peon, at, "turn") == [("turn completed", [6, 7], ""), ("turn running", [8], "")]
     assert episodes(peon, at, "thinking") == [("assistant thinks", [10, 13], "ebb and flow")]
-    assert episodes(peon, at, "tool") == [("shell ok", [11, 12], '{"text":"ls"}\n{"text":"a"}')]
+    assert episodes(peon, at, "tool") == [
+        ("shell without a result", [11], '{"text":"ls"}'),
+        ("result of an unknown tool call: ok", [12], '{"text":"a"}'),
+    ]
     assert episodes(peon, at, "approval") == [
         ("shell? undecided", [14], '{"command":"ls"}'),
         ("shell? rejected: No.", [15, 16], "null"),
     ]
     assert episodes(peon, at, "checkpoint") == [("checkpoint refs/peon/1", [17], "")]
     assert episodes(peon, at, "git") == [("commit c0ffee", [18], "Tides"), ("branch tides created", [19], "")]
-    assert [each for each in document["episodes"] if each["is_wrong"]] == []
+    wrong = [each["sequences"] for each in document["episodes"] if each["is_wrong"]]
+    assert wrong == [[12]]
 
 
 def test_the_rest_of_the_events(peon: Peon, at: tuple[str, str]) -> None:
@@ -151,6 +155,7 @@ def test_what_contradicts_the_thread_is_marked(peon: Peon, at: tuple[str, str]) 
         pass  # catches up, and records the problems
     wrong = [each for each in shown(peon, at)["episodes"] if each["is_wrong"]]
     assert [(each["title"].partition(":")[0], each["sequences"]) for each in wrong] == [
+        ("result of an unknown tool call", [12]),
         ("text of an unknown message", [20]),
         ("approved, which nobody has asked for", [21]),
         ("turn completed, which has not started", [22]),
@@ -158,13 +163,14 @@ def test_what_contradicts_the_thread_is_marked(peon: Peon, at: tuple[str, str]) 
         ("TurnStarted cannot be decoded", [24]),
         ("MyOwnEvent cannot be decoded", [25]),
     ]
-    assert "there is no message" in wrong[0]["problem"]
+    assert "there is no message" in wrong[1]["problem"]
     assert "not applied to the read model: there is no message" in peon("show", THREAD, *at).out
 
 
 def test_a_failed_tool_is_marked(peon: Peon, at: tuple[str, str]) -> None:
     append(at, message(UNKNOWN, ToolResultContent(tool_call_id="1", output="no such file", is_error=True)))
-    (tool,) = [each for each in shown(peon, at)["episodes"] if each["kind"] == "tool"]
+    tool = next(each for each in shown(peon, at)["episodes"] if each["kind"] == "tool")
+    assert tool["title"] == "shell failed"
     assert tool["is_wrong"]
     assert tool["text"].endswith("no such file")
 
@@ -173,7 +179,14 @@ def test_people_read_a_thread(peon: Peon, at: tuple[str, str]) -> None:
     append(at, chunk(MESSAGE, "\x1b[2J" + "x" * 1000), *(chunk(MESSAGE, "y") for _ in range(3)))
     done = peon("show", THREAD, *at)
     assert done.code == 0
-    for part in ("ebb and", "shell ok", "10, 13, 20-23", "turn running", "The read model says: idle", "…"):
+    for part in (
+        "ebb and",
+        "shell without a result",
+        "10, 13, 20-23",
+        "turn running",
+        "The read model says: idle",
+        "…",
+    ):
         assert part in done.out
     assert "\x1b" not in done.out
     assert "xyyy" not in done.out

@@ -52,6 +52,7 @@ class RawCodec(EventCodec[Any]):
 
     def __init__(self, list_tags: Collection[str] = ()) -> None:
         self.decoders = _AnyType()
+        self.event_classes = frozenset()
         self.query_tags = _AnyTags(list_tags)
         self.tags = self.query_tags.names
 
