@@ -36,6 +36,9 @@ def test_compact(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> 
     with Database.open(url=migrated_lasting_url) as database:
         assert list(deltas(database).values()) == ["ebb" * 100]
         database.events.append_all([ended_thread])
+    assert peon("status", "--json", *at).document["log"]["events"] == planned["until"] - 299 + 1
+    checks = peon("doctor", "--json", *at).document["checks"]
+    assert next(each["outcome"] for each in checks if each["check"] == "sequences") == "ok"
     assert "subscription mail at" in peon("compact", "--older-than", "0s", "--yes", *at).out
 
 

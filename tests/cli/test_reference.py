@@ -22,6 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "command.md"
 LINES = [
     "status",
     "status --check",
+    "doctor",
     "threads",
     f"show {THREAD}",
     "events",

@@ -14,6 +14,9 @@ _STRUCTURE = text("""
     SELECT string_agg(part, ',' ORDER BY part) FROM (
         SELECT concat_ws(' ', relname, relkind, relnatts, relchecks) AS part
             FROM pg_class WHERE relnamespace = CAST(:schema AS regnamespace)
+        UNION ALL SELECT concat_ws(' ', relname, attname)
+            FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+            WHERE relnamespace = CAST(:schema AS regnamespace) AND attnum > 0
         UNION ALL SELECT concat(conname) FROM pg_constraint WHERE connamespace = CAST(:schema AS regnamespace)
         UNION ALL SELECT concat(proname) FROM pg_proc WHERE pronamespace = CAST(:schema AS regnamespace)
         UNION ALL SELECT concat(tgname, tgenabled) FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid

@@ -7,6 +7,7 @@ import typer
 from peon import __version__
 from peon.cli import (
     backup,
+    doctor,
     events,
     maintenance,
     migrate,
@@ -43,5 +44,17 @@ def peon(
     """Looks at and looks after a database of Peon."""
 
 
-for group in (status, events, threads, subscriptions, settings, migrate, projections, backup, transfer, maintenance):
+for group in (
+    status,
+    doctor,
+    events,
+    threads,
+    subscriptions,
+    settings,
+    migrate,
+    projections,
+    backup,
+    transfer,
+    maintenance,
+):
     group.add_to(application)

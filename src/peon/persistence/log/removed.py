@@ -67,6 +67,14 @@ def removed_ranges(connection: Connection) -> list[RemovedEvents]:
     return [RemovedEvents(*row) for row in connection.execute(query.order_by(_removed.first_sequence))]
 
 
+def number_removed(connection: Connection) -> int:
+    """Returns how many events are in the recorded gaps of the log."""
+    number: int = connection.scalars(
+        select(func.coalesce(func.sum(_removed.last_sequence - _removed.first_sequence + 1), 0))
+    ).one()
+    return number
+
+
 def lost_ranges(connection: Connection) -> list[SequenceRange]:
     """Returns the sequences below the end of the log that have neither an event nor a recorded gap."""
     before = func.lag(events.c.sequence, 1, 0).over(order_by=events.c.sequence)
