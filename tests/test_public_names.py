@@ -10,31 +10,27 @@ import peon.orchestration
 import peon.persistence
 
 PUBLIC = """
-    AppConfig AppendCondition BackupReport AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncProjections
-    AsyncReadModel AsyncSettingsStore AsyncSubscription CommandConflict CommandEventsRemoved ConcurrencyError
-    ConfigError DamagedFile Database Difference DurableSubscription EventCodec EventDecodeError EventEncodeError
-    EventQuery EventStore ExportReport ImportReport LostRow MigrationFailed PersistenceError PositionBeyondEnd Problem
-    Projection ProjectionError
-    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal RestoreReport ResumedSubscription
-    SalvageReport SchemaError SchemaOutOfDate
-    SchemaTooNew SettingError SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict
-    UndecodableEvent Upcaster __version__ back_up_database
-    copy_database create_async_engine create_engine export_log import_log restore_database
-    salvage_database upgrade
+    AppConfig AppendCondition AsyncDatabase AsyncDurableSubscription AsyncEventStore AsyncMaintenance
+    AsyncProjections AsyncReadModel AsyncSettingsStore AsyncSubscription BackupReport CommandConflict
+    CommandEventsMerged CommandEventsRemoved Compaction ConcurrencyError ConfigError DamagedFile Database Difference
+    DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery EventStore ExportReport ImportReport
+    LostRow Maintenance MigrationFailed PersistenceError PositionBeyondEnd Problem Projection ProjectionError
+    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal RemovedEvents RestoreReport
+    ResumedSubscription SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SequenceRange SettingError
+    SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster Vacuum
+    __version__ back_up_database copy_database create_async_engine create_engine export_log import_log
+    restore_database salvage_database upgrade
 """
 
 PERSISTENCE = """
-    AppendCondition BackupReport CommandConflict CommandEventsRemoved ConcurrencyError DamagedFile Database Difference
-    EventCodec
-    EventDecodeError EventEncodeError EventQuery EventStore ExportReport ImportReport LostRow MigrationFailed
-    NamedSubscription
-    PersistenceError PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate
-    ProjectionsTooNew ReadModel Refusal RestoreReport ResumedSubscription
-    SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SettingError
-    SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster
-    back_up_database
-    copy_database create_engine export_log import_log restore_database
-    salvage_database upgrade
+    AppendCondition BackupReport CommandConflict CommandEventsMerged CommandEventsRemoved Compaction
+    ConcurrencyError DamagedFile Database Difference EventCodec EventDecodeError EventEncodeError EventQuery
+    EventStore ExportReport ImportReport LostRow Maintenance MigrationFailed NamedSubscription PersistenceError
+    PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate ProjectionsTooNew
+    ReadModel Refusal RemovedEvents RestoreReport ResumedSubscription SalvageReport SchemaError SchemaOutOfDate
+    SchemaTooNew SequenceRange SettingError SettingsStore StoreUnavailable StoredEvent Subscription
+    SubscriptionConflict UndecodableEvent Upcaster Vacuum back_up_database copy_database create_engine export_log
+    import_log restore_database salvage_database upgrade
 """
 
 ORCHESTRATION = """

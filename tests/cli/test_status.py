@@ -48,7 +48,8 @@ def test_everything_is_told(peon: Peon, at: tuple[str, str]) -> None:
     assert storage.indexes
     assert storage.other_tables
     measured = storage.log + storage.projections + storage.indexes + storage.other_tables
-    assert measured == storage.database - (storage.free or 0)
+    pointers = storage.database - (storage.free or 0) - measured  # pages of a file that can shrink in steps
+    assert 0 <= pointers <= (4096 if storage.write_ahead_log is not None else 0)
 
 
 def test_people_are_told_the_same(peon: Peon, at: tuple[str, str]) -> None:

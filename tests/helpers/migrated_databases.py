@@ -111,7 +111,7 @@ def populate(url: URL, revision: str, tmp_path: Path) -> Rows:
     with engine_of(url) as engine, engine.begin() as connection:
         reflected.reflect(connection)
         for table in reflected.sorted_tables:
-            if table.name in ("append_lock", "log_identity"):  # they have their row already
+            if table.name in ("append_lock", "log_identity", "compaction"):  # they have their row already
                 connection.execute(table.delete())
             for row in rows.get(table.name, []):
                 connection.execute(table.insert().values(row))

@@ -14,6 +14,9 @@ _STRUCTURE = text("""
     SELECT string_agg(part, ',' ORDER BY part) FROM (
         SELECT concat_ws(' ', relname, relkind, relnatts, relchecks) AS part
             FROM pg_class WHERE relnamespace = CAST(:schema AS regnamespace)
+        UNION ALL SELECT concat_ws(' ', relname, attname)
+            FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+            WHERE relnamespace = CAST(:schema AS regnamespace) AND attnum > 0
         UNION ALL SELECT concat(conname) FROM pg_constraint WHERE connamespace = CAST(:schema AS regnamespace)
         UNION ALL SELECT concat(proname) FROM pg_proc WHERE pronamespace = CAST(:schema AS regnamespace)
         UNION ALL SELECT concat(tgname, tgenabled) FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
@@ -88,6 +91,7 @@ class MigratedSchemas:
                 *(f"DELETE FROM {table}" for table in self._tables),
                 "INSERT INTO append_lock VALUES (1)",
                 f"INSERT INTO log_identity VALUES (1, '{uuid4()}')",
+                "INSERT INTO compaction VALUES (1, 0)",
                 f"INSERT INTO alembic_version VALUES ('{self._revision}')",
                 *(f"ALTER SEQUENCE {sequence} RESTART" for sequence in self._sequences),
             ]

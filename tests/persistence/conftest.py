@@ -139,7 +139,11 @@ class Schemas:
         return self._server.update_query_dict({"options": f"-csearch_path={schema}"})
 
     def _empty(self, url: URL) -> None:
-        tables = ("events", "projection_projects", "projection_positions", "projection_problems", "settings")
+        tables = (
+            *("events", "projection_projects", "projection_positions", "projection_problems", "settings"),
+            *("removed_events", "merged_events", "command_receipts", "subscription_positions"),
+            *("event_tags", "tags", "tag_positions"),
+        )
         schema = self._schema(url)
         with self._engine.connect() as connection:
             connection.exec_driver_sql("; ".join(f"DELETE FROM {schema}.{table}" for table in tables))

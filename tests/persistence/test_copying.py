@@ -29,7 +29,14 @@ from peon.persistence import (
 )
 from peon.persistence.copying import COPIED_TABLES, copy_database
 from peon.persistence.log import pages
-from peon.persistence.schema import command_receipts, events, settings, subscription_positions
+from peon.persistence.schema import (
+    command_receipts,
+    events,
+    merged_events,
+    removed_events,
+    settings,
+    subscription_positions,
+)
 
 PROJECT = UUID(int=1)
 COMMAND = UUID(int=2)
@@ -94,7 +101,9 @@ def populate(database: Database) -> None:
     with database.events.durable_subscription("mail") as subscription:
         next(subscription)
         subscription.save_position()
-    with database.engine.begin() as connection:  # no version of the code can decode this row
+    with database.engine.begin() as connection:  # no version of the code can decode these events
+        add(connection, removed_events, (1000, 1001, "compaction", "any time"))
+        add(connection, merged_events, (1002, 3, "any time"))
         add(connection, events, (3, "Unknown", '{"type":"Unknown"}', "any time"))
         add(connection, events, (4, "ProjectRenamed", "", ""))
         add(connection, events, (5, "", '{"name": "\\u0000",  "name": 1e400}', "any time"))
@@ -485,6 +494,8 @@ any_rows = st.fixed_dictionaries(
         table: st.lists(row, max_size=5, unique_by=lambda row: row[0])
         for table, row in {
             events: st.tuples(st.integers(1, 2**62), any_text, any_text, any_text),
+            removed_events: st.tuples(numbers, numbers, any_text, any_text),
+            merged_events: st.tuples(numbers, small_numbers, any_text),
             settings: st.tuples(any_text, any_text),
             command_receipts: st.tuples(any_text, numbers, small_numbers, any_text),
             subscription_positions: st.tuples(any_text, numbers, any_text),

@@ -157,7 +157,9 @@ class TestJoiningATransaction:
 
     @pytest.mark.parametrize("outcome", ["commit", "rollback"])
     def test_works_on_an_engine_of_the_application(self, sqlite_url: URL, outcome: str) -> None:
-        upgrade(create_engine(sqlite_url))
+        own = create_engine(sqlite_url)
+        upgrade(own)
+        own.dispose()
         engine = sqlalchemy.create_engine(sqlite_url)
         store = EventStore(engine)
         with engine.connect() as connection:

@@ -31,6 +31,7 @@ from peon.persistence import (
 )
 from peon.persistence.copying import appending, importing
 from peon.persistence.log import pages
+from peon.persistence.migrations import revisions
 from peon.persistence.schema import command_receipts, events
 
 PROJECT = UUID(int=1)
@@ -140,7 +141,7 @@ def test_each_line_is_json(source: Database) -> None:
         "format": "peon-log",
         "version": 1,
         "peon": "0.1.0",
-        "revision": "005_log_identity",
+        "revision": revisions()[-1],
         "log_id": None,
         "events": len(lines) - 2,
         "commands": 2,
@@ -313,7 +314,7 @@ def test_only_an_empty_log_at_the_newest_revision_keeps_sequences(log_alone: Dat
             import_log(log_alone.engine, file)
     finally:
         with log_alone.engine.begin() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = '005_log_identity'"))
+            connection.execute(text(f"UPDATE alembic_version SET version_num = '{revisions()[-1]}'"))
 
 
 def test_a_log_of_the_first_revision_is_exported(populated_url: URL, tmp_path: Path) -> None:

@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from peon import __version__
-from peon.cli import backup, events, migrate, projections, settings, status, subscriptions, threads, transfer
+from peon.cli import (
+    backup,
+    doctor,
+    events,
+    maintenance,
+    migrate,
+    projections,
+    settings,
+    status,
+    subscriptions,
+    threads,
+    transfer,
+)
 
 application = typer.Typer(
     name="peon",
@@ -32,5 +44,17 @@ def peon(
     """Looks at and looks after a database of Peon."""
 
 
-for group in (status, events, threads, subscriptions, settings, migrate, projections, backup, transfer):
+for group in (
+    status,
+    doctor,
+    events,
+    threads,
+    subscriptions,
+    settings,
+    migrate,
+    projections,
+    backup,
+    transfer,
+    maintenance,
+):
     group.add_to(application)

@@ -8,7 +8,9 @@ from peon.cli.subscriptions import Subscription
 
 
 class LogStatus(BaseModel):
-    """The log. `events` is computed from the sequences, so it includes events that were removed by hand.
+    """The log. `events` is computed from the sequences, without those that a compaction removed.
+
+    Events that were removed by hand are included, and `events_last_day` includes both.
 
     `events_a_day` is the average from the first to the last event, null for less than a day; `events_last_day` are
     those of the last 24 hours.

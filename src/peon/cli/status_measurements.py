@@ -14,6 +14,7 @@ from peon.persistence import Database, migrations
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import SizeOfPart
+from peon.persistence.log.removed import number_removed
 from peon.persistence.schema import (
     LAST_SEQUENCE,
     checkpoints,
@@ -22,6 +23,7 @@ from peon.persistence.schema import (
     projection_positions,
     projection_problems,
     projection_turns,
+    removed_events,
     subscription_positions,
 )
 from peon.persistence.schema.timestamps import parse_timestamp
@@ -46,7 +48,7 @@ def measured(database: Database, *, briefly: bool, sizes: bool | None = None) ->
         # Any revision, and the tables may be damaged: what is not there is not shown.
         schema = backend.schema_for_new_tables(connection)
         part = _Part(connection, inspect(connection).get_table_names(schema=schema))
-        log = _log(connection)
+        log = _log(connection, removed=part.removed())
         return Status(
             database=database_name(database.engine),
             backend=backend.name,
@@ -64,7 +66,7 @@ def measured(database: Database, *, briefly: bool, sizes: bool | None = None) ->
         )
 
 
-def _log(connection: Connection) -> LogStatus:
+def _log(connection: Connection, *, removed: int) -> LogStatus:
     last: int = connection.scalars(LAST_SEQUENCE).one()
     first = connection.scalar(select(func.min(events.c.sequence)))
     if first is None:
@@ -79,7 +81,7 @@ def _log(connection: Connection) -> LogStatus:
         )
     begun, ended = _stored_at(connection, first), _stored_at(connection, last)
     span = ended - begun if begun is not None and ended is not None else timedelta()
-    count = last - first + 1
+    count = last - first + 1 - removed
     return LogStatus(
         events=count,
         first_sequence=first,
@@ -156,6 +158,9 @@ class _Part(NamedTuple):
         if subscription_positions.name not in self.tables:
             return []
         return [described(each, end) for each in saved_positions(self.connection)]
+
+    def removed(self) -> int:
+        return number_removed(self.connection) if removed_events.name in self.tables else 0
 
     def running_turns(self) -> int | None:
         if projection_turns.name not in self.tables:

@@ -21,6 +21,7 @@ from peon.persistence.copying import (
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
+    CommandEventsMerged,
     CommandEventsRemoved,
     ConcurrencyError,
     DamagedFile,
@@ -43,6 +44,7 @@ from peon.persistence.event_store import EventStore
 from peon.persistence.log.codec import EventCodec, UndecodableEvent, Upcaster
 from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.stored_event import StoredEvent
+from peon.persistence.maintenance import Compaction, Maintenance, RemovedEvents, SequenceRange, Vacuum
 from peon.persistence.migrations import upgrade
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Difference, Problem, Projection, Projections, Refusal
@@ -55,7 +57,9 @@ __all__ = [
     "AppendCondition",
     "BackupReport",
     "CommandConflict",
+    "CommandEventsMerged",
     "CommandEventsRemoved",
+    "Compaction",
     "ConcurrencyError",
     "DamagedFile",
     "Database",
@@ -69,6 +73,7 @@ __all__ = [
     "ExportReport",
     "ImportReport",
     "LostRow",
+    "Maintenance",
     "MigrationFailed",
     "NamedSubscription",
     "PersistenceError",
@@ -81,12 +86,14 @@ __all__ = [
     "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "RemovedEvents",
     "RestoreReport",
     "ResumedSubscription",
     "SalvageReport",
     "SchemaError",
     "SchemaOutOfDate",
     "SchemaTooNew",
+    "SequenceRange",
     "SettingError",
     "SettingsStore",
     "StoreUnavailable",
@@ -95,6 +102,7 @@ __all__ = [
     "SubscriptionConflict",
     "UndecodableEvent",
     "Upcaster",
+    "Vacuum",
     "back_up_database",
     "copy_database",
     "create_engine",

@@ -17,6 +17,7 @@ from peon.persistence.backends.engine import create_engine
 from peon.persistence.backends.interface import Synchronous
 from peon.persistence.event_store import EventStore, EventT
 from peon.persistence.log.codec import EventCodec
+from peon.persistence.maintenance import Maintenance
 from peon.persistence.orchestration.codec import codec_of_database
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.orchestration.read_model import ReadModel
@@ -45,6 +46,7 @@ class Database(Generic[EventT]):
         projections: Catches up, rebuilds and verifies the tables that are derived from the log.
         read_model: Reads the tables of the domain's projection.
         settings: The application's settings.
+        maintenance: Keeps the database small.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Database(Generic[EventT]):
         self.events: EventStore[EventT] = EventStore(engine, codec, on_append=on_append)
         self.read_model: ReadModel = ReadModel(engine)
         self.settings: SettingsStore = SettingsStore(engine)
+        self.maintenance: Maintenance = Maintenance(engine, codec_of_database(codec))
 
     def __repr__(self) -> str:
         return f"<Database {database_name(self.engine)}>"

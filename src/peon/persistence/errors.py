@@ -7,6 +7,7 @@
     ├── PositionBeyondEnd         a position is higher than the last event of the log
     ├── CommandConflict           a command identifier was used for other events
     ├── CommandEventsRemoved      the events of a repeated command were removed from the log
+    │   └── CommandEventsMerged   a compaction has merged the events of a repeated command
     ├── SubscriptionConflict      the position of a durable subscription was moved by another consumer
     ├── ProjectionError           an event contradicts the projections
     ├── ProjectionsOutOfDate      the projections are not those that this version of the code has built
@@ -22,6 +23,7 @@
 `peon.ConfigError`, for a wrong configuration, is a `ValueError` of its own.
 """
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -143,6 +145,30 @@ class CommandEventsRemoved(PersistenceError):  # noqa: N818 - as below
         self.command_id = command_id
         self.removed = removed
         self.events = events
+
+
+class CommandEventsMerged(CommandEventsRemoved):
+    """A command was carried out before, and a compaction has merged events that it stored. Nothing was stored.
+
+    Take the command for done. It cannot be compared with what it stored the first time.
+
+    Attributes:
+        command_id: The identifier of the command.
+        removed: How many of its events are no longer in the log.
+        events: How many it had stored.
+        stored_at: When it stored them, in UTC.
+    """
+
+    def __init__(self, command_id: UUID, removed: int, events: int, stored_at: datetime) -> None:
+        PersistenceError.__init__(
+            self,
+            f"command {command_id} was carried out at {stored_at}, and a compaction has merged "
+            f"some of its {events} events since: nothing was stored again; take the command for done",
+        )
+        self.command_id = command_id
+        self.removed = removed
+        self.events = events
+        self.stored_at = stored_at
 
 
 class SubscriptionConflict(PersistenceError):  # noqa: N818 - as below

@@ -101,6 +101,7 @@ class EventStore(Generic[EventT]):
             PositionBeyondEnd: The position of the condition is beyond the end of the log. Nothing was stored.
             CommandConflict: The command has stored other events. Nothing was stored.
             CommandEventsRemoved: Events that the repeated command stored were removed since. Nothing was stored.
+            CommandEventsMerged: A compaction has merged them since. Nothing was stored.
             ProjectionError: An event contradicts the projections, if the store keeps any. Nothing was stored.
             StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored. If the
                 connection to a server is lost during COMMIT, the outcome is unknown; the message says so.

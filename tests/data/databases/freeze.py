@@ -140,6 +140,8 @@ def rows_of_other_tables(
         "tag_positions": [("type", 17), ("thread_id", 0)],
         "command_receipts": [(str(uuid4()), 1, 5, MOMENT), (str(uuid4()), 0, 0, LATER)],
         "subscription_positions": [("mailer", 17, MOMENT), ("größe ☃", 0, LATER)],
+        "merged_events": [(2**40, 3, MOMENT), (2**40 + 3, 2, LATER)],
+        "removed_events": [(2**40 - 2, 2**40 - 1, "compaction", MOMENT), (2**40 + 2, 2**40 + 2, "compaction", LATER)],
         "settings": [("theme", '"dark"'), ("größe ☃", '{"länge": "𝄞"}'), ("empty", "")],
     }
 

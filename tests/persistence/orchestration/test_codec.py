@@ -1,7 +1,6 @@
 """The domain's events in a codec of an application's own."""
 
 from typing import Any, Literal
-from uuid import UUID
 
 import pytest
 from helpers.orchestration_scene import SCENE, renamed
@@ -46,7 +45,7 @@ def test_both_have_their_tags() -> None:
 def test_an_identifier_of_the_domain_with_other_values_is_refused() -> None:
     class Ranked(BaseModel):
         type: Literal["Ranked"] = "Ranked"
-        thread_id: list[UUID]
+        thread_id: float
 
     with pytest.raises(ValueError, match="tag 'thread_id' is a field of neither text nor integers nor UUIDs alone"):
         codec_of_store(EventCodec(AppEvent | Ranked))

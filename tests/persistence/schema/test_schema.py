@@ -119,6 +119,9 @@ COLUMNS = {
     "tag_positions": {"name": TEXT, "sequence": WIDE},
     "command_receipts": {"command_id": TEXT, "first_sequence": WIDE, "events": "INTEGER NOT NULL", "stored_at": TEXT},
     "subscription_positions": {"name": TEXT, "sequence": WIDE, "saved_at": TEXT},
+    "compaction": {"number": "INTEGER NOT NULL", "steps": WIDE},
+    "merged_events": {"sequence": WIDE, "events": "INTEGER NOT NULL", "merged_at": TEXT},
+    "removed_events": {"first_sequence": WIDE, "last_sequence": WIDE, "reason": TEXT, "removed_at": TEXT},
 }
 
 PRIMARY_KEYS = {
@@ -230,7 +233,7 @@ def inspector(as_opened: Engine) -> Inspector:
 
 
 def test_there_are_exactly_these_tables_and_that_of_alembic(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 22
+    assert len(COLUMNS) == 25
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 

@@ -3,6 +3,7 @@
 from peon.persistence.asynchronous.database import AsyncDatabase
 from peon.persistence.asynchronous.durable_subscription import AsyncDurableSubscription
 from peon.persistence.asynchronous.event_store import AsyncEventStore
+from peon.persistence.asynchronous.maintenance import AsyncMaintenance
 from peon.persistence.asynchronous.projections import AsyncProjections
 from peon.persistence.asynchronous.read_model import AsyncReadModel
 from peon.persistence.asynchronous.settings import AsyncSettingsStore
@@ -13,6 +14,7 @@ __all__ = [
     "AsyncDatabase",
     "AsyncDurableSubscription",
     "AsyncEventStore",
+    "AsyncMaintenance",
     "AsyncProjections",
     "AsyncReadModel",
     "AsyncSettingsStore",

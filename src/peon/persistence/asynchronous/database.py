@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from peon.config import AppConfig
 from peon.persistence.asynchronous.event_store import AsyncEventStore
 from peon.persistence.asynchronous.greenlets import Calls
+from peon.persistence.asynchronous.maintenance import AsyncMaintenance
 from peon.persistence.asynchronous.projections import AsyncProjections
 from peon.persistence.asynchronous.read_model import AsyncReadModel
 from peon.persistence.asynchronous.settings import AsyncSettingsStore
@@ -25,6 +26,8 @@ from peon.persistence.database import EngineArguments, OwnT, all_projections, br
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.event_store import EventT
 from peon.persistence.log.codec import EventCodec
+from peon.persistence.maintenance import Maintenance
+from peon.persistence.orchestration.codec import codec_of_database
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Progress, Projection
 from peon.persistence.settings import SettingsStore
@@ -48,6 +51,7 @@ class AsyncDatabase(Generic[EventT]):
         projections: See `Database`.
         read_model: See `Database`.
         settings: See `Database`.
+        maintenance: See `Database`.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class AsyncDatabase(Generic[EventT]):
         self.projections: AsyncProjections = AsyncProjections(blocking, self._calls)
         self.read_model: AsyncReadModel = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
         self.settings: AsyncSettingsStore = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
+        maintenance = Maintenance(engine.sync_engine, codec_of_database(codec))
+        self.maintenance: AsyncMaintenance = AsyncMaintenance(maintenance, self._calls)
 
     def __repr__(self) -> str:
         return f"<AsyncDatabase {database_name(self.engine.sync_engine)}>"

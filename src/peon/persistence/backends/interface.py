@@ -23,6 +23,22 @@ Access = Literal["write", "read", "read and compute"]
 """What connections are for. Those that read and compute may fill temporary tables, and change nothing else."""
 
 
+class Space(NamedTuple):
+    """The space that a database takes, in bytes.
+
+    Attributes:
+        total: All of it.
+        free: The part that holds no rows, as far as it is known without reading the database.
+        can_shrink: Whether a part of `free` can be given back without writing everything again.
+        available: What is free on the disk; `None` if it is not known.
+    """
+
+    total: int
+    free: int
+    can_shrink: bool
+    available: int | None
+
+
 class LogHead(ABC):
     """The end of the log in one transaction. No other transaction can append until this one ends.
 
@@ -245,6 +261,13 @@ class Backend(ABC):
         """Waits for other appenders in the transaction that the connection is in, or begins one."""
 
     @abstractmethod
+    def changes_to_log(self, connection: Connection) -> AbstractContextManager[None]:
+        """Lets the transaction of a compaction change and delete events. No other transaction can do so meanwhile.
+
+        `begin_step` must have counted a step in the transaction.
+        """
+
+    @abstractmethod
     def watch_commits(self, connection: Any, stopped: socket.socket, announce: Callable[[], object]) -> None:
         """Calls `announce` after each commit of another connection, until `stopped` can be read.
 
@@ -321,6 +344,21 @@ class Backend(ABC):
     @abstractmethod
     def last_assigned_sequence(self, connection: Connection) -> int | None:
         """Returns the highest sequence that was assigned, without reading the log; `None` if that is unknown."""
+
+    # Space
+
+    @abstractmethod
+    def space_of(self, engine: Engine) -> Space:
+        """Returns how much space the database takes."""
+
+    @abstractmethod
+    def give_back_space(self, engine: Engine, report: Callable[[int, int], None], *, full: bool) -> None:
+        """Gives free space back to the file system, in transactions of its own.
+
+        Args:
+            report: Called with the number of steps done and to do.
+            full: Write everything again.
+        """
 
     # Migrations
 

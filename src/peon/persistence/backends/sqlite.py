@@ -14,7 +14,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends import sqlite_connections, sqlite_statistics
+from peon.persistence.backends import sqlite_connections, sqlite_statistics, sqlite_vacuum
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import (
     CREATE_TRIGGER_AGAIN,
@@ -24,6 +24,7 @@ from peon.persistence.backends.interface import (
     ConsumerLock,
     LogHead,
     SizeOfPart,
+    Space,
     Storage,
     Synchronous,
 )
@@ -38,7 +39,7 @@ from peon.persistence.backends.sqlite_file import DatabaseFile
 from peon.persistence.backends.sqlite_log_head import SQLiteLogHead, require_fitting_end
 from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.runtime.sqlalchemy_internals import is_autocommit
-from peon.persistence.schema import append_lock, events, log_identity
+from peon.persistence.schema import append_lock, compaction, events, log_identity
 
 OPTIONAL_LOCK_TIMEOUT_SECONDS = 0.05
 """How long an optional index update waits for the write lock."""
@@ -178,6 +179,18 @@ class SQLiteBackend(Backend):
         self.begin_writing(connection)
         return SQLiteLogHead(connection)
 
+    @contextmanager
+    def changes_to_log(self, connection: Connection) -> Iterator[None]:
+        # The transaction holds the write lock, and no other one sees what it has not committed. If it ends before the
+        # triggers are there again, it is rolled back, and they were never gone.
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name IN (?, ?)"
+        triggers = connection.exec_driver_sql(query, TRIGGERS).all()
+        for name, _ in triggers:
+            connection.exec_driver_sql(f"DROP TRIGGER {name}")
+        yield
+        for _, statement in triggers:
+            connection.exec_driver_sql(statement)
+
     def watch_commits(
         self, connection: sqlite3.Connection, stopped: socket.socket, announce: Callable[[], object]
     ) -> None:
@@ -244,7 +257,9 @@ class SQLiteBackend(Backend):
             return False
 
     def discard_table(self, connection: Connection, table: Table, *, readable: bool) -> None:
-        if readable:
+        # Where pages can be moved, DROP TABLE moves a page of another table into the gap, which may be the damaged one.
+        moves_pages = connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one() != 0
+        if readable and not moves_pages:
             connection.execute(DropTable(table, if_exists=True))
             return
         # DROP TABLE reads the pages that it frees, and a transaction that has met a damaged page cannot write any more.
@@ -264,6 +279,12 @@ class SQLiteBackend(Backend):
         rows = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = ?", (events.name,))
         assigned: int | None = rows.scalar()
         return assigned
+
+    def space_of(self, engine: Engine) -> Space:
+        return sqlite_vacuum.space_of(engine)
+
+    def give_back_space(self, engine: Engine, report: Callable[[int, int], None], *, full: bool) -> None:
+        sqlite_vacuum.give_back_space(engine, report, full=full)
 
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:
@@ -323,6 +344,6 @@ def _main_file(connection: Connection) -> Path | None:
 
 def _is_populated(connection: Connection) -> bool:
     # Each has its one row from the beginning.
-    always_filled = {version_table_of(connection), append_lock.name, log_identity.name}
+    always_filled = {version_table_of(connection), append_lock.name, log_identity.name, compaction.name}
     tables = [name for name in inspect(connection).get_table_names() if name not in always_filled]
     return any(connection.scalar(select(exists().select_from(table(name)))) for name in tables)

@@ -237,6 +237,8 @@ def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float, pause:
     """
     while first_row(connection, "PRAGMA journal_mode") != ("wal",):
         try:
+            # Has an effect on an empty file only, and WAL mode writes its first page.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError as error:

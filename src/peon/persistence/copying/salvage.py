@@ -10,7 +10,7 @@ from peon.persistence.copying.transaction import COPIED_TABLES, Row, Rows, in_co
 from peon.persistence.database import Database
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.projections.replay import Meter, Progress
-from peon.persistence.schema import LAST_SEQUENCE, command_receipts, events, subscription_positions
+from peon.persistence.schema import LAST_SEQUENCE, command_receipts, events, removed_events, subscription_positions
 
 ResultT = TypeVar("ResultT")
 
@@ -36,7 +36,7 @@ class SalvageReport(NamedTuple):
     Attributes:
         events: The number of copied events.
         lost_sequences: The sequences up to the end of the log that are not in the copy: those of damaged events, and
-            of events that were removed earlier.
+            of events that were removed by hand earlier. A gap that a compaction has recorded is not lost.
         lost_rows: Rows of other tables that are damaged, and receipts of commands whose events are not all there.
         incomplete_tables: Tables other than the log of which more rows may be lost, because their keys cannot be read.
     """
@@ -88,15 +88,20 @@ class _Salvage:
             meter.add(through - reached)
             reached = through
         meter.finish()
+        accounted_for = copied.copy()
         for table in COPIED_TABLES[1:]:
             rows = self._rows_of(table)
+            if table is removed_events:
+                for first, last, *_ in self._copy(table, rows):
+                    accounted_for.update(range(first, last + 1))
+                continue
             if table is command_receipts:
-                rows = self._complete_receipts(rows, copied)
+                rows = self._complete_receipts(rows, accounted_for)
             elif table is subscription_positions:
                 last = max(copied, default=0)
                 rows = [(name, min(sequence, last), saved_at) for name, sequence, saved_at in rows]
             self._copy(table, rows)
-        lost = tuple(sequence for sequence in range(1, end + 1) if sequence not in copied)
+        lost = tuple(sequence for sequence in range(1, end + 1) if sequence not in accounted_for)
         return SalvageReport(len(copied), lost, tuple(self._lost_rows), tuple(self._incomplete_tables))
 
     def _end_of_log(self) -> int:
@@ -175,12 +180,15 @@ class _Salvage:
                 raise
             return None
 
-    def _complete_receipts(self, receipts: list[Row], copied: set[int]) -> list[Row]:
-        """Returns the receipts whose events were all copied: a command that is repeated must not find others."""
+    def _complete_receipts(self, receipts: list[Row], present: set[int]) -> list[Row]:
+        """Returns the receipts whose events were all copied, or merged by a compaction before.
+
+        A command that is repeated must not find other events.
+        """
         complete = []
         for receipt in receipts:
             command_id, first, count, _ = receipt
-            if copied.issuperset(range(first, first + count)):
+            if present.issuperset(range(first, first + count)):
                 complete.append(receipt)
             else:
                 self._lost_rows.append(LostRow(command_receipts.name, str(command_id)))

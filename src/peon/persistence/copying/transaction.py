@@ -18,13 +18,15 @@ from peon.persistence.schema import (
     command_receipts,
     event_tags,
     events,
+    merged_events,
+    removed_events,
     settings,
     subscription_positions,
     tag_positions,
     tags,
 )
 
-COPIED_TABLES = (events, settings, command_receipts, subscription_positions)
+COPIED_TABLES = (events, removed_events, merged_events, settings, command_receipts, subscription_positions)
 """The tables that are not derived from the log. The first column of each is its primary key."""
 
 INDEX_TABLES = (tag_positions, event_tags, tags)

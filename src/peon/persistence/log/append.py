@@ -14,6 +14,7 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import LogHead
 from peon.persistence.errors import (
     CommandConflict,
+    CommandEventsMerged,
     CommandEventsRemoved,
     ConcurrencyError,
     EventDecodeError,
@@ -24,12 +25,13 @@ from peon.persistence.log.idempotency import Command, Receipt, add_receipt, rece
 from peon.persistence.log.matcher import Matcher
 from peon.persistence.log.pages import LogPages
 from peon.persistence.log.query import AppendCondition, canonical
+from peon.persistence.log.removed import were_compacted
 from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.log.tag_index import TagIndex
 from peon.persistence.log.tag_walk import TakesLong
 from peon.persistence.runtime.event_loop import with_pauses
 from peon.persistence.runtime.instrumentation import Operation
-from peon.persistence.schema.timestamps import format_timestamp
+from peon.persistence.schema.timestamps import format_timestamp, parse_timestamp
 
 AppendHook = Callable[[Connection, list[StoredEvent[Any]]], None]
 
@@ -169,13 +171,7 @@ class Appender(Generic[EventT]):
         """Returns what the command stored earlier, if it did; raises if the request must be refused."""
         head.wait()
         if (command := request.command) is not None and (receipt := receipt_of(head.connection, command.id)):
-            rows = self._log.read_range(head.connection, receipt.first_sequence, receipt.events)
-            own = [row for row in rows if row[3] == receipt.stored_at]
-            if len(own) < receipt.events:
-                raise CommandEventsRemoved(command.id, receipt.events - len(own), receipt.events)
-            stored = list(decoded([own], self._codec, keep=False))
-            if reason := command.difference([earlier.event for earlier in stored]):
-                raise CommandConflict(command.id, reason)
+            stored = self._stored_earlier(head.connection, command, receipt)
             if request.operation is not None:
                 request.operation.repeated()
             return stored
@@ -187,6 +183,20 @@ class Appender(Generic[EventT]):
             if sequence is not None:
                 raise ConcurrencyError(sequence, condition.after)
         return None
+
+    def _stored_earlier(self, connection: Connection, command: Command, receipt: Receipt) -> list[StoredEvent[EventT]]:
+        rows = self._log.read_range(connection, receipt.first_sequence, receipt.events)
+        own = [row for row in rows if row[3] == receipt.stored_at]
+        removed = receipt.events - len(own)
+        last = receipt.first_sequence + receipt.events - 1
+        if receipt.events and were_compacted(connection, receipt.first_sequence, last):
+            raise CommandEventsMerged(command.id, removed, receipt.events, parse_timestamp(receipt.stored_at))
+        if removed:
+            raise CommandEventsRemoved(command.id, removed, receipt.events)
+        stored = list(decoded([own], self._codec, keep=False))
+        if reason := command.difference([earlier.event for earlier in stored]):
+            raise CommandConflict(command.id, reason)
+        return stored
 
     def _first_match(self, head: LogHead, matcher: Matcher, after: int, *, may_take_long: bool) -> int | None:
         try:

@@ -21,7 +21,7 @@ class StoredEvent(NamedTuple, Generic[StoredT]):
     It is a tuple because that is the cheapest immutable value, and one is created for each event that is read.
 
     Attributes:
-        sequence: Its number in the log, counted from 1 without gaps.
+        sequence: Its number in the log, counted from 1. There are no gaps but those that `Maintenance` records.
         event: The event; an `UndecodableEvent` only if the read asked for those.
         stored_at: When it was stored, in UTC, by the clock of the machine that stored it. `NO_TIME` for an
             `UndecodableEvent` whose row has no valid time.

@@ -6,12 +6,13 @@ log; queries read the events above its position from the log itself.
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from math import inf
 
-from sqlalchemy import Connection, Engine, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.compiled import CompiledStatement
@@ -20,6 +21,7 @@ from peon.persistence.errors import StoreUnavailable
 from peon.persistence.log.matcher import Matcher
 from peon.persistence.log.pages import LogPages, LogRow
 from peon.persistence.log.query import EventQuery, keys_in
+from peon.persistence.log.removed import as_ranges
 from peon.persistence.log.tag_walk import NEWEST_FIRST, TakesLong, Walk
 from peon.persistence.runtime.log_records import INDEX, report
 from peon.persistence.schema import LAST_SEQUENCE, event_tags, tag_positions, tags
@@ -51,6 +53,17 @@ _INSERT_EVENT_TAG = CompiledStatement(
         ),
     ),
     ["of_event", "of_name", "of_value"],
+)
+
+_DELETE_EVENT_TAGS = CompiledStatement(
+    delete(event_tags).where(
+        event_tags.c.tag_id
+        == select(tags.c.id)
+        .where(tags.c.name == bindparam("of_name"), tags.c.value == bindparam("of_value"))
+        .scalar_subquery(),
+        event_tags.c.sequence.between(bindparam("first"), bindparam("last")),
+    ),
+    ["of_name", "of_value", "first", "last"],
 )
 
 
@@ -284,6 +297,24 @@ class TagIndex:
         keys = [{"name": name, "value": value} for name, value in sorted({key for key, _ in found})]
         connection.execute(self._add_tag, keys)
         _INSERT_EVENT_TAG.run(connection, [(sequence, name, value) for (name, value), sequence in found])
+
+    def remove(self, connection: Connection, removed: Iterable[tuple[Sequence[int], str, str]]) -> None:
+        """Removes the entries of events that the transaction removes from the log.
+
+        Args:
+            removed: Sequences of events, and the type and payload of an event that has the same tags as they.
+        """
+        names = connection.scalars(select(tag_positions.c.name)).all()
+        if not names:
+            return
+        found: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        for sequences, event_type, payload in removed:
+            for name, values in keys_in(event_type, payload, names).items():
+                for value in values:
+                    found[name, value] += sequences
+        _DELETE_EVENT_TAGS.run(
+            connection, [(*key, *each) for key, sequences in found.items() for each in as_ranges(sequences)]
+        )
 
     def _position(self, connection: Connection, names: Collection[str]) -> int:
         """Returns the sequence up to which all the tags are indexed."""

@@ -1,7 +1,7 @@
 """Keeps projections equal to the log: updates them in each append, catches up at start-up, rebuilds, verifies."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.backends.retries import OwnTransaction, in_own_transaction, with_own_commit
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate, ProjectionsTooNew
 from peon.persistence.log.codec import UNKNOWN_TYPE, EventCodec
+from peon.persistence.log.removed import steps_of_compaction
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
@@ -39,6 +40,10 @@ PAGES_A_COMMIT = 10
 
 class _UnusableTables(Exception):  # noqa: N818 - handled where it is met
     """The tables of a projection cannot be emptied or filled; the cause says why."""
+
+
+class _Compacted(Exception):  # noqa: N818 - handled where it is met
+    """A compaction has changed the log while a rebuild was reading it."""
 
 
 class Projections:
@@ -295,13 +300,25 @@ class Projections:
         work = partial(self._build_and_replace, projection, meter, replace_newer=replace_newer)
         if usable:
             try:
-                return with_own_commit(reads, self._driver_errors, partial(work, unreadable=None))
+                return self._while_not_compacted(reads, log, partial(work, unreadable=None))
             except _UnusableTables as error:
                 log.has_unusable_tables(error.__cause__ or error)
         log.creates_tables_again()
         with self._reads.connect() as connection:
             unreadable = table_setup.unreadable_tables(connection, projection)
-        return with_own_commit(reads, self._driver_errors, partial(work, unreadable=unreadable))
+        return self._while_not_compacted(reads, log, partial(work, unreadable=unreadable))
+
+    def _while_not_compacted(self, engine: Engine, log: ProjectionLog, work: Callable[[OwnTransaction], int]) -> int:
+        """Performs the work again if a compaction has changed the log meanwhile.
+
+        The work reads the log in steps. It might have read some chunks of a message, and then read the event into which
+        a compaction has merged them.
+        """
+        while True:
+            try:
+                return with_own_commit(engine, self._driver_errors, work)
+            except _Compacted:
+                log.begins_rebuild("a compaction has changed the log meanwhile")
 
     def _can_be_emptied(self, projection: Projection) -> bool:
         """Returns whether the tables have the declared shape, as far as that can be seen without reading their rows."""
@@ -335,6 +352,7 @@ class Projections:
         connection = own.connection
         tables = [*projection.tables, projection_problems]
         with self._backend.large_cache(connection), shadowed(connection, tables) as pair:
+            seen = steps_of_compaction(connection)
             before, last = -1, 0
             while last != before:
                 if self._backend.rebuilds_in_steps:
@@ -342,6 +360,7 @@ class Projections:
                     connection.begin()  # statements that the driver runs do not begin one
                 before = last
                 last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
+                _require_not_compacted(connection, seen)
             if self._backend.rebuilds_in_steps:
                 connection.commit()
                 connection.execution_options(**{READ_ONLY: False})
@@ -349,6 +368,7 @@ class Projections:
             self._backend.join_append(connection)
             own.lock_seconds = time.monotonic() - began
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
+            _require_not_compacted(connection, seen)
             try:
                 if unreadable is not None:
                     table_setup.recreate(connection, projection, pair, unreadable)
@@ -381,6 +401,11 @@ class Projections:
                 if table.name != projection_problems.name:
                     differences += compare(connection, shadow, table)
         return differences
+
+
+def _require_not_compacted(connection: Connection, seen: int) -> None:
+    if steps_of_compaction(connection) != seen:
+        raise _Compacted
 
 
 def _reason_to_rebuild(

@@ -1,4 +1,4 @@
-"""The tables of the event log, and of what is recorded beside it: tag index, commands, subscriptions."""
+"""The tables of the event log, and of what is recorded beside it: tag index, commands, subscriptions, compaction."""
 
 from sqlalchemy import (
     BigInteger,
@@ -91,4 +91,32 @@ subscription_positions = Table(
     Column("name", Text, primary_key=True),
     Column("sequence", BigInteger, nullable=False),
     Column("saved_at", Text, nullable=False),
+)
+
+# The number of steps that compactions have taken, in the only row, number 1. Each step updates the row. On PostgreSQL,
+# the trigger lets a transaction change the log only if it has written this row.
+compaction = Table(
+    "compaction",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("steps", BigInteger, nullable=False),
+)
+
+# The events that a compaction has written: each holds what several events held, the last of them in its place.
+merged_events = Table(
+    "merged_events",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("events", Integer, nullable=False),
+    Column("merged_at", Text, nullable=False),
+)
+
+# The gaps that compactions have left in the log. No two rows are adjacent, so there are at most as many as events.
+removed_events = Table(
+    "removed_events",
+    metadata,
+    Column("first_sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("removed_at", Text, nullable=False),
 )

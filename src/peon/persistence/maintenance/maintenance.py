@@ -1,0 +1,91 @@
+"""The face of the package: what an operator or a timer of the application calls."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine
+
+from peon.persistence.backends import backend_of
+from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.log.codec import EventCodec
+from peon.persistence.log.removed import RemovedEvents, SequenceRange, lost_ranges, removed_ranges
+from peon.persistence.maintenance.compaction import Compaction, Compactor
+from peon.persistence.maintenance.vacuum import Vacuum, vacuum
+from peon.persistence.projections.replay import Progress
+
+SEVEN_DAYS = timedelta(days=7)
+
+
+class Maintenance:
+    """Keeps one database small, while applications use it. All of it can be interrupted at any time."""
+
+    def __init__(self, engine: Engine, codec: EventCodec[Any]) -> None:
+        self._engine = engine
+        self._driver_errors = DriverErrors(engine)
+        self._compactor = Compactor(engine, codec, self._driver_errors)
+
+    def __repr__(self) -> str:
+        return f"<Maintenance of {database_name(self._engine)}>"
+
+    def compact(
+        self, *, older_than: timedelta = SEVEN_DAYS, progress: Progress | None = None, dry_run: bool = False
+    ) -> Compaction:
+        """Replaces the chunks of each streamed message whose turn has ended by one event that holds their text.
+
+        The merged event takes the place of the last chunk. All other events keep their sequences, and no sequence is
+        used again: `removed_events` lists the gaps. Projections and the read model stay as they are, also after a
+        rebuild. What a durable subscription or a projection has not read yet stays in pieces.
+
+        It works in transactions of a few milliseconds, so appends hardly wait. An interrupted call leaves a complete
+        log; another call continues. The space is reused by what is stored next; see `vacuum` to give it back.
+
+        Args:
+            older_than: Events that are younger stay as they are. A consumer that keeps its position itself must not be
+                this far behind: it would be given the text of a message again of which it has read a part.
+            progress: Called after each page with the number of events done and to do.
+            dry_run: Change nothing, and return what would be done.
+
+        Raises:
+            StoreUnavailable: The database is locked, read-only, full, damaged or not reachable.
+            ValueError: `older_than` is negative.
+        """
+        if older_than < timedelta(0):
+            raise ValueError("older_than is a period of time, and not negative")
+        return self._compactor.compact(older_than, progress, dry_run=dry_run)
+
+    def removed_events(self) -> list[RemovedEvents]:
+        """Returns the gaps that compactions have left in the log, in order. No two of them are adjacent.
+
+        Raises:
+            StoreUnavailable: The database cannot be read.
+        """
+        with self._driver_errors, backend_of(self._engine).consistent_reads(self._engine).begin() as connection:
+            return removed_ranges(connection)
+
+    def lost_events(self) -> list[SequenceRange]:
+        """Returns the sequences below the end of the log whose events are missing without a record, as ranges.
+
+        They were removed by hand, or lost before a salvage. It reads the index of the whole log.
+
+        Raises:
+            StoreUnavailable: The database cannot be read.
+        """
+        with self._driver_errors, backend_of(self._engine).consistent_reads(self._engine).begin() as connection:
+            return lost_ranges(connection)
+
+    def vacuum(self, *, full: bool = False, progress: Progress | None = None, dry_run: bool = False) -> Vacuum:
+        """Gives the space of removed rows back to the file system.
+
+        Args:
+            full: Write the whole database again, which leaves the smallest one. Others wait until it is done: on
+                SQLite for the write lock, on PostgreSQL for each table in turn. Otherwise SQLite moves pages in short
+                steps, if the file was created by this version or vacuumed with `full` since; PostgreSQL makes the space
+                available to new rows, and returns what is free at the end of each table.
+            progress: Called with the number of pages or tables done and to do.
+            dry_run: Change nothing, and return what it would take.
+
+        Raises:
+            StoreUnavailable: The database is locked, read-only, damaged or not reachable, or the disk has not enough
+                room for `full`.
+        """
+        return vacuum(self._engine, self._driver_errors, progress, full=full, dry_run=dry_run)
