@@ -7,6 +7,7 @@ an empty data directory:
   blocks of a page are executed in one namespace.
 - An `sh` block runs in bash and must succeed. A `text` block right after it is its output, in which `…` stands for any
   text.
+- Blocks in lists are indented, and run too.
 - `<!-- not run: reason -->` before an `sh` block says why the test leaves it out.
 """
 
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import get_args
 
 import pytest
@@ -40,8 +42,9 @@ NAMED_FROM = [ROOT, ROOT / "src", ROOT / "src" / "peon", ROOT / "src" / "peon" /
 EXAMPLE_NAMES = ["alembic/versions/007_what_it_does.py"]
 
 BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>python|sh)\n(?P<code>.*?)^```$"
-    r"(?:\n+```text\n(?P<output>.*?)^```$)?",
+    r"^(?P<indent> *)(?:<!-- not run: (?P<reason>[^\n]+) -->\n(?P=indent))?"
+    r"```(?P<language>python|sh)\n(?P<code>.*?)^(?P=indent)```$"
+    r"(?:\n+(?P=indent)```text\n(?P<output>.*?)^(?P=indent)```$)?",
     re.MULTILINE | re.DOTALL,
 )
 FILE_NAME = re.compile(r"# (\w+\.py)\n")
@@ -72,15 +75,21 @@ def test_code_blocks_run_in_order(page: Path, checkout: Path) -> None:
     text = page.read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": "documentation"}
     for block in BLOCK.finditer(text):
-        code, line = block["code"], text[: block.start("code")].count("\n")
+        code, line = dedent(block["code"]), text[: block.start("code")].count("\n")
         if block["reason"] is not None:
             assert block["language"] == "sh", f"{page.name}:{line}: every python block runs"
         elif block["language"] == "sh":
-            run_in_shell(code, block["output"], f"{page.name}:{line}")
+            run_in_shell(code, block["output"] and dedent(block["output"]), f"{page.name}:{line}")
         elif file_name := FILE_NAME.match(code):
             (checkout / file_name[1]).write_text(code, encoding="utf-8")
         else:
             exec(compile("\n" * line + code, str(page), "exec"), names)  # noqa: S102
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_code_block_is_passed_over(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) == len(re.findall(r"^ *```(?:python|sh)$", text, re.MULTILINE))
 
 
 def run_in_shell(commands: str, expected: str | None, place: str) -> None:
