@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def peon_open_arguments() -> Mapping[str, Any]:
-    """Returns the arguments with which the fixtures call `Database.open`; override it to give a codec or projections."""
+    """Returns the arguments of `Database.open`; override it to give a codec or projections."""
     return {}
 
 
