@@ -18,6 +18,8 @@ from peon.config import AppConfig
 from peon.persistence import Database
 from peon.persistence.migrations import alembic_folder
 
+pytest_plugins = ["pytest_peon"]  # a checkout that is not installed has no entry points
+
 # Must precede the imports; otherwise, failed assertions in helpers do not show the compared values.
 pytest.register_assert_rewrite("helpers")
 

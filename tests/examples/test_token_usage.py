@@ -9,6 +9,7 @@ from sqlalchemy import URL
 
 from peon import Database, EventStore, ProjectionError
 from peon.orchestration import ProjectDeleted, ThreadDeleted, TurnStarted
+from peon.testing import ProjectionSuite
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "token_usage.py"
 
@@ -76,3 +77,13 @@ def test_a_stored_report_of_an_unknown_thread_is_a_problem_of_this_projection_al
         assert tokens(database)[0] == TokenUsage(input_tokens=2500, output_tokens=70)
         [problem] = database.projections.problems()
         assert (problem.projection, problem.sequence) == ("tokens_per_thread", len(EVENTS) + 1)
+
+
+class TestTokensPerThread(ProjectionSuite):
+    codec = codec
+
+    def projection(self) -> TokensPerThread:
+        return TokensPerThread()
+
+    def sample_events(self) -> list[AppEvent]:
+        return EVENTS
