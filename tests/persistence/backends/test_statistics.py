@@ -23,7 +23,9 @@ def test_the_parts_make_up_the_database(database: Database) -> None:
     assert {table.name for table in metadata.sorted_tables} <= {part.name for part in parts if not part.is_index}
     assert "idx_events_sequence" in {part.name for part in parts if part.is_index and part.table == "events"}
     if backend.measures_parts_by_reading:
-        assert sum(part.bytes for part in parts) == storage.database - (storage.free or 0)
+        of_parts = sum(part.bytes for part in parts)
+        # A file whose pages can move has a page of pointers, which is of no part.
+        assert storage.database - (storage.free or 0) - of_parts in (0, 4096)
 
 
 def test_the_write_ahead_log_is_measured(migrated_sqlite_url: URL) -> None:
