@@ -30,7 +30,7 @@ from peon.persistence.projections.positions import (
 from peon.persistence.projections.replay import Meter, Progress, Replay, applied
 from peon.persistence.projections.shadow_tables import declared_in_log, shadowed
 from peon.persistence.projections.table_shape import are_as_declared
-from peon.persistence.projections.verification import Difference, compare, compare_position, compare_problems
+from peon.persistence.projections.verification import Difference, differences
 from peon.persistence.runtime.telemetry import telemetry_of
 from peon.persistence.schema import LAST_SEQUENCE, projection_problems
 
@@ -126,7 +126,7 @@ class Projections:
                 behind: dict[Projection, int] = {}
                 total = 0
                 for projection, position in found.items():
-                    reason = _reason_to_rebuild(connection, projection, position, end)
+                    reason = table_setup.reason_to_rebuild(connection, projection, position, end)
                     if reason := reason or self._reason_to_decode_again(connection, projection):
                         unfit[projection] = reason
                         total += end
@@ -182,7 +182,7 @@ class Projections:
             return [
                 difference
                 for projection in self._projections
-                for difference in self._differences(connection, projection, meter)
+                for difference in differences(connection, projection, self._replay, meter)
             ]
 
     def _reason_to_decode_again(self, connection: Connection, projection: Projection) -> str | None:
@@ -224,7 +224,7 @@ class Projections:
             # More than `advance` has moved: then some were there before, and hold events that were removed.
             if projection in at_last and len(at_last) == moved:
                 continue
-            reason = _reason_to_rebuild(connection, projection, position, before)
+            reason = table_setup.reason_to_rebuild(connection, projection, position, before)
             if position is None or reason:
                 raise ProjectionsOutOfDate(
                     f"projection {projection.name} in {database_name(self._engine)} must be rebuilt, because "
@@ -386,42 +386,7 @@ class Projections:
             own.commit()
         return last
 
-    def _differences(self, connection: Connection, projection: Projection, meter: Meter) -> list[Difference]:
-        if not connection.in_transaction():
-            connection.begin()  # statements that the driver runs do not begin one
-        position = position_of(connection, projection)
-        found_problems = problems_of(connection, projection)
-        differences = list(compare_position(projection, connection.scalars(LAST_SEQUENCE).one(), position))
-        if position is None or position.version != projection.version:
-            return differences  # its tables may have other columns, or not exist
-        with shadowed(connection, [*projection.tables, projection_problems]) as pair:
-            self._replay.apply_pages(connection, projection, 0, meter=meter)
-            differences += compare_problems(problems_of(connection, projection), found_problems)
-            for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
-                if table.name != projection_problems.name:
-                    differences += compare(connection, shadow, table)
-        return differences
-
 
 def _require_not_compacted(connection: Connection, seen: int) -> None:
     if steps_of_compaction(connection) != seen:
         raise _Compacted
-
-
-def _reason_to_rebuild(
-    connection: Connection, projection: Projection, position: Position | None, end: int
-) -> str | None:
-    """Returns why the tables cannot be brought up to date from the position, if so.
-
-    A position that does not belong to the tables comes from a restore of some of the tables. The signs that cost
-    nothing are looked for; a position in the middle of the log has none.
-    """
-    if position is None:
-        return None  # whatever the tables hold is removed first
-    if position.version != projection.version:
-        return f"its version {position.version} has built it, and the present version is {projection.version}"
-    if position.sequence > end:
-        return f"it has applied events up to {position.sequence}, but the log ended at {end}: events were removed"
-    if position.sequence == 0 and table_setup.is_filled(connection, projection):
-        return "its tables are filled although it has applied no event"
-    return None

@@ -8,6 +8,7 @@ from sqlalchemy.schema import DropTable
 from peon.persistence import schema
 from peon.persistence.backends import backend_of
 from peon.persistence.projections.base import Projection
+from peon.persistence.projections.positions import Position
 from peon.persistence.projections.shadow_tables import Shadows, declared_in_log
 from peon.persistence.projections.table_shape import are_as_declared
 
@@ -147,3 +148,22 @@ def _delete_problems(connection: Connection, projection: Projection, problems: T
 def _own_table_names(projection: Projection) -> set[str]:
     """Returns the names of the tables that no migration creates."""
     return {table.name for table in projection.tables if not is_migrated(table)}
+
+
+def reason_to_rebuild(
+    connection: Connection, projection: Projection, position: Position | None, end: int
+) -> str | None:
+    """Returns why the tables cannot be brought up to date from the position, if so.
+
+    A position that does not belong to the tables comes from a restore of some of the tables. The signs that cost
+    nothing are looked for; a position in the middle of the log has none.
+    """
+    if position is None:
+        return None  # whatever the tables hold is removed first
+    if position.version != projection.version:
+        return f"its version {position.version} has built it, and the present version is {projection.version}"
+    if position.sequence > end:
+        return f"it has applied events up to {position.sequence}, but the log ended at {end}: events were removed"
+    if position.sequence == 0 and is_filled(connection, projection):
+        return "its tables are filled although it has applied no event"
+    return None

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import JSON, ColumnElement, Connection, Row, Table, Text, cast, select
 
 from peon.persistence.projections.base import Projection
-from peon.persistence.projections.positions import Position, Problem
-from peon.persistence.schema import projection_positions, projection_problems
+from peon.persistence.projections.positions import Position, Problem, position_of, problems_of
+from peon.persistence.projections.replay import Meter, Replay
+from peon.persistence.projections.shadow_tables import shadowed
+from peon.persistence.schema import LAST_SEQUENCE, projection_positions, projection_problems
 
 
 class Difference(NamedTuple):
@@ -26,6 +28,24 @@ class Difference(NamedTuple):
     column: str
     expected: Any
     found: Any
+
+
+def differences(connection: Connection, projection: Projection, replay: Replay, meter: Meter) -> list[Difference]:
+    """Compares the tables with those that a replay fills, in a transaction of the connection that it begins itself."""
+    if not connection.in_transaction():
+        connection.begin()  # statements that the driver runs do not begin one
+    position = position_of(connection, projection)
+    found_problems = problems_of(connection, projection)
+    found = list(_compare_position(projection, connection.scalars(LAST_SEQUENCE).one(), position))
+    if position is None or position.version != projection.version:
+        return found  # its tables may have other columns, or not exist
+    with shadowed(connection, [*projection.tables, projection_problems]) as pair:
+        replay.apply_pages(connection, projection, 0, meter=meter)
+        found += _compare_problems(problems_of(connection, projection), found_problems)
+        for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
+            if table.name != projection_problems.name:
+                found += compare(connection, shadow, table)
+    return found
 
 
 def compare(connection: Connection, expected: Table, found: Table) -> Iterator[Difference]:
@@ -52,7 +72,7 @@ def _comparable(table: Table) -> list[ColumnElement[Any]]:
     return [cast(column, Text) if isinstance(column.type, JSON) else column for column in table.columns]
 
 
-def compare_problems(expected: list[Problem], found: list[Problem]) -> Iterator[Difference]:
+def _compare_problems(expected: list[Problem], found: list[Problem]) -> Iterator[Difference]:
     """Yields each problem, recorded or not: a log without errors has none."""
     expected_reasons = {(problem.projection, problem.sequence): problem.reason for problem in expected}
     found_reasons = {(problem.projection, problem.sequence): problem.reason for problem in found}
@@ -67,7 +87,7 @@ def compare_problems(expected: list[Problem], found: list[Problem]) -> Iterator[
         )
 
 
-def compare_position(projection: Projection, end: int, found: Position | None) -> Iterator[Difference]:
+def _compare_position(projection: Projection, end: int, found: Position | None) -> Iterator[Difference]:
     """Yields a difference if the position is not at the end of the log, or of another version."""
     expected = {"version": projection.version, "sequence": end}
     for column, value in expected.items():
