@@ -120,7 +120,7 @@ def wheel(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build; a warning is an error."""
     install_group(session, "docs")
-    session.install("--editable", ".[async,postgres]")
+    session.install("--editable", ".[async,postgres,testing]")
     session.run("sphinx-build", "-W", "--keep-going", "-n", "-b", "html", *session.posargs, "docs", "docs/_build")
 
 
