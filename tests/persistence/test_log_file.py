@@ -4,22 +4,26 @@ import gzip
 import io
 import json
 import os
+import re
 import sqlite3
 import stat
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from helpers.postgresql_schemas import MigratedSchemas, in_schema
+from helpers.streamed_text import NO_AGE, SCENE, whole
 from sqlalchemy import URL, insert, select, text
 
 from peon.orchestration import ProjectCreated, ProjectRenamed
 from peon.persistence import (
     CommandConflict,
+    CommandEventsMerged,
     Database,
     PersistenceError,
     SchemaOutOfDate,
@@ -143,6 +147,7 @@ def test_each_line_is_json(source: Database) -> None:
         "peon": "0.1.0",
         "revision": revisions()[-1],
         "log_id": None,
+        "gaps": 0,
         "events": len(lines) - 2,
         "commands": 2,
         "first_sequence": 1,
@@ -460,3 +465,42 @@ def test_a_full_disk_is_an_error_of_the_file(log_alone: Database) -> None:
     ):
         export_log(log_alone.engine, full)
     assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_the_record_of_a_compaction_is_imported(migrated_lasting_url: URL, target: Database) -> None:
+    batch = [*SCENE, *whole("ebb and flow" * 3)]
+    with Database.open(url=migrated_lasting_url) as source:
+        source.events.append_all(batch, command_id=COMMAND)
+        source.maintenance.compact(older_than=NO_AGE)
+        lines = exported(source)
+        gaps, log = source.maintenance.removed_events(), source.events.replay_all()
+
+    import_log(target.engine, io.BytesIO(lines))
+
+    assert gaps
+    assert target.maintenance.removed_events() == gaps
+    assert target.maintenance.lost_events() == []
+    assert target.events.replay_all() == log
+    with pytest.raises(CommandEventsMerged):
+        target.events.append_all(batch, command_id=COMMAND)
+
+
+def test_a_compacted_log_is_not_appended(pair: tuple[Database, Database], migrated_lasting_url: URL) -> None:
+    with Database.open(url=migrated_lasting_url) as source:
+        source.events.append_all([*SCENE, *whole("ebb and flow" * 3)])
+        source.maintenance.compact(older_than=NO_AGE)
+        lines = exported(source)
+    with pytest.raises(PersistenceError, match="exported after a compaction"):
+        import_log(pair[1].engine, io.BytesIO(lines), append=True)
+    assert pair[1].events.last_sequence() == 0
+
+
+@pytest.mark.parametrize("row", [b'[1,2,"compaction"]', b'["1",2,"compaction","now"]', b"[]"])
+def test_a_record_of_a_compaction_has_the_columns_of_its_table(pair: tuple[Database, Database], row: bytes) -> None:
+    header, trailer = exported(pair[0]).splitlines(keepends=True)
+    header = header.replace(b'"gaps":0', b'"gaps":1')
+    line = b'{"table":"removed_events","row":%b}\n' % row
+    checksum = sha256(header + line).hexdigest().encode()
+    trailer = re.sub(rb'"sha256":"\w+"', b'"sha256":"%b"' % checksum, trailer)
+    with pytest.raises(PersistenceError, match="removed_events has other columns"):
+        import_log(pair[1].engine, io.BytesIO(header + line + trailer))

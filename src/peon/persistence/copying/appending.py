@@ -11,7 +11,6 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.backends.interface import LogHead
 from peon.persistence.backends.retries import OwnTransaction, with_own_commit
-from peon.persistence.copying.log_file import Entry
 from peon.persistence.copying.log_lines import EventRow, ReceiptRow
 from peon.persistence.errors import CommandConflict
 from peon.persistence.log.idempotency import Receipt, add_receipt, receipt_of
@@ -50,7 +49,7 @@ class Appended(NamedTuple):
     ahead: int
 
 
-def append_entries(engine: Engine, entries: Iterable[Entry], log_id: UUID, meter: Meter) -> Appended:
+def append_entries(engine: Engine, entries: Iterable[EventRow | ReceiptRow], log_id: UUID, meter: Meter) -> Appended:
     """Stores the events of another log as new ones, in transactions of about a page.
 
     Events without a command are stored under a command that is derived from their place in the other log. So they are
@@ -79,7 +78,7 @@ def append_entries(engine: Engine, entries: Iterable[Entry], log_id: UUID, meter
     return Appended(events, skipped, commands, ahead)
 
 
-def _batches(entries: Iterable[Entry]) -> Iterator[Batch]:
+def _batches(entries: Iterable[EventRow | ReceiptRow]) -> Iterator[Batch]:
     """Yields the events of each command that has all of them, and the others in pages."""
     receipt: ReceiptRow | None = None
     rows: list[EventRow] = []

@@ -15,11 +15,13 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.copying.log_lines import (
     FORMAT,
     FORMAT_VERSION,
+    GapRow,
     Header,
     InvalidText,
     ReceiptRow,
     Trailer,
     event_lines,
+    gap_line,
     header_line,
     receipt_line,
     trailer_line,
@@ -32,7 +34,7 @@ from peon.persistence.migrations import current_revision
 from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.runtime.compression import compressing, compression_of
 from peon.persistence.runtime.new_files import file_errors, new_file
-from peon.persistence.schema import command_receipts, events, log_identity
+from peon.persistence.schema import command_receipts, events, log_identity, merged_events, removed_events
 
 RECEIPTS_AT_ONCE = 1_000
 """Receipts that are fetched at once."""
@@ -63,7 +65,8 @@ def export_log(
     """Writes the log to a file of JSON Lines, which `import_log` reads.
 
     The log is read in one transaction: others may keep appending, but what they append is not exported. Events that
-    cannot be decoded are exported as they are stored. Receipts of commands are exported with their events. Settings,
+    cannot be decoded are exported as they are stored. Receipts of commands are exported with their events, and so is
+    what compactions have recorded. Settings,
     positions of subscriptions and projections are not. The database may be at an older revision.
 
     Args:
@@ -117,24 +120,27 @@ class _Export:
         tables = inspect(connection).get_table_names()
         self._has_receipts = command_receipts.name in tables
         self._has_identity = log_identity.name in tables
+        self._records_gaps = removed_events.name in tables
 
     def run(self) -> ExportReport:
         count, first, last = self._connection.execute(
             select(func.count(), func.min(events.c.sequence), func.max(events.c.sequence)).select_from(events)
         ).one()
         commands = self._count_receipts()
+        gaps = self._gaps()
         header = Header(
             format=FORMAT,
             version=FORMAT_VERSION,
             peon=version("peon"),
             revision=current_revision(self._connection),
             log_id=identity_of_log(self._connection) if self._has_identity else None,
+            gaps=len(gaps),
             events=count,
             commands=commands,
             first_sequence=first or 0,
             last_sequence=last or 0,
         )
-        self._write(header_line(header))
+        self._write(header_line(header) + b"".join(map(gap_line, gaps)))
         meter = Meter(self._progress, count)
         receipts = self._receipts()
         next_receipt = next(receipts, None)
@@ -164,6 +170,15 @@ class _Export:
         self._hash.update(lines)
         with file_errors(self._path):  # the engine's errors would name the database
             self._stream.write(lines)
+
+    def _gaps(self) -> list[GapRow]:
+        if not self._records_gaps:
+            return []
+        return [
+            GapRow(table.name, tuple(row))
+            for table in (removed_events, merged_events)
+            for row in self._connection.execute(select(table).order_by(*table.primary_key))
+        ]
 
     def _count_receipts(self) -> int:
         if not self._has_receipts:

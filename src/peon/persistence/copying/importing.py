@@ -13,14 +13,16 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.retries import OwnTransaction, with_own_commit
 from peon.persistence.copying.appending import append_entries
 from peon.persistence.copying.log_file import Entry, LogFile
-from peon.persistence.copying.log_lines import EventRow, Header, InvalidText, ReceiptRow
+from peon.persistence.copying.log_lines import EventRow, GapRow, Header, InvalidText, ReceiptRow
 from peon.persistence.copying.transaction import INDEX_TABLES, Rows
 from peon.persistence.errors import PersistenceError
 from peon.persistence.log.identity import identity_of_log
 from peon.persistence.log.pages import PAGE_CHARACTERS, PAGE_EVENTS
 from peon.persistence.migrations import require_head
 from peon.persistence.projections.replay import Meter, Progress
-from peon.persistence.schema import LAST_SEQUENCE, command_receipts, events
+from peon.persistence.schema import LAST_SEQUENCE, command_receipts, events, merged_events, removed_events
+
+_GAP_TABLES = {table.name: table for table in (removed_events, merged_events)}
 
 
 class ImportReport(NamedTuple):
@@ -61,7 +63,7 @@ def import_log(
         StoreUnavailable: The database is locked, read-only, full, damaged or not reachable.
         DamagedFile: The file was cut or altered.
         PersistenceError: The file cannot be read, or has events that this database cannot store; the log is not empty,
-            or with `append`, is the one that was exported.
+            or with `append`, is the one that was exported, or was compacted before.
     """
     require_head(engine)
     with LogFile.opened(file) as log:
@@ -88,6 +90,11 @@ class _Check:
         self._stores_nul = backend_of(engine).stores_nul
 
     def __call__(self, entry: Entry) -> None:
+        if isinstance(entry, GapRow):
+            columns = _GAP_TABLES[entry.table].columns
+            if [*map(type, entry.values)] != [column.type.python_type for column in columns]:
+                self._refuse(f"a record of the table {entry.table} has other columns")
+            return
         if isinstance(entry, ReceiptRow):
             if self._append and not _is_uuid(entry.command_id):
                 self._refuse(f"the identifier of the command that stored event {entry.first_sequence} is not a UUID")
@@ -121,12 +128,18 @@ def _append(engine: Engine, log: LogFile, header: Header, meter: Meter) -> Impor
             f"{log.name} was exported at revision {header.revision}, before logs had an identity: migrate that "
             "database and export again, or import into an empty log"
         )
+    if header.gaps:
+        raise PersistenceError(
+            f"{log.name} was exported after a compaction, so it does not tell which of its events an earlier import "
+            "has stored: import into an empty log"
+        )
     if header.log_id == own_id:
         raise PersistenceError(
             f"{log.name} was exported from {database_name(engine)} itself, whose events it would store twice: name "
             "another database"
         )
-    done = append_entries(engine, log.entries(), header.log_id, meter)
+    entries = (entry for entry in log.entries() if not isinstance(entry, GapRow))  # there are none
+    done = append_entries(engine, entries, header.log_id, meter)
     with DriverErrors(engine), backend_of(engine).consistent_reads(engine).connect() as connection:
         return ImportReport(done.events, done.skipped, done.commands, _last_sequence(connection))
 
@@ -141,7 +154,7 @@ def _keep(own: OwnTransaction, log: LogFile, header: Header, meter: Meter) -> Im
             f"{stored.database} is not empty: it holds rows of {' and '.join(present)}. Nothing was stored; choose a "
             "new database, or append the events as new ones"
         )
-    for table in INDEX_TABLES:  # may be left from a log that was deleted by hand
+    for table in (*INDEX_TABLES, *_GAP_TABLES.values()):  # may be left from a log that was deleted by hand
         own.connection.execute(delete(table))
     _Inserted(stored, meter).add(log)  # the checksum is compared again before the commit
     own.commit()
@@ -156,16 +169,20 @@ class _Inserted:
         self._meter = meter
         self._rows: list[EventRow] = []
         self._receipts: list[ReceiptRow] = []
+        self._gaps: list[GapRow] = []
         self._characters = 0
 
     def add(self, log: LogFile) -> None:
         for entry in log.entries():
             if isinstance(entry, ReceiptRow):
                 self._receipts.append(entry)
+            elif isinstance(entry, GapRow):
+                self._gaps.append(entry)
             else:
                 self._rows.append(entry)
                 self._characters += len(entry[2] or "")
-            if len(self._rows) + len(self._receipts) >= PAGE_EVENTS or self._characters > PAGE_CHARACTERS:
+            number = len(self._rows) + len(self._receipts) + len(self._gaps)
+            if number >= PAGE_EVENTS or self._characters > PAGE_CHARACTERS:
                 self._insert()
         self._insert()
 
@@ -176,8 +193,10 @@ class _Inserted:
             with self._stored.driver_errors:
                 _insert_odd(self._stored.connection, row)
         self._stored.add(command_receipts, self._receipts)
+        for name, table in _GAP_TABLES.items():
+            self._stored.add(table, [gap.values for gap in self._gaps if gap.table == name])
         self._meter.add(len(self._rows))
-        self._rows, self._receipts, self._characters = [], [], 0
+        self._rows, self._receipts, self._gaps, self._characters = [], [], [], 0
 
 
 def _insert_odd(connection: Connection, row: EventRow) -> None:

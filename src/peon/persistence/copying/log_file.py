@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from peon.persistence.copying.log_lines import (
     EventRow,
+    GapRow,
     Header,
     NotALine,
     ReceiptRow,
@@ -22,7 +23,7 @@ from peon.persistence.errors import DamagedFile, PersistenceError
 from peon.persistence.runtime.compression import COPIED_BYTES, decompressing
 from peon.persistence.runtime.new_files import file_errors
 
-Entry = EventRow | ReceiptRow
+Entry = EventRow | ReceiptRow | GapRow
 
 
 class LogFile:
@@ -69,14 +70,14 @@ class LogFile:
             return self._header(stream.readline())
 
     def entries(self) -> Iterator[Entry]:
-        """Yields all events and receipts, in the order of the file.
+        """Yields all records of compactions, events and receipts, in the order of the file.
 
         Raises:
             DamagedFile: The file is cut or altered, which may be known only after its end.
             PersistenceError: It cannot be read.
         """
         hashed = sha256()
-        events = commands = 0
+        gaps = events = commands = 0
         last: int | None = None
         with decompressing(self._raw, self.name) as stream, file_errors(Path(self.name)):
             header = self._header(line := stream.readline())
@@ -86,11 +87,13 @@ class LogFile:
                     entry = read_line(line)
                 except NotALine:
                     found = Trailer(events=events, commands=commands, sha256=hashed.hexdigest())
-                    self._require_end(line, number, stream, header, found)
+                    self._require_end(line, number, stream, header, found, gaps)
                     return
                 hashed.update(line)
                 if isinstance(entry, ReceiptRow):
                     commands += 1
+                elif isinstance(entry, GapRow):
+                    gaps += 1
                 else:
                     events += 1
                     if last is not None and entry[0] <= last:
@@ -109,7 +112,7 @@ class LogFile:
         pending = 0
         for entry in self.entries():
             check(entry)
-            pending += not isinstance(entry, ReceiptRow)
+            pending += not isinstance(entry, ReceiptRow | GapRow)
             if pending == 1_000:
                 done(pending)
                 pending = 0
@@ -125,14 +128,17 @@ class LogFile:
                 "Name a file that `peon export` or `export_log` has written, or install a newer version of peon"
             ) from None
 
-    def _require_end(self, line: bytes, number: int, stream: BinaryIO, header: Header, found: Trailer) -> None:
+    def _require_end(
+        self, line: bytes, number: int, stream: BinaryIO, header: Header, found: Trailer, gaps: int
+    ) -> None:
         try:
             trailer = read_trailer(line)
         except NotALine:
             raise self._altered(f"line {number} is neither an event nor a receipt, or is not complete") from None
         if not line.endswith(b"\n") or stream.read(1):
             raise self._altered(f"it does not end with line {number}, which has the checksum")
-        if trailer != found or (header.events, header.commands) != (found.events, found.commands):
+        numbers = (gaps, found.events, found.commands)
+        if trailer != found or (header.gaps, header.events, header.commands) != numbers:
             raise self._altered("its content does not fit its checksum or its numbers of events and commands")
 
     def _altered(self, reason: str) -> DamagedFile:

@@ -1,7 +1,8 @@
 """The lines of an exported log, as JSON Lines.
 
-The first line describes the log. One line follows for each event, and before the events of a command a line with its
-receipt. The last line has a checksum of all bytes before it.
+The first line describes the log. If it was compacted, a line follows for each record of that. Then one line follows for
+each event, and before the events of a command a line with its receipt. The last line has a checksum of all bytes before
+it.
 
 A payload that is JSON on one line is part of its line, byte for byte. Any other is a JSON string. A value that is not
 text is an object: `{"blob": …}` for bytes, `{"text": …}` for text that is not UTF-8, both in base64.
@@ -33,7 +34,7 @@ class InvalidText(bytes):
 
 
 class Header(BaseModel):
-    """The first line. `events` and `commands` are the numbers of lines that follow for each."""
+    """The first line. `gaps`, `events` and `commands` are the numbers of lines that follow for each."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,6 +43,7 @@ class Header(BaseModel):
     peon: str
     revision: str | None
     log_id: UUID | None
+    gaps: int = 0
     events: int
     commands: int
     first_sequence: int
@@ -67,6 +69,13 @@ class ReceiptRow(NamedTuple):
     stored_at: str
 
 
+class GapRow(NamedTuple):
+    """What a compaction has recorded: a row of the table `removed_events` or `merged_events`."""
+
+    table: str
+    values: tuple[int | str, ...]
+
+
 class NotALine(Exception):  # noqa: N818
     """A line is none of an exported log."""
 
@@ -80,6 +89,7 @@ _EVENT = re.compile(
 _RECEIPT = re.compile(
     rb'\{"command_id":(%b),"first_sequence":(-?\d+),"events":(\d+),"stored_at":(%b)\}\n' % (_VALUE, _VALUE), re.DOTALL
 )
+_GAP = re.compile(rb'\{"table":"(removed_events|merged_events)","row":(\[.*\])\}\n')
 
 
 def header_line(header: Header) -> bytes:
@@ -96,6 +106,10 @@ def receipt_line(receipt: ReceiptRow) -> bytes:
         f'{{"command_id":{command_id},"first_sequence":{receipt.first_sequence},"events":{receipt.events},'
         f'"stored_at":{stored_at}}}\n'
     ).encode()
+
+
+def gap_line(gap: GapRow) -> bytes:
+    return b'{"table":"%b","row":%b}\n' % (gap.table.encode(), to_json(gap.values))
 
 
 def event_lines(rows: Iterable[EventRow]) -> bytes:
@@ -128,7 +142,7 @@ def read_trailer(line: bytes) -> Trailer:
         raise NotALine from None
 
 
-def read_line(line: bytes) -> EventRow | ReceiptRow:
+def read_line(line: bytes) -> EventRow | ReceiptRow | GapRow:
     """Returns what a line between the first and the last has; raises `NotALine` for any other line."""
     try:
         if (event := _EVENT.fullmatch(line)) is not None:
@@ -138,6 +152,8 @@ def read_line(line: bytes) -> EventRow | ReceiptRow:
         if (receipt := _RECEIPT.fullmatch(line)) is not None:
             command_id, first_sequence, events, receipt_stored_at = receipt.groups()
             return ReceiptRow(str(_read(command_id)), int(first_sequence), int(events), str(_read(receipt_stored_at)))
+        if (gap := _GAP.fullmatch(line)) is not None:
+            return GapRow(gap[1].decode(), tuple(from_json(gap[2])))
     except ValueError:  # text that is not UTF-8 or base64, or a wrong escape
         pass
     raise NotALine
