@@ -169,6 +169,17 @@ def statements_for_postgresql() -> str:
 
 
 @pytest.fixture
+def peon_postgresql_url(migrated_postgresql_url: URL) -> URL:
+    """For the fixtures of `pytest_peon`: a schema that is migrated already, on the server of the other tests."""
+    return migrated_postgresql_url
+
+
+@pytest.fixture
+def peon_file_url(migrated_sqlite_url: URL) -> URL:
+    return migrated_sqlite_url
+
+
+@pytest.fixture
 def database(url: URL, migrated: None) -> Iterator[Database]:
     yield from opened(url, maintain_projections=True)
 
