@@ -17,6 +17,7 @@ from peon.orchestration import (
     ThreadCreated,
     ToolCallContent,
     TurnStarted,
+    UnfinishedWork,
 )
 
 PROJECT, THREAD, TURN, APPROVAL, MESSAGE = (UUID(int=number) for number in range(1, 6))
@@ -53,12 +54,13 @@ def test_what_a_killed_application_left_open_is_read_and_closed_once(url: URL) -
             assert [approval.id for approval in await state.pending_approvals()] == [APPROVAL]
             assert [call.id for call in await state.unanswered_tool_calls(THREAD, turn_id=TURN)] == [MESSAGE]
 
-            async def close() -> list[int]:
-                unfinished = await state.unfinished_work()
+            async def close(unfinished: UnfinishedWork) -> list[int]:
                 stored = await database.events.append_all(unfinished.closing_events(), command_id=unfinished.command_id)
                 return [each.sequence for each in stored]
 
-            assert await asyncio.gather(close(), close()) == [[6, 7], [6, 7]]
+            # Both have read before one of them writes.
+            found = [await state.unfinished_work() for _ in range(2)]
+            assert await asyncio.gather(*map(close, found)) == [[6, 7], [6, 7]]
             assert await state.running_turns() == []
             assert await state.pending_approvals() == []
 
