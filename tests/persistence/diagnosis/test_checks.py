@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 from helpers.checks_page import rows
 from helpers.migrated_databases import file_of
-from sqlalchemy import URL
+from sqlalchemy import URL, delete, insert
 
 from peon import Database
-from peon.persistence.diagnosis import Finding, Outcome, diagnose, files, log, postgresql
+from peon.persistence.diagnosis import Finding, Outcome, diagnose, files, postgresql
 from peon.persistence.reading import opened_for_reading
+from peon.persistence.schema import removed_events
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "checks.md"
 
@@ -118,14 +119,22 @@ def test_a_pooler(
     assert found_by("pooler", migrated_postgresql_url).outcome is outcome
 
 
-def test_a_recorded_gap_is_explained(migrated_sqlite_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+def record_gaps(url: URL, *gaps: tuple[int, int]) -> None:
+    with Database.open(url=url) as database, database.engine.begin() as connection:
+        connection.execute(delete(removed_events))
+        for first, last in gaps:
+            values = {"first_sequence": first, "last_sequence": last, "reason": "compaction", "removed_at": "now"}
+            connection.execute(insert(removed_events).values(values))
+
+
+def test_a_recorded_gap_is_explained(migrated_sqlite_url: URL) -> None:
     with Database.open(url=migrated_sqlite_url) as database, database.engine.begin() as connection:
         for sequence in (3, 5, 8):
             connection.exec_driver_sql(f"INSERT INTO events VALUES ({sequence}, 'A', '{{}}', 'now')")
     assert found_by("sequences", migrated_sqlite_url).reason == "5 events are missing: 1 to 2, 4, 6 to 7"
-    monkeypatch.setattr(log, "recorded_gaps", lambda _: [range(1, 3), range(6, 7), range(7, 8)])
+    record_gaps(migrated_sqlite_url, (1, 2), (6, 6), (7, 7))
     assert found_by("sequences", migrated_sqlite_url).reason == "1 events are missing: 4"
-    monkeypatch.setattr(log, "recorded_gaps", lambda _: [range(1, 5), range(6, 8)])
+    record_gaps(migrated_sqlite_url, (1, 4), (6, 7))
     assert found_by("sequences", migrated_sqlite_url).outcome is Outcome.OK
 
 

@@ -1,16 +1,15 @@
 """Checks of the events."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from peon.persistence.diagnosis.findings import Findings, failure, warning
 from peon.persistence.diagnosis.subject import Subject
 from peon.persistence.log.codec import UndecodableEvent
-from peon.persistence.log.removed import removed_ranges
+from peon.persistence.log.removed import SequenceRange, lost_ranges
 from peon.persistence.orchestration.codec import orchestration_codec
-from peon.persistence.schema import MAXIMUM_SEQUENCE, events, removed_events
+from peon.persistence.schema import MAXIMUM_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp
 
 SHOWN = 5
@@ -27,13 +26,6 @@ REPORTED_EVENTS = 1_000
 _sequence = events.c.sequence
 
 
-def recorded_gaps(connection: Connection) -> Sequence[range]:
-    """Returns the sequences whose events were removed on purpose, as ranges in order."""
-    if not connection.dialect.has_table(connection, removed_events.name):
-        return []  # before revision 007
-    return [range(gap.first, gap.last + 1) for gap in removed_ranges(connection)]
-
-
 def sequences(subject: Subject) -> Findings:
     """The log begins with event 1 and has no gap, except where removed events are recorded."""
     with subject.reading() as connection:
@@ -43,11 +35,10 @@ def sequences(subject: Subject) -> Findings:
         if first is not None and first < 1:
             yield failure(f"the log has an event with the sequence {first}; the first one is 1", "restore a backup")
         if first is not None and (first, last) != (1, count):
-            explained = recorded_gaps(connection)
-            found = [gap for gap in _gaps(connection, max(first, 1)) if not _is_explained(gap, explained)]
+            found = lost_ranges(connection)
             if found:
                 shown = ", ".join(_text(gap) for gap in found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
-                missing = sum(len(gap) for gap in found)
+                missing = sum(gap.last - gap.first + 1 for gap in found)
                 # A warning: an event that was removed as docs/how-to/remove-an-event.md says leaves the same gap.
                 yield warning(
                     f"{missing:,} events are missing: {shown}",
@@ -62,27 +53,8 @@ def sequences(subject: Subject) -> Findings:
     return f"{count:,} events without a gap"
 
 
-def _gaps(connection: Connection, first: int) -> list[range]:
-    following = select(_sequence, func.lead(_sequence).over(order_by=_sequence).label("following")).subquery()
-    rows = connection.execute(
-        select(following.c.sequence, following.c.following)
-        .where(following.c.following - following.c.sequence > 1, following.c.sequence > 0)
-        .order_by(following.c.sequence)
-    )
-    before = [range(1, first)] if first > 1 else []
-    return before + [range(sequence + 1, after) for sequence, after in rows]
-
-
-def _is_explained(gap: range, explained: Sequence[range]) -> bool:
-    at = gap.start
-    for each in explained:
-        if each.start <= at < each.stop:
-            at = each.stop
-    return at >= gap.stop
-
-
-def _text(gap: range) -> str:
-    return str(gap.start) if len(gap) == 1 else f"{gap.start} to {gap.stop - 1}"
+def _text(gap: SequenceRange) -> str:
+    return str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
 
 
 def sequence_range(subject: Subject) -> Findings:

@@ -76,11 +76,17 @@ def number_removed(connection: Connection) -> int:
 
 
 def lost_ranges(connection: Connection) -> list[SequenceRange]:
-    """Returns the sequences below the end of the log that have neither an event nor a recorded gap."""
+    """Returns the sequences from 1 to the end of the log that have neither an event nor a recorded gap.
+
+    The database may be at an older revision, which records no gaps.
+    """
     before = func.lag(events.c.sequence, 1, 0).over(order_by=events.c.sequence)
-    places = select(events.c.sequence.label("sequence"), before.label("before")).subquery()
+    of_log = events.c.sequence > 0  # others were inserted by hand
+    places = select(events.c.sequence.label("sequence"), before.label("before")).where(of_log).subquery()
     query = select(places).where(places.c.sequence - places.c.before > 1).order_by(places.c.sequence)
     gaps = [SequenceRange(before + 1, sequence - 1) for sequence, before in connection.execute(query)]
+    if not gaps or not connection.dialect.has_table(connection, removed_events.name):
+        return gaps
     return _without(gaps, [SequenceRange(each.first, each.last) for each in removed_ranges(connection)])
 
 
