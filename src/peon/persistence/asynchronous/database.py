@@ -64,13 +64,14 @@ class AsyncDatabase(Generic[EventT]):
     ) -> None:
         self.engine: AsyncEngine = engine
         self._calls = Calls()
-        blocking = all_projections(engine.sync_engine, projections, codec)
+        used = codec_of_database(codec)
+        blocking = all_projections(engine.sync_engine, projections, used)
         on_append = blocking.apply if maintain_projections else None
         self.events: AsyncEventStore[EventT] = AsyncEventStore(engine, codec, on_append=on_append, calls=self._calls)
         self.projections: AsyncProjections = AsyncProjections(blocking, self._calls)
         self.read_model: AsyncReadModel = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
         self.settings: AsyncSettingsStore = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
-        maintenance = Maintenance(engine.sync_engine, codec_of_database(codec))
+        maintenance = Maintenance(engine.sync_engine, used)
         self.maintenance: AsyncMaintenance = AsyncMaintenance(maintenance, self._calls)
 
     def __repr__(self) -> str:
