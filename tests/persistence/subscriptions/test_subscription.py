@@ -467,7 +467,8 @@ class TestErrors:
         ):
             coming = consumers.submit(next, subscription)
             until_waiting(database)
-            engine = create_engine(migrated_postgresql_url)
+            # Each look in a transaction of its own: PostgreSQL shows one state of its sessions per transaction.
+            engine = create_engine(migrated_postgresql_url).execution_options(isolation_level="AUTOCOMMIT")
             # Not the pool's connections: the one that is terminated while it reads would end the subscription.
             ended = (
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
