@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from peon.persistence.diagnosis import CHECKS
+from peon.persistence.operations.diagnosis import CHECKS
 
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 

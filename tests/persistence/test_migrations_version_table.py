@@ -21,8 +21,8 @@ from peon.config import AppConfig
 from peon.persistence import Database, SchemaError, SchemaOutOfDate, SchemaTooNew, create_engine, upgrade
 from peon.persistence.asynchronous import AsyncDatabase
 from peon.persistence.asynchronous import create_async_engine as create_async
-from peon.persistence.copying import copy_database
 from peon.persistence.migrations import alembic_folder, exclude_peon_tables, migration_transaction, revisions
+from peon.persistence.operations.copying import copy_database
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.projections.shadow_tables import shadowed
 

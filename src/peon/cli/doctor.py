@@ -14,7 +14,7 @@ from peon.cli.errors import ExitCode
 from peon.cli.invocation import Invocation
 from peon.cli.text import printable, table_of
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.diagnosis import Outcome, diagnose
+from peon.persistence.operations.diagnosis import Outcome, diagnose
 from peon.persistence.projections import Progress
 
 COLOURS = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.FAILURE: "bold red", Outcome.NOT_CHECKED: "dim"}

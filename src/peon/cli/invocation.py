@@ -23,7 +23,7 @@ from peon.config import AppConfig
 from peon.persistence import Database, PersistenceError, SchemaError, StoreUnavailable, migrations
 from peon.persistence.backends.address import parse_url
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.reading import opened_for_reading
+from peon.persistence.operations.reading import opened_for_reading
 
 WIDTH_OF_PIPES = 240
 """Columns of tables that are not shown on a terminal. Rich would assume 80, and cut values."""

@@ -1,23 +1,6 @@
 """The event log on SQLite or PostgreSQL, with projections, subscriptions, settings and schema migrations."""
 
 from peon.persistence.backends.engine import create_engine
-from peon.persistence.backups import (
-    BackupReport,
-    RestoreReport,
-    ResumedSubscription,
-    back_up_database,
-    restore_database,
-)
-from peon.persistence.copying import (
-    ExportReport,
-    ImportReport,
-    LostRow,
-    SalvageReport,
-    copy_database,
-    export_log,
-    import_log,
-    salvage_database,
-)
 from peon.persistence.database import Database
 from peon.persistence.errors import (
     CommandConflict,
@@ -46,6 +29,23 @@ from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.maintenance import Compaction, Maintenance, RemovedEvents, SequenceRange, Vacuum
 from peon.persistence.migrations import upgrade
+from peon.persistence.operations.backups import (
+    BackupReport,
+    RestoreReport,
+    ResumedSubscription,
+    back_up_database,
+    restore_database,
+)
+from peon.persistence.operations.copying import (
+    ExportReport,
+    ImportReport,
+    LostRow,
+    SalvageReport,
+    copy_database,
+    export_log,
+    import_log,
+    salvage_database,
+)
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Difference, Problem, Projection, Projections, Refusal
 from peon.persistence.settings import SettingsStore

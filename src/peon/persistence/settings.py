@@ -15,8 +15,8 @@ from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.backends.retries import ResultT, in_own_transaction
 from peon.persistence.backends.same_database import require_connection
 from peon.persistence.errors import SettingError
-from peon.persistence.redaction import collect_names, describe
 from peon.persistence.schema import settings
+from peon.validation_messages import collect_names, describe
 
 SettingT = TypeVarWithDefault("SettingT", default=Any)
 DefaultT = TypeVarWithDefault("DefaultT", default=None)

@@ -18,7 +18,7 @@ from peon.persistence.errors import EventDecodeError, EventEncodeError
 from peon.persistence.log.codec_tags import CodecTags
 from peon.persistence.log.instants import equal_as_instants
 from peon.persistence.log.lone_surrogates import place_of_lone_surrogate
-from peon.persistence.redaction import collect_names, describe, describe_place
+from peon.validation_messages import collect_names, describe, describe_place
 
 EventT = TypeVar("EventT", bound=BaseModel)
 """The union of events of a codec and its store."""

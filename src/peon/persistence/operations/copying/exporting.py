@@ -12,7 +12,11 @@ from sqlalchemy import Connection, Engine, func, inspect, select
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import require_existing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.copying.log_lines import (
+from peon.persistence.errors import PersistenceError
+from peon.persistence.log.identity import identity_of_log
+from peon.persistence.log.pages import LogPages
+from peon.persistence.migrations import current_revision
+from peon.persistence.operations.copying.log_lines import (
     FORMAT,
     FORMAT_VERSION,
     GapRow,
@@ -26,11 +30,7 @@ from peon.persistence.copying.log_lines import (
     receipt_line,
     trailer_line,
 )
-from peon.persistence.copying.transaction import place_of
-from peon.persistence.errors import PersistenceError
-from peon.persistence.log.identity import identity_of_log
-from peon.persistence.log.pages import LogPages
-from peon.persistence.migrations import current_revision
+from peon.persistence.operations.copying.transaction import place_of
 from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.runtime.compression import compressing, compression_of
 from peon.persistence.runtime.new_files import file_errors, new_file

@@ -4,8 +4,8 @@ from typing import Any
 
 from sqlalchemy import table
 
-from peon.persistence.diagnosis.findings import Findings, failure, warning
-from peon.persistence.diagnosis.subject import Subject
+from peon.persistence.operations.diagnosis.findings import Findings, failure, warning
+from peon.persistence.operations.diagnosis.subject import Subject
 
 SAFE_SETTINGS = {
     "fsync": ("on", "a power failure may destroy the database"),

@@ -3,8 +3,8 @@
 import re
 import sqlite3
 
-from peon.persistence.diagnosis.findings import Findings, failure, warning
-from peon.persistence.diagnosis.subject import Subject
+from peon.persistence.operations.diagnosis.findings import Findings, failure, warning
+from peon.persistence.operations.diagnosis.subject import Subject
 
 MESSAGES = 20
 """Messages of `integrity_check` that are asked for; one damaged page may cause thousands."""

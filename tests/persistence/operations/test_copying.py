@@ -27,8 +27,8 @@ from peon.persistence import (
     StoreUnavailable,
     UndecodableEvent,
 )
-from peon.persistence.copying import COPIED_TABLES, copy_database
 from peon.persistence.log import pages
+from peon.persistence.operations.copying import COPIED_TABLES, copy_database
 from peon.persistence.schema import (
     command_receipts,
     events,
@@ -207,7 +207,7 @@ def test_an_empty_database_is_copied(prepare: Prepare) -> None:
 def test_rows_of_other_tables_are_copied_in_pages(
     files: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peon.persistence.copying.transaction.PAGE_ROWS", 3)
+    monkeypatch.setattr("peon.persistence.operations.copying.transaction.PAGE_ROWS", 3)
     source, target = files
     for number in range(10):
         source.settings.set(f"key {number}", number)

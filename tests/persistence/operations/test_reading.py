@@ -17,7 +17,7 @@ from peon.orchestration import ProjectCreated
 from peon.persistence.backends import sqlite_reading
 from peon.persistence.log import tag_index
 from peon.persistence.migrations import current_revision, revisions
-from peon.persistence.reading import opened_for_reading
+from peon.persistence.operations.reading import opened_for_reading
 
 
 def project() -> ProjectCreated:

@@ -8,7 +8,8 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import BinaryIO
 
-from peon.persistence.copying.log_lines import (
+from peon.persistence.errors import DamagedFile, PersistenceError
+from peon.persistence.operations.copying.log_lines import (
     EventRow,
     GapRow,
     Header,
@@ -19,7 +20,6 @@ from peon.persistence.copying.log_lines import (
     read_line,
     read_trailer,
 )
-from peon.persistence.errors import DamagedFile, PersistenceError
 from peon.persistence.runtime.compression import COPIED_BYTES, decompressing
 from peon.persistence.runtime.new_files import file_errors
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from sqlalchemy import Table
 
-from peon.persistence.copying.transaction import COPIED_TABLES, Row, Rows, in_copy_transaction, place_of
 from peon.persistence.database import Database
 from peon.persistence.errors import PersistenceError
+from peon.persistence.operations.copying.transaction import COPIED_TABLES, Row, Rows, in_copy_transaction, place_of
 from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.schema import events
 

@@ -36,8 +36,8 @@ from peon.persistence import (
     restore_database,
     upgrade,
 )
-from peon.persistence.backups import backing_up, postgresql_programs, restoring, sqlite_files
 from peon.persistence.migrations import revisions
+from peon.persistence.operations.backups import backing_up, postgresql_programs, restoring, sqlite_files
 
 PROJECT = UUID(int=1)
 

@@ -11,10 +11,10 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.backends.interface import LogHead
 from peon.persistence.backends.retries import OwnTransaction, with_own_commit
-from peon.persistence.copying.log_lines import EventRow, ReceiptRow
 from peon.persistence.errors import CommandConflict
 from peon.persistence.log.idempotency import Receipt, add_receipt, receipt_of
 from peon.persistence.log.pages import PAGE_CHARACTERS, PAGE_EVENTS
+from peon.persistence.operations.copying.log_lines import EventRow, ReceiptRow
 from peon.persistence.projections.replay import Meter
 from peon.persistence.schema.timestamps import format_timestamp
 

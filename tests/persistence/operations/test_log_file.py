@@ -33,9 +33,9 @@ from peon.persistence import (
     export_log,
     import_log,
 )
-from peon.persistence.copying import appending, importing
 from peon.persistence.log import pages
 from peon.persistence.migrations import revisions
+from peon.persistence.operations.copying import appending, importing
 from peon.persistence.schema import command_receipts, events
 
 PROJECT = UUID(int=1)

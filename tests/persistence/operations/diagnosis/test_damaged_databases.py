@@ -1,7 +1,7 @@
 """Every way to damage a database is noticed by one check, which says what to do; and nothing is written.
 
 The page docs/reference/damaged-databases.md has the same table. To write it again:
-`WRITE_DAMAGED_DATABASES=1 pytest -n 0 tests/persistence/diagnosis/test_damaged_databases.py`.
+`WRITE_DAMAGED_DATABASES=1 pytest -n 0 tests/persistence/operations/diagnosis/test_damaged_databases.py`.
 """
 
 import os
@@ -17,12 +17,12 @@ from helpers.orchestration_scene import SCENE, THREAD
 from sqlalchemy import URL
 
 from peon.persistence import Database, EventQuery
-from peon.persistence.diagnosis import CHECKS, Diagnosed, Outcome, diagnose
 from peon.persistence.log import tag_index
 from peon.persistence.migrations import revisions
-from peon.persistence.reading import opened_for_reading
+from peon.persistence.operations.diagnosis import CHECKS, Diagnosed, Outcome, diagnose
+from peon.persistence.operations.reading import opened_for_reading
 
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "damaged-databases.md"
+PAGE = Path(__file__).parents[4] / "docs" / "reference" / "damaged-databases.md"
 BACKENDS = {"file": "SQLite", "postgresql": "PostgreSQL"}
 CASES = [(damage, where) for damage in DAMAGES for where in damage.where]
 UNRELATED = ("SQLite version", "free space", "file system")

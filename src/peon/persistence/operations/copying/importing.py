@@ -11,14 +11,14 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.compiled import CompiledStatement
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.retries import OwnTransaction, with_own_commit
-from peon.persistence.copying.appending import append_entries
-from peon.persistence.copying.log_file import Entry, LogFile
-from peon.persistence.copying.log_lines import EventRow, GapRow, Header, InvalidText, ReceiptRow
-from peon.persistence.copying.transaction import INDEX_TABLES, Rows
 from peon.persistence.errors import PersistenceError
 from peon.persistence.log.identity import identity_of_log
 from peon.persistence.log.pages import PAGE_CHARACTERS, PAGE_EVENTS
 from peon.persistence.migrations import require_head
+from peon.persistence.operations.copying.appending import append_entries
+from peon.persistence.operations.copying.log_file import Entry, LogFile
+from peon.persistence.operations.copying.log_lines import EventRow, GapRow, Header, InvalidText, ReceiptRow
+from peon.persistence.operations.copying.transaction import INDEX_TABLES, Rows
 from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.schema import LAST_SEQUENCE, command_receipts, events, merged_events, removed_events
 

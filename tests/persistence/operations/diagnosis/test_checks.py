@@ -12,11 +12,11 @@ from helpers.migrated_databases import file_of
 from sqlalchemy import URL, delete, insert
 
 from peon import Database
-from peon.persistence.diagnosis import Finding, Outcome, diagnose, files, postgresql
-from peon.persistence.reading import opened_for_reading
+from peon.persistence.operations.diagnosis import Finding, Outcome, diagnose, files, postgresql
+from peon.persistence.operations.reading import opened_for_reading
 from peon.persistence.schema import removed_events
 
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "checks.md"
+PAGE = Path(__file__).parents[4] / "docs" / "reference" / "checks.md"
 
 
 def found_by(check: str, url: URL) -> Finding:

@@ -11,11 +11,16 @@ from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 from peon.persistence.backends.address import is_file
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.version_table import version_table_of
-from peon.persistence.backups import postgresql_programs, sqlite_files
-from peon.persistence.backups.backing_up import TIME_IN_NAME
-from peon.persistence.backups.contents import Contents, contents_of, previous_contents, require_known_revision
 from peon.persistence.errors import PersistenceError
 from peon.persistence.log.identity import renew_identity
+from peon.persistence.operations.backups import postgresql_programs, sqlite_files
+from peon.persistence.operations.backups.backing_up import TIME_IN_NAME
+from peon.persistence.operations.backups.contents import (
+    Contents,
+    contents_of,
+    previous_contents,
+    require_known_revision,
+)
 from peon.persistence.runtime.compression import COPIED_BYTES, decompressing
 from peon.persistence.runtime.new_files import file_errors, private_file_beside, sync, sync_folder
 from peon.persistence.schema import events, log_identity

@@ -9,8 +9,8 @@ from sqlalchemy.schema import CreateIndex
 
 from peon.persistence import migrations
 from peon.persistence.backends.version_table import version_table_of
-from peon.persistence.diagnosis.findings import Finding, Findings, failure, not_checked, warning
-from peon.persistence.diagnosis.subject import Subject
+from peon.persistence.operations.diagnosis.findings import Finding, Findings, failure, not_checked, warning
+from peon.persistence.operations.diagnosis.subject import Subject
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.schema import (
     event_tags,

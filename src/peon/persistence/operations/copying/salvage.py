@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Table, select
 
 from peon.persistence.backends import backend_of
-from peon.persistence.copying.transaction import COPIED_TABLES, Row, Rows, in_copy_transaction, place_of
 from peon.persistence.database import Database
 from peon.persistence.errors import PersistenceError, StoreUnavailable
+from peon.persistence.operations.copying.transaction import COPIED_TABLES, Row, Rows, in_copy_transaction, place_of
 from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.schema import LAST_SEQUENCE, command_receipts, events, removed_events, subscription_positions
 

@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select
 
-from peon.persistence.diagnosis.findings import Findings, failure, warning
-from peon.persistence.diagnosis.subject import Subject
 from peon.persistence.log.codec import UndecodableEvent
 from peon.persistence.log.removed import SequenceRange, lost_ranges
+from peon.persistence.operations.diagnosis.findings import Findings, failure, warning
+from peon.persistence.operations.diagnosis.subject import Subject
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.schema import MAXIMUM_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp

@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from peon.persistence.backends.sqlite_connections import driver_connection
 from peon.persistence.backends.sqlite_driver import first_row
 from peon.persistence.backends.version_table import VERSION_TABLE
-from peon.persistence.backups.contents import Contents, contents_of
 from peon.persistence.errors import DamagedFile, PersistenceError, StoreUnavailable
+from peon.persistence.operations.backups.contents import Contents, contents_of
 
 INSTRUCTIONS_A_REPORT = 100_000
 """Of SQLite's virtual machine, between two reports of the progress: about 30 ms."""

@@ -12,9 +12,9 @@ from sqlalchemy import Engine
 from peon.persistence.backends.address import require_existing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.version_table import version_table_of
-from peon.persistence.backups import postgresql_programs, sqlite_files
-from peon.persistence.backups.contents import Contents, events_up_to
 from peon.persistence.errors import PersistenceError
+from peon.persistence.operations.backups import postgresql_programs, sqlite_files
+from peon.persistence.operations.backups.contents import Contents, events_up_to
 from peon.persistence.runtime.compression import (
     COPIED_BYTES,
     Compression,

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from peon.persistence.database import Database
-from peon.persistence.diagnosis import derived, files, log, postgresql, schema, sqlite
-from peon.persistence.diagnosis.findings import Finding, Findings, Outcome, not_checked
-from peon.persistence.diagnosis.subject import Subject
 from peon.persistence.errors import PersistenceError
+from peon.persistence.operations.diagnosis import derived, files, log, postgresql, schema, sqlite
+from peon.persistence.operations.diagnosis.findings import Finding, Findings, Outcome, not_checked
+from peon.persistence.operations.diagnosis.subject import Subject
 from peon.persistence.projections import Progress
 from peon.persistence.schema import (
     command_receipts,

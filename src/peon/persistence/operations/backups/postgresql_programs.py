@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.version_table import version_table_of
-from peon.persistence.backups.contents import Contents
 from peon.persistence.errors import DamagedFile, PersistenceError
+from peon.persistence.operations.backups.contents import Contents
 from peon.persistence.runtime.new_files import private_file_beside
 from peon.persistence.schema import events, subscription_positions
 

@@ -6,11 +6,11 @@ from collections import Counter
 from sqlalchemy import func, select
 
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.diagnosis.findings import Findings, failure, not_checked, warning
-from peon.persistence.diagnosis.schema import EMPTY_TAG_INDEX
-from peon.persistence.diagnosis.subject import Subject
 from peon.persistence.log.pages import LogPages
 from peon.persistence.log.query import keys_in
+from peon.persistence.operations.diagnosis.findings import Findings, failure, not_checked, warning
+from peon.persistence.operations.diagnosis.schema import EMPTY_TAG_INDEX
+from peon.persistence.operations.diagnosis.subject import Subject
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.projections import Projections

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from peon.persistence.backends.sqlite_connections import WAL_SIZE_LIMIT_BYTES
 from peon.persistence.backends.sqlite_file_locks import file_system_of
-from peon.persistence.diagnosis.findings import Finding, Findings, failure, not_checked, warning
-from peon.persistence.diagnosis.subject import Subject
+from peon.persistence.operations.diagnosis.findings import Finding, Findings, failure, not_checked, warning
+from peon.persistence.operations.diagnosis.subject import Subject
 
 MEGABYTE = 1_000_000
 
