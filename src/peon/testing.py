@@ -153,7 +153,7 @@ class ProjectionSuite:
         row = {"event_type": "NoEventOfThisType", "payload": "{}", "stored_at": "2026-01-01T00:00:00.000000Z"}
         with peon_database.engine.begin() as connection:
             connection.execute(insert(events_table).values(sequence=undecodable, **row))
-        if peon_database.engine.dialect.name == "postgresql":
+        if peon_database.engine.dialect.name == "postgresql":  # SQLite counts on from the highest key by itself
             with peon_database.engine.begin() as connection:
                 connection.execute(text("SELECT nextval(pg_get_serial_sequence('events', 'sequence'))"))
         peon_database.projections.catch_up()

@@ -118,7 +118,7 @@ def append_only(subject: Subject) -> Findings:
         advice = f"create it again, as  {subject.peon('migrate --sql')}  prints it"
         for part, fix in missing.items():
             yield failure(f"{part} is missing", fix if fix.startswith("run") else advice)
-        if subject.backend.name == "sqlite":
+        if subject.backend.name == "sqlite":  # which keeps the whole text of a trigger; PostgreSQL's call a function
             rows = connection.exec_driver_sql(
                 "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'events' "
                 "AND name LIKE 'events_refuse_%' AND sql NOT LIKE '%RAISE(ABORT%'"
