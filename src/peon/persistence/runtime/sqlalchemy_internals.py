@@ -57,8 +57,8 @@ def can_skip_execution_context(connection: Connection) -> bool:
     """
     if not connection.in_transaction() or connection._echo:
         return False
-    nested = connection._nested_transaction
-    if nested is not None and not nested.is_active:
+    nested, block = connection._nested_transaction, connection._trans_context_manager
+    if (nested and not nested.is_active) or (block and not block._transaction_is_active()):
         return False
     listeners, of_driver = connection.dispatch, connection.dialect.dispatch
     return not (
