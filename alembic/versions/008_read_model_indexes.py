@@ -1,7 +1,7 @@
 """One index of the messages of a turn, and one of the turns of a thread, instead of two of each.
 
-On SQLite the indexes are created again: 2 s for a million messages, during which no process can write. PostgreSQL renames
-them, in no time; the transaction waits until nobody reads the two tables, and readers wait for it.
+SQLite creates the indexes again: 2 s for a million messages, during which no process can write. PostgreSQL renames
+them, which takes no time; it waits for the transactions that have read the two tables, and readers wait for it.
 """
 
 from alembic import context, op
