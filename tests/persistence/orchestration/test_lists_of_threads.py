@@ -225,6 +225,17 @@ def test_a_result_answers_the_last_call_with_its_identifier(
 
 
 POSTGRESQL_PLANS: dict[str, tuple[Callable[[ReadModel], object], set[str]]] = {
+    "projects": (lambda state: state.projects(limit=5), {"idx_projection_projects_sequence"}),
+    "threads": (lambda state: state.threads(PROJECT, limit=5), {"idx_projection_threads_project_id_sequence"}),
+    "turns": (lambda state: state.turns(FIRST, limit=5, newest_first=True), {"idx_turns_thread"}),
+    "messages": (lambda state: state.messages(TURN, limit=5, newest_first=True), {"idx_messages_turn"}),
+    "thread_messages": (
+        lambda state: state.thread_messages(FIRST, limit=5),
+        {"idx_projection_messages_thread_id_sequence"},
+    ),
+    "checkpoints": (lambda state: state.checkpoints(FIRST, limit=5), {"idx_checkpoints_thread_id_sequence"}),
+    "commits": (lambda state: state.commits(FIRST, limit=5), {"idx_projection_commits_thread_id_sequence"}),
+    "branches": (lambda state: state.branches(FIRST, limit=5), {"idx_projection_branches_thread_id_sequence"}),
     "running_turns": (lambda state: state.running_turns(limit=5), {"idx_running_turns"}),
     "pending_approvals": (lambda state: state.pending_approvals(limit=5), {"idx_pending_approvals"}),
     "unanswered_tool_calls": (

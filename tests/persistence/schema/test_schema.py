@@ -135,8 +135,8 @@ PRIMARY_KEYS = {
 
 INDEXES = {
     "idx_events_sequence": ("events", ["sequence"]),
-    "idx_turns_thread": ("projection_turns", ["thread_id"]),
-    "idx_messages_turn": ("projection_messages", ["turn_id"]),
+    "idx_turns_thread": ("projection_turns", ["thread_id", "sequence"]),
+    "idx_messages_turn": ("projection_messages", ["turn_id", "sequence"]),
     "idx_unfinished_threads": ("projection_threads", ["sequence"]),
     "idx_running_turns": ("projection_turns", ["sequence"]),
     "idx_pending_approvals": ("projection_approvals", ["sequence"]),
@@ -148,8 +148,6 @@ INDEXES = {
         ("projection_threads", ["project_id", "sequence"]),
         ("projection_threads", ["last_sequence"]),
         ("projection_threads", ["project_id", "last_sequence"]),
-        ("projection_turns", ["thread_id", "sequence"]),
-        ("projection_messages", ["turn_id", "sequence"]),
         ("projection_messages", ["thread_id", "sequence"]),
         ("checkpoints", ["thread_id", "sequence"]),
         ("checkpoints", ["turn_id"]),

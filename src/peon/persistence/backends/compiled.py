@@ -10,7 +10,11 @@ from typing import Any
 from sqlalchemy import ClauseElement, Column, ColumnElement, Connection, Table, bindparam, insert, select
 from sqlalchemy.engine.interfaces import Dialect
 
-from peon.persistence.runtime.sqlalchemy_internals import positional_names
+from peon.persistence.runtime.sqlalchemy_internals import (
+    can_skip_execution_context,
+    positional_names,
+    raise_driver_error,
+)
 
 MAXIMUM_KEYS = 512
 """Values in one IN list."""
@@ -35,7 +39,12 @@ class CompiledStatement:
             return 0
         dialect = connection.dialect
         text = self._texts.get(dialect.name) or self._compile(dialect)
-        return connection.exec_driver_sql(text, [tuple(row) for row in rows]).rowcount
+        if not can_skip_execution_context(connection):
+            return connection.exec_driver_sql(text, [tuple(row) for row in rows]).rowcount
+        cursor = _executed(connection, text, rows)
+        changed: int = cursor.rowcount
+        cursor.close()
+        return changed
 
     def _compile(self, dialect: Dialect) -> str:
         text = _compile(self._statement, dialect, self._parameters)
@@ -103,7 +112,39 @@ def _compile(statement: ClauseElement, dialect: Dialect, parameters: list[str]) 
     return str(compiled)
 
 
+def insert_one(connection: Connection, text: str, parameters: Sequence[object]) -> int:
+    """Executes an INSERT of one row, and returns the number of the row that SQLite has assigned."""
+    if not can_skip_execution_context(connection):
+        return connection.exec_driver_sql(text, tuple(parameters)).lastrowid
+    cursor = _executed(connection, text, [parameters])
+    number: int = cursor.lastrowid
+    cursor.close()
+    return number
+
+
 def _fetch(connection: Connection, text: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+    if can_skip_execution_context(connection):
+        cursor = _executed(connection, text, [parameters])
+        try:
+            return list(cursor.fetchall())
+        finally:
+            cursor.close()
     with connection.exec_driver_sql(text, tuple(parameters)) as result:
         # From the driver's cursor: SQLAlchemy's rows take longer to build than the driver's to read.
         return list(result.cursor.fetchall())
+
+
+def _executed(connection: Connection, text: str, rows: Sequence[Sequence[object]]) -> Any:
+    """Returns a cursor of the driver that has executed the statement for each row of parameters.
+
+    It raises what `exec_driver_sql` raises.
+    """
+    cursor: Any = connection.connection.cursor()
+    try:
+        if len(rows) == 1:
+            cursor.execute(text, rows[0])
+        else:
+            cursor.executemany(text, rows)
+    except BaseException as error:
+        raise_driver_error(connection, error, cursor, text, rows)
+    return cursor

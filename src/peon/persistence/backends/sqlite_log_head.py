@@ -11,7 +11,7 @@ from sqlalchemy import BindParameter, Connection, bindparam, insert
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import OperationalError
 
-from peon.persistence.backends.compiled import CompiledStatement
+from peon.persistence.backends.compiled import CompiledStatement, insert_one
 from peon.persistence.backends.driver_errors import database_name, no_sequence_left
 from peon.persistence.backends.interface import LogHead
 from peon.persistence.errors import StoreUnavailable
@@ -99,7 +99,7 @@ class SQLiteLogHead(LogHead):
         moment = datetime.now(UTC)
         stored_at = format_timestamp(moment)
         try:
-            first: int = self.connection.exec_driver_sql(_INSERT, (event_types[0], payloads[0], stored_at)).lastrowid
+            first = insert_one(self.connection, _INSERT, (event_types[0], payloads[0], stored_at))
         except OperationalError as error:
             code = getattr(error.orig, "sqlite_errorcode", None)
             if code == sqlite3.SQLITE_FULL and self._is_at_end():

@@ -31,6 +31,7 @@ class ThreadChanges:
     """What a batch changes in the row of a thread.
 
     Attributes:
+        thread_id: The thread.
         occurred_at: The time of its last event.
         sequence: The sequence of its last event other than a chunk.
         turns: The number of its new turns.
@@ -38,6 +39,7 @@ class ThreadChanges:
         first_words: The first words of its new messages.
     """
 
+    thread_id: UUID
     occurred_at: datetime
     sequence: int | None = None
     turns: int = 0
@@ -58,10 +60,10 @@ class Batch:
         self.texts = MessageTexts()
         self.tool_calls = ToolCalls()
         self._rows: defaultdict[CompiledStatement, list[Sequence[object]]] = defaultdict(list)
-        self._touched: dict[UUID, ThreadChanges] = {}
+        self._touched: dict[int, ThreadChanges] = {}
 
-    def wanted(self) -> dict[str, set[UUID]]:
-        """Returns for each table the set of identifiers whose rows `load` loads. Add to it before `load`."""
+    def wanted(self) -> dict[str, dict[int, UUID]]:
+        """Returns for each table the identifiers whose rows `load` loads, by their number. Add to it before `load`."""
         return {
             "projects": self.projects.wanted,
             "threads": self.threads.wanted,
@@ -87,9 +89,10 @@ class Batch:
 
     def touch_by_chunk(self, event: ThreadEvent) -> ThreadChanges:
         """Records the time only, so that a chunk does not move its thread in two indexes, which costs a tenth more."""
-        changes = self._touched.get(event.thread_id)
+        number = event.thread_id.int
+        changes = self._touched.get(number)
         if changes is None:
-            changes = self._touched[event.thread_id] = ThreadChanges(event.occurred_at)
+            changes = self._touched[number] = ThreadChanges(event.thread_id, event.occurred_at)
         changes.occurred_at = event.occurred_at
         return changes
 
@@ -98,8 +101,8 @@ class Batch:
         self._rows[statements.SELECT_THREAD] = [(1, key)]
 
     def write(self, connection: Connection) -> None:
-        for thread_id, changes in self._touched.items():
-            moment, key = format_timestamp(changes.occurred_at), str(thread_id)
+        for changes in self._touched.values():
+            moment, key = format_timestamp(changes.occurred_at), str(changes.thread_id)
             if changes.sequence is None:
                 self.add(statements.TOUCH_THREAD, moment, key)
             else:

@@ -8,7 +8,6 @@ become rows.
 from collections import defaultdict
 from itertools import groupby
 from operator import itemgetter
-from uuid import UUID
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
@@ -27,7 +26,7 @@ class MessageTexts:
 
     def __init__(self) -> None:
         self._rows: list[list[object]] = []
-        self._new_with_text: defaultdict[UUID, list[LoadedMessage]] = defaultdict(list)
+        self._new_with_text: defaultdict[str, list[LoadedMessage]] = defaultdict(list)
         self._streamed: list[LoadedMessage] = []
         self._ended_turns: list[tuple[str, int]] = []
 
@@ -36,21 +35,21 @@ class MessageTexts:
         self._rows.append(row)
         if message.has_text:
             message.row = row
-            self._new_with_text[message.turn_id].append(message)
+            self._new_with_text[message.turn_key].append(message)
 
     def add_chunk(self, message: LoadedMessage, sequence: int, delta: str) -> None:
         if not message.chunks:
             self._streamed.append(message)
         message.chunks.append((sequence, delta))
 
-    def end_turn(self, turn_id: UUID, turn_key: str, sequence: int) -> None:
+    def end_turn(self, turn_key: str, sequence: int) -> None:
         """Joins the chunks of the turn's messages up to now to their content."""
-        self.end_new_turn(turn_id)
+        self.end_new_turn(turn_key)
         self._ended_turns.append((turn_key, sequence))
 
-    def end_new_turn(self, turn_id: UUID) -> None:
+    def end_new_turn(self, turn_key: str) -> None:
         """Like `end_turn`, for a turn that this batch adds."""
-        for message in self._new_with_text[turn_id]:
+        for message in self._new_with_text[turn_key]:
             if message.chunks and message.row is not None:
                 message.row[_CONTENT] = _extended(message.row[_CONTENT], [delta for _, delta in message.chunks])
                 message.chunks.clear()

@@ -47,7 +47,8 @@ class OrchestrationProjection(Projection):
             for _, event, _ in with_pauses(part, connection.dialect):
                 if (handler := HANDLERS.get(type(event))) is not None:
                     for table, field in handler.reads:
-                        wanted[table].add(getattr(event, field))
+                        identifier = getattr(event, field)
+                        wanted[table][identifier.int] = identifier
             batch.load(connection)
             for sequence, event, _ in with_pauses(part, connection.dialect):
                 if (handler := HANDLERS.get(type(event))) is None:

@@ -67,8 +67,7 @@ projection_turns = Table(
     Column("completed_at", Text),
     _sequence(),
 )
-Index("idx_turns_thread", projection_turns.c.thread_id)
-Index(None, projection_turns.c.thread_id, projection_turns.c.sequence)
+Index("idx_turns_thread", projection_turns.c.thread_id, projection_turns.c.sequence)
 _partial("idx_running_turns", "status = 'running'", projection_turns.c.sequence)
 
 projection_messages = Table(
@@ -82,8 +81,7 @@ projection_messages = Table(
     _sequence(),
     Column("thread_id", Text, nullable=False, server_default=""),  # the thread of its turn
 )
-Index("idx_messages_turn", projection_messages.c.turn_id)
-Index(None, projection_messages.c.turn_id, projection_messages.c.sequence)
+Index("idx_messages_turn", projection_messages.c.turn_id, projection_messages.c.sequence)
 Index(None, projection_messages.c.thread_id, projection_messages.c.sequence)
 
 # Text that is still being streamed, as JSON strings, so that a chunk costs the same for any length of the message.
