@@ -9,7 +9,7 @@ import typer
 from pydantic import BaseModel
 from typer.models import ArgumentInfo
 
-from peon.cli.application import application
+from peon.cli.application import loaded_application
 from peon.cli.commands import COMMON_OPTIONS
 from peon.cli.errors import ExitCode
 
@@ -78,7 +78,7 @@ def _lines() -> Iterator[str]:
     yield "| code | meaning |\n|---|---|"
     for code, meaning in zip(ExitCode, _meanings_of_codes(), strict=True):
         yield f"| {code.value} | {meaning} |"
-    commands = [*_commands(application, "peon")]
+    commands = [*_commands(loaded_application(), "peon")]
     yield "\n## Options of every command\n"
     common = [each for each in commands[0].parameters if each.name in COMMON_OPTIONS]
     yield from _table("option", [(each.shown, each.meaning) for each in common])
