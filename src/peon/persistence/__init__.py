@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from peon.persistence.orchestration.read_model import ReadModel
     from peon.persistence.projections import Difference, Problem, Projection, Projections, Refusal
     from peon.persistence.settings import SettingsStore
-    from peon.persistence.subscriptions import DurableSubscription, Subscription
+    from peon.persistence.subscriptions.durable_subscription import DurableSubscription
+    from peon.persistence.subscriptions.subscription import Subscription
 
     NamedSubscription = DurableSubscription  # the old name, kept for code written before 0.1
 
@@ -167,7 +168,8 @@ _NAMES = {
     "orchestration.read_model": ("ReadModel",),
     "projections": ("Difference", "Problem", "Projection", "Projections", "Refusal"),
     "settings": ("SettingsStore",),
-    "subscriptions": ("DurableSubscription", "Subscription"),
+    "subscriptions.durable_subscription": ("DurableSubscription",),
+    "subscriptions.subscription": ("Subscription",),
 }
 """The names of each module. The imports above are the same, for type checkers."""
 
