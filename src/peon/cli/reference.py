@@ -1,6 +1,7 @@
 """Writes the reference page of the command: `python -m peon.cli.reference > docs/reference/command.md`."""
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
@@ -87,8 +88,8 @@ def _lines() -> Iterator[str]:
 
 
 def _meanings_of_codes() -> list[str]:
-    described = str(ExitCode.__doc__).partition("Attributes:")[2].strip().splitlines()
-    return [line.strip().partition(": ")[2] for line in described]
+    described = " ".join(str(ExitCode.__doc__).partition("Attributes:")[2].split())
+    return [each.strip() for each in re.split(r"[A-Z]{2,}: ", described)[1:]]
 
 
 def _commands(group: typer.Typer, path: str) -> Iterator[_Command]:
