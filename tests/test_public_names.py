@@ -89,7 +89,7 @@ def test_opening_an_sqlite_file_loads_nothing_that_threads_do_not_need(migrated_
     program = f"import sys, peon; peon.Database.open(url={str(migrated_sqlite_url)!r}).close(); print(*sys.modules)"
     loaded = run(program).split()
 
-    assert [name for name in (*NOT_FOR_THREADS, "peon.persistence.backends.postgresql") if name in loaded] == []
+    assert [name for name in (*NOT_FOR_THREADS, "sqlalchemy.dialects.postgresql") if name in loaded] == []
 
 
 def test_the_packages_are_attributes_of_peon() -> None:

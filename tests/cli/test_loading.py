@@ -18,6 +18,7 @@ NOT_FOR_PROBES = (
     "asyncpg",
     "psycopg",
     "rich",
+    "sqlalchemy.dialects.postgresql",
     "sqlalchemy.ext.asyncio",
     "peon.orchestration",
     "peon.persistence.asynchronous",
