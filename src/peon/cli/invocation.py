@@ -217,6 +217,7 @@ class Invocation:
         try:
             agreed = typer.confirm(question, err=True)
         except typer.Abort:
+            self.note("")  # ends the line of the question
             raise CommandFailed(
                 "nothing was changed, because there was no answer; --yes agrees without asking"
             ) from None
