@@ -1,9 +1,14 @@
 """The public names, written out, so that none appears or disappears by accident."""
 
+import ast
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+from sqlalchemy import URL
 
 import peon
 import peon.orchestration
@@ -43,7 +48,10 @@ ORCHESTRATION = """
 """
 
 NOT_FOR_THREADS = ("sqlalchemy.ext.asyncio", "aiosqlite", "psycopg", "alembic", "peon.persistence.asynchronous")
-"""Modules that `import peon` must not load, because they are slow to import or belong to an extra."""
+"""Modules that threads do not need, because they are slow to import or belong to an extra."""
+
+NOT_FOR_NAMES = ("sqlalchemy", "pydantic", "asyncio", "peon.persistence", "peon.config")
+"""Modules that `import peon` must not load: a program that uses one name waits for that name only."""
 
 
 def run(program: str) -> str:
@@ -71,10 +79,45 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         peon.Databases  # noqa: B018
 
 
-def test_importing_peon_loads_nothing_that_threads_do_not_need() -> None:
+def test_importing_peon_loads_nothing() -> None:
     loaded = run("import sys, peon; print(*sys.modules)").split()
 
-    assert [name for name in NOT_FOR_THREADS if name in loaded] == []
+    assert [name for name in NOT_FOR_NAMES if name in loaded] == []
+
+
+def test_opening_an_sqlite_file_loads_nothing_that_threads_do_not_need(migrated_sqlite_url: URL) -> None:
+    program = f"import sys, peon; peon.Database.open(url={str(migrated_sqlite_url)!r}).close(); print(*sys.modules)"
+    loaded = run(program).split()
+
+    assert [name for name in (*NOT_FOR_THREADS, "sqlalchemy.dialects.postgresql") if name in loaded] == []
+
+
+def test_the_packages_are_attributes_of_peon() -> None:
+    program = "import peon; print(peon.persistence.Database, peon.orchestration.Thread, peon.config.AppConfig)"
+
+    assert "peon.persistence.database.Database" in run(program)
+
+
+@pytest.mark.parametrize("module", ["peon", "peon.persistence"])
+def test_a_star_import_takes_each_name(module: str) -> None:
+    program = f"import {module}; from {module} import *; print(set({module}.__all__) <= set(globals()))"
+
+    assert run(program) == "True\n"
+
+
+@pytest.mark.parametrize("package", [peon, peon.persistence])
+def test_type_checkers_see_what_is_loaded(package: ModuleType) -> None:
+    """They read the imports below TYPE_CHECKING; the program loads names as `__getattr__` says."""
+    assert package.__file__ is not None
+    tree = ast.parse(Path(package.__file__).read_text())
+    (block,) = (each for each in tree.body if isinstance(each, ast.If) and isinstance(each.test, ast.Name))
+    seen = {
+        alias.name: str(each.module) for each in block.body if isinstance(each, ast.ImportFrom) for alias in each.names
+    }
+
+    assert {*seen} == {*package.__all__} - {"__version__", "NamedSubscription"}
+    for name, module in seen.items():
+        assert getattr(package, name) is getattr(import_module(module), name), name
 
 
 @pytest.mark.parametrize("missing", ["greenlet", "aiosqlite"])

@@ -4,70 +4,70 @@ The names below are the whole public interface, together with the domain's event
 The names that begin with `Async`, and `create_async_engine`, need the extra `async`.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from peon.config import AppConfig, ConfigError
-from peon.persistence import (
-    AppendCondition,
-    BackupReport,
-    CommandConflict,
-    CommandEventsMerged,
-    CommandEventsRemoved,
-    Compaction,
-    ConcurrencyError,
-    DamagedFile,
-    Database,
-    Difference,
-    DurableSubscription,
-    EventCodec,
-    EventDecodeError,
-    EventEncodeError,
-    EventQuery,
-    EventStore,
-    ExportReport,
-    ImportReport,
-    LostRow,
-    Maintenance,
-    MigrationFailed,
-    PersistenceError,
-    PositionBeyondEnd,
-    Problem,
-    Projection,
-    ProjectionError,
-    Projections,
-    ProjectionsOutOfDate,
-    ProjectionsTooNew,
-    ReadModel,
-    Refusal,
-    RemovedEvents,
-    RestoreReport,
-    ResumedSubscription,
-    SalvageReport,
-    SchemaError,
-    SchemaOutOfDate,
-    SchemaTooNew,
-    SequenceRange,
-    SettingError,
-    SettingsStore,
-    StoredEvent,
-    StoreUnavailable,
-    Subscription,
-    SubscriptionConflict,
-    UndecodableEvent,
-    Upcaster,
-    Vacuum,
-    back_up_database,
-    copy_database,
-    create_engine,
-    export_log,
-    import_log,
-    restore_database,
-    salvage_database,
-    upgrade,
-)
-
 if TYPE_CHECKING:
+    from peon.config import AppConfig, ConfigError
+    from peon.persistence import (
+        AppendCondition,
+        BackupReport,
+        CommandConflict,
+        CommandEventsMerged,
+        CommandEventsRemoved,
+        Compaction,
+        ConcurrencyError,
+        DamagedFile,
+        Database,
+        Difference,
+        DurableSubscription,
+        EventCodec,
+        EventDecodeError,
+        EventEncodeError,
+        EventQuery,
+        EventStore,
+        ExportReport,
+        ImportReport,
+        LostRow,
+        Maintenance,
+        MigrationFailed,
+        PersistenceError,
+        PositionBeyondEnd,
+        Problem,
+        Projection,
+        ProjectionError,
+        Projections,
+        ProjectionsOutOfDate,
+        ProjectionsTooNew,
+        ReadModel,
+        Refusal,
+        RemovedEvents,
+        RestoreReport,
+        ResumedSubscription,
+        SalvageReport,
+        SchemaError,
+        SchemaOutOfDate,
+        SchemaTooNew,
+        SequenceRange,
+        SettingError,
+        SettingsStore,
+        StoredEvent,
+        StoreUnavailable,
+        Subscription,
+        SubscriptionConflict,
+        UndecodableEvent,
+        Upcaster,
+        Vacuum,
+        back_up_database,
+        copy_database,
+        create_engine,
+        export_log,
+        import_log,
+        restore_database,
+        salvage_database,
+        upgrade,
+    )
     from peon.persistence.asynchronous import (
         AsyncDatabase,
         AsyncDurableSubscription,
@@ -153,19 +153,32 @@ __all__ = [
     "upgrade",
 ]
 
-_ASYNCHRONOUS = frozenset(name for name in __all__ if name.startswith("Async")) | {"create_async_engine"}
+_MODULES = {
+    **dict.fromkeys(__all__, "peon.persistence"),
+    **dict.fromkeys(("AppConfig", "ConfigError"), "peon.config"),
+    **dict.fromkeys((name for name in __all__ if name.startswith("Async")), "peon.persistence.asynchronous"),
+    "create_async_engine": "peon.persistence.asynchronous",
+}
+"""Where each name comes from."""
+
+_PACKAGES = ("config", "orchestration", "persistence")
 
 
-def __getattr__(name: str) -> Any:
-    """Loads the asynchronous face when it is first used: threads need neither it nor its extra."""
-    if name not in _ASYNCHRONOUS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Checked here, because SQLAlchemy refuses only the first import without greenlet.
-    if find_spec("greenlet") is None:
-        raise ImportError(f"peon.{name} needs the extra 'async', which is not installed: pip install 'peon[async]'")
-    from peon.persistence import asynchronous
+# Type checkers would take it for a promise of any name.
+if not TYPE_CHECKING:
 
-    return getattr(asynchronous, name)
+    def __getattr__(name: str) -> Any:
+        """Loads a name when it is first used: a program loads only what it uses, and threads need no extra."""
+        if name in _PACKAGES:
+            return import_module(f"peon.{name}")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = _MODULES[name]
+        # Checked here, because SQLAlchemy refuses only the first import without greenlet.
+        if module.endswith(".asynchronous") and find_spec("greenlet") is None:
+            raise ImportError(f"peon.{name} needs the extra 'async', which is not installed: pip install 'peon[async]'")
+        globals()[name] = found = getattr(import_module(module), name)
+        return found
 
 
 def __dir__() -> list[str]:

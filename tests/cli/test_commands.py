@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from peon import Database
 from peon.cli import main
-from peon.cli.application import application
+from peon.cli.application import loaded_application
 from peon.cli.commands import COMMON_OPTIONS, command
 from peon.cli.errors import CommandFailed, ExitCode
 from peon.cli.invocation import Invocation, console_on
@@ -36,6 +36,8 @@ from peon.config import ConfigError
 from peon.persistence import PersistenceError, StoreUnavailable
 
 SECRET = "swordfish"  # noqa: S105
+
+LOADED = loaded_application()
 
 
 class Nothing(BaseModel):
@@ -55,7 +57,7 @@ def raising(error: BaseException, *arguments: str) -> Any:
     return CliRunner().invoke(group, ["fail", *arguments])
 
 
-def commands(group: typer.Typer = application, *path: str) -> Iterator[tuple[str, Any]]:
+def commands(group: typer.Typer = LOADED, *path: str) -> Iterator[tuple[str, Any]]:
     for each in group.registered_commands:
         yield " ".join([*path, str(each.name)]), each.callback
     for group_info in group.registered_groups:

@@ -183,3 +183,13 @@ def test_following_shows_the_last_events_and_then_new_ones(at: tuple[str, str], 
         rest, errors = process.communicate(timeout=30)
     assert printed == [5, 6, 7]
     assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_an_empty_result_is_explained_to_people(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
+    done = peon("events", "--type", "NoSuchType", *at)
+    assert (done.code, done.out, done.err) == (0, "", "peon: no event matches\n")
+
+
+def test_an_empty_log_is_explained_to_people(peon: Peon, migrated_lasting_url: URL) -> None:
+    done = peon("events", "--url", address(migrated_lasting_url))
+    assert (done.code, done.out, done.err) == (0, "", "peon: the log is empty\n")

@@ -14,10 +14,12 @@ from helpers.peon_command import run_peon
 from sqlalchemy import URL
 
 from peon import Database, export_log
-from peon.cli.application import application
+from peon.cli.application import loaded_application
 from peon.cli.reference import page
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "command.md"
+
+LOADED = loaded_application()
 
 LINES = [
     "status",
@@ -50,7 +52,7 @@ LINES_WITH_PG_DUMP = ["backup FOLDER/backup", "restore FOLDER/backup --dry-run"]
 """On PostgreSQL, these need its programs."""
 
 
-def functions(group: typer.Typer = application, *path: str) -> Iterator[tuple[str, Any]]:
+def functions(group: typer.Typer = LOADED, *path: str) -> Iterator[tuple[str, Any]]:
     for each in group.registered_commands:
         yield " ".join([*path, str(each.name)]), each.callback
     for info in group.registered_groups:

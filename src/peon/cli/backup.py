@@ -13,7 +13,7 @@ from peon.cli.invocation import Invocation
 from peon.cli.text import printable
 from peon.persistence import RestoreReport, ResumedSubscription, back_up_database, create_engine, restore_database
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.database import engine_arguments
+from peon.persistence.backends.engine import engine_arguments
 from peon.persistence.migrations import revisions
 
 

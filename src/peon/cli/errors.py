@@ -20,7 +20,8 @@ class ExitCode(IntEnum):
     Attributes:
         FINE: Everything that was asked for is done.
         FAILED: A check failed, a confirmation was declined, or the command itself has failed.
-        USAGE: The arguments or the configuration are wrong. Nothing was done.
+        USAGE: The arguments or the configuration are wrong, or what they name cannot be used, such as a target that is
+            not empty or a backup that does not exist. Nothing was done.
         UNAVAILABLE: The database does not exist, is at another revision, or cannot be used now.
         INTERRUPTED: Ctrl-C ended the command; it says what was done.
     """

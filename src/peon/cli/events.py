@@ -98,8 +98,12 @@ def show_events(
                 for stored in selection.followed(after, stop):
                     _show(invocation, stored, full=full)
             return
+        is_empty = True
         for stored in selection.stored(after, before, limit, newest_first=newest_first):
             _show(invocation, stored, full=full)
+            is_empty = False
+        if is_empty and not invocation.json:
+            invocation.note("peon: no event matches" if database.events.last_sequence() else "peon: the log is empty")
 
 
 @contextmanager

@@ -10,20 +10,28 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console, RenderableType
-from rich.text import Text
+from sqlalchemy import Engine
 
 from peon.cli.errors import CommandFailed, ExitCode, code_of, message_of
-from peon.cli.progress import Report, reported
 from peon.config import AppConfig
-from peon.persistence import Database, PersistenceError, SchemaError, StoreUnavailable, migrations
+from peon.persistence import migrations
+from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import parse_url
 from peon.persistence.backends.driver_errors import DriverErrors
-from peon.persistence.operations.reading import opened_for_reading
+from peon.persistence.errors import PersistenceError, SchemaError, StoreUnavailable
+from peon.persistence.operations.reading import engine_for_reading, opened_for_reading
+
+# Rich and the parts of a database are loaded when they are used: a health probe needs neither.
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from peon.cli.progress import Report
+    from peon.persistence import Database
 
 WIDTH_OF_PIPES = 240
 """Columns of tables that are not shown on a terminal. Rich would assume 80, and cut values."""
@@ -46,7 +54,7 @@ class Invocation:
     json: bool = False
     debug: bool = False
     when_interrupted: str = "Nothing was changed."
-    _report: Report | None = field(default=None, repr=False)
+    _report: "Report | None" = field(default=None, repr=False)
 
     @property
     def config(self) -> AppConfig:
@@ -73,23 +81,40 @@ class Invocation:
     # Databases
 
     @contextmanager
-    def reading(self, *, temporary_tables: bool = False) -> Iterator[Database]:
+    def reading(self, *, temporary_tables: bool = False) -> Iterator["Database"]:
         """Yields the database for a command that only reads. See `opened_for_reading`.
 
         If a statement fails and the database is at another revision, the error says so.
         """
-        with opened_for_reading(self.config, temporary_tables=temporary_tables) as database:
-            try:
-                yield database
-            except StoreUnavailable as error:
-                self._explain_revision(error, database)
-                raise
+        with (
+            opened_for_reading(self.config, temporary_tables=temporary_tables) as database,
+            self._explained_revision(database.engine),
+        ):
+            yield database
 
-    def _explain_revision(self, error: StoreUnavailable, database: Database) -> None:
+    @contextmanager
+    def reading_engine(self) -> Iterator[Engine]:
+        """Like `reading`, but yields only the engine, which takes a third of the time to load."""
+        engine = engine_for_reading(self.config)
+        try:
+            with self._explained_revision(engine):
+                yield engine
+        finally:
+            engine.dispose()
+
+    @contextmanager
+    def _explained_revision(self, engine: Engine) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailable as error:
+            self._explain_revision(error, engine)
+            raise
+
+    def _explain_revision(self, error: StoreUnavailable, engine: Engine) -> None:
         """Raises an error that names the revision of the database, unless it is the newest one."""
         newest = migrations.revisions()[-1]
         try:
-            with DriverErrors(database.engine), database.read_transaction() as connection:
+            with DriverErrors(engine), backend_of(engine).consistent_reads(engine).begin() as connection:
                 revision = migrations.known_revision(connection)
         except SchemaError as unknown:
             raise CommandFailed(f"{error}; {unknown}", ExitCode.UNAVAILABLE) from error
@@ -101,18 +126,20 @@ class Invocation:
             raise CommandFailed(f"{error}; {behind}: {advice}", ExitCode.UNAVAILABLE) from error
 
     @contextmanager
-    def writing(self) -> Iterator[Database]:
+    def writing(self) -> Iterator["Database"]:
         """Yields the database at the newest revision; it is neither migrated nor caught up.
 
         Raises:
             SchemaOutOfDate: It is at an older revision, or there is no database.
         """
+        from peon.persistence import Database
+
         with Database.open(self.config, migrate=False, maintain_projections=False) as database:
             yield database
 
     # Output
 
-    def show(self, document: BaseModel, *people: RenderableType) -> None:
+    def show(self, document: BaseModel, *people: "RenderableType") -> None:
         """Shows the result of the command: the document with `--json`, otherwise what people read."""
         if self.json:
             # ASCII only: text may hold half a surrogate pair, which no encoding of a terminal has.
@@ -125,6 +152,8 @@ class Invocation:
         if self.json:
             self.show(document)
             return
+        from rich.text import Text
+
         for sentence in sentences:
             self.print_line(Text(sentence))
 
@@ -133,12 +162,12 @@ class Invocation:
         sys.stdout.write(json.dumps(document.model_dump(mode="json")) + "\n")
         sys.stdout.flush()  # a reader of a pipe wants it now
 
-    def print(self, *people: RenderableType) -> None:
+    def print(self, *people: "RenderableType") -> None:
         """Shows text and tables to people. Text is not taken for markup."""
         for renderable in people:
             self._people.print(renderable)
 
-    def print_line(self, line: Text) -> None:
+    def print_line(self, line: "Text") -> None:
         """Shows one line to people, and leaves it to the terminal to wrap it."""
         if self._people.is_terminal:
             self._people.print(line, soft_wrap=True)
@@ -146,7 +175,7 @@ class Invocation:
             sys.stdout.write(f"{line.plain}\n")  # a tenth of the time
 
     @cached_property
-    def _people(self) -> Console:
+    def _people(self) -> "Console":
         return console_on(sys.stdout)
 
     def note(self, sentence: str) -> None:
@@ -154,7 +183,7 @@ class Invocation:
         typer.echo(sentence, err=True)
 
     @contextmanager
-    def progress(self, what: str, unit: str = "events", *, when_interrupted: str | None = None) -> Iterator[Report]:
+    def progress(self, what: str, unit: str = "events", *, when_interrupted: str | None = None) -> Iterator["Report"]:
         """Shows a bar with a rate and an estimate. Yields the function that moves it: it takes numbers of things.
 
         Nothing is shown if standard error is not a terminal.
@@ -164,6 +193,8 @@ class Invocation:
             unit: What is counted.
             when_interrupted: What Ctrl-C leaves behind, as a sentence.
         """
+        from peon.cli.progress import reported
+
         if when_interrupted is not None:
             self.when_interrupted = when_interrupted
         with reported(console_on(sys.stderr), what, unit) as self._report:
@@ -186,6 +217,7 @@ class Invocation:
         try:
             agreed = typer.confirm(question, err=True)
         except typer.Abort:
+            self.note("")  # ends the line of the question
             raise CommandFailed(
                 "nothing was changed, because there was no answer; --yes agrees without asking"
             ) from None
@@ -231,8 +263,10 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def console_on(stream: object) -> Console:
+def console_on(stream: object) -> "Console":
     """Returns a console that does not interpret the text it is given. Rich itself obeys NO_COLOR."""
+    from rich.console import Console
+
     console = Console(file=stream, markup=False, highlight=False, emoji=False)  # type: ignore[arg-type]
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_OF_PIPES

@@ -64,6 +64,8 @@ def compact(
         name = database_name(database.engine)
     would = "This would remove" if dry_run else "Removed"
     shown = [Text(f"{would} {found.removed:,} events; their text is in {found.messages:,} events.")]
+    if not found.removed and not found.held_back_by:
+        shown = [Text(f"No finished turn has chunks that are older than {older_than} and not merged.")]
     if found.held_back_by:
         shown.append(printable(f"Not read to the end: {', '.join(found.held_back_by)}.", limit=1_000))
     document = Compacted(

@@ -15,8 +15,7 @@ from peon.cli.text import table_of
 from peon.persistence import migrations
 from peon.persistence.backends.address import is_missing
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.backends.engine import create_engine
-from peon.persistence.database import engine_arguments
+from peon.persistence.backends.engine import create_engine, engine_arguments
 
 migrate = typer.Typer()
 

@@ -1,6 +1,7 @@
 """Writes the reference page of the command: `python -m peon.cli.reference > docs/reference/command.md`."""
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
@@ -9,7 +10,7 @@ import typer
 from pydantic import BaseModel
 from typer.models import ArgumentInfo
 
-from peon.cli.application import application
+from peon.cli.application import loaded_application
 from peon.cli.commands import COMMON_OPTIONS
 from peon.cli.errors import ExitCode
 
@@ -78,7 +79,7 @@ def _lines() -> Iterator[str]:
     yield "| code | meaning |\n|---|---|"
     for code, meaning in zip(ExitCode, _meanings_of_codes(), strict=True):
         yield f"| {code.value} | {meaning} |"
-    commands = [*_commands(application, "peon")]
+    commands = [*_commands(loaded_application(), "peon")]
     yield "\n## Options of every command\n"
     common = [each for each in commands[0].parameters if each.name in COMMON_OPTIONS]
     yield from _table("option", [(each.shown, each.meaning) for each in common])
@@ -87,8 +88,8 @@ def _lines() -> Iterator[str]:
 
 
 def _meanings_of_codes() -> list[str]:
-    described = str(ExitCode.__doc__).partition("Attributes:")[2].strip().splitlines()
-    return [line.strip().partition(": ")[2] for line in described]
+    described = " ".join(str(ExitCode.__doc__).partition("Attributes:")[2].split())
+    return [each.strip() for each in re.split(r"[A-Z]{2,}: ", described)[1:]]
 
 
 def _commands(group: typer.Typer, path: str) -> Iterator[_Command]:

@@ -1,6 +1,7 @@
 """`peon status`: how a database is doing, for people and for health probes."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,9 +9,11 @@ from peon.cli.commands import command
 from peon.cli.errors import ExitCode
 from peon.cli.invocation import Invocation
 from peon.cli.status_checks import Limits, checks_of
-from peon.cli.status_document import Status
+from peon.cli.status_document import Check, Status
 from peon.cli.status_measurements import measured
-from peon.cli.status_tables import checks_for_people, status_for_people
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def add_to(application: typer.Typer) -> None:
@@ -44,12 +47,21 @@ def show_status(
 
     With --check, the answer takes the same short time for a log of any length.
     """
-    with invocation.reading() as database:
-        status = measured(database, briefly=check, sizes=sizes)
+    with invocation.reading_engine() as engine:
+        status = measured(engine, briefly=check, sizes=sizes)
     if not check:
-        invocation.show(status, *status_for_people(status))
+        invocation.show(status, *_for_people(invocation, status))
         return
     checks = checks_of(status, Limits(lag=max_lag, wal_megabytes=max_wal, problems=max_problems))
-    invocation.show(status.model_copy(update={"checks": checks}), *checks_for_people(checks))
+    invocation.show(status.model_copy(update={"checks": checks}), *_for_people(invocation, checks))
     if not all(each.ok for each in checks):
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _for_people(invocation: Invocation, found: Status | list[Check]) -> Iterable["RenderableType"]:
+    """Returns tables, without loading Rich where nobody sees them."""
+    if invocation.json:
+        return ()
+    from peon.cli.status_tables import checks_for_people, status_for_people
+
+    return checks_for_people(found) if isinstance(found, list) else status_for_people(found)

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from peon.cli.subscriptions import Subscription
+from peon.cli.subscription_document import Subscription
 
 
 class LogStatus(BaseModel):

@@ -4,13 +4,12 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy import Connection, Engine, func, inspect, select
 
 from peon.cli.log_times import first_at
 from peon.cli.status_document import LogStatus, ProjectionStatus, Status, StorageStatus
-from peon.cli.subscriptions import Subscription, described
-from peon.orchestration import ApprovalStatus, TurnStatus
-from peon.persistence import Database, migrations
+from peon.cli.subscription_document import Subscription, described
+from peon.persistence import migrations
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import SizeOfPart
@@ -35,22 +34,22 @@ MEASURED_BYTES = 500_000_000
 DAY = timedelta(days=1)
 
 
-def measured(database: Database, *, briefly: bool, sizes: bool | None = None) -> Status:
+def measured(engine: Engine, *, briefly: bool, sizes: bool | None = None) -> Status:
     """Returns the state of a database.
 
     Args:
         briefly: Leave out what takes longer for a larger database.
         sizes: Measure tables and indexes; `None` to decide by the size of the file.
     """
-    backend = backend_of(database.engine)
-    with DriverErrors(database.engine, expects_tables=True), database.read_transaction() as connection:
+    backend = backend_of(engine)
+    with DriverErrors(engine, expects_tables=True), backend.consistent_reads(engine).begin() as connection:
         revision = migrations.current_revision(connection)
         # Any revision, and the tables may be damaged: what is not there is not shown.
         schema = backend.schema_for_new_tables(connection)
         part = _Part(connection, inspect(connection).get_table_names(schema=schema))
         log = _log(connection, removed=part.removed())
         return Status(
-            database=database_name(database.engine),
+            database=database_name(engine),
             backend=backend.name,
             version=backend.version(connection),
             revision=revision,
@@ -165,11 +164,15 @@ class _Part(NamedTuple):
     def running_turns(self) -> int | None:
         if projection_turns.name not in self.tables:
             return None
+        from peon.orchestration import TurnStatus  # the events of the domain take long to load
+
         is_running = projection_turns.c.status == TurnStatus.RUNNING.value
         return self.connection.execute(select(func.count()).where(is_running)).scalar_one()
 
     def pending_approvals(self) -> int | None:
         if projection_approvals.name not in self.tables:
             return None
+        from peon.orchestration import ApprovalStatus
+
         is_pending = projection_approvals.c.status == ApprovalStatus.PENDING.value
         return self.connection.execute(select(func.count()).where(is_pending)).scalar_one()

@@ -1,6 +1,5 @@
 """`peon subscriptions`: the saved positions of durable subscriptions."""
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from rich.text import Text
 from peon.cli.commands import DryRun, Yes, command
 from peon.cli.errors import CommandFailed
 from peon.cli.invocation import Invocation
+from peon.cli.subscription_document import Subscription, described
 from peon.cli.text import printable, table_of
 from peon.persistence import Database
 from peon.persistence.backends.driver_errors import DriverErrors
@@ -29,15 +29,6 @@ subscriptions = typer.Typer(
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of the subscription.", show_default=False)]
 
 END = "end"
-
-
-class Subscription(BaseModel):
-    """A durable subscription: the last event that it has handled, and how many follow in the log."""
-
-    name: str
-    position: int
-    lag: int
-    saved_at: datetime
 
 
 class Subscriptions(BaseModel):
@@ -69,15 +60,6 @@ def list_subscriptions(invocation: Invocation) -> None:
         found, end = _positions(database)
     document = Subscriptions(last_sequence=end, subscriptions=[described(each, end) for each in found])
     invocation.show(document, *tables_of(document.subscriptions), Text(f"The log ends with {end:,}."))
-
-
-def described(position: SubscriptionPosition, end: int) -> Subscription:
-    return Subscription(
-        name=position.name,
-        position=position.sequence,
-        lag=end - position.sequence,
-        saved_at=datetime.fromisoformat(position.saved_at),
-    )
 
 
 def tables_of(found: list[Subscription]) -> list[Table | Text]:

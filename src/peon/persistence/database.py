@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Generic, Self, TypedDict, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 from pydantic import BaseModel
 from sqlalchemy import URL, Connection, Engine
@@ -11,10 +11,8 @@ from sqlalchemy import URL, Connection, Engine
 from peon.config import AppConfig
 from peon.persistence import migrations
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.address import database_url
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.engine import create_engine
-from peon.persistence.backends.interface import Synchronous
+from peon.persistence.backends.engine import create_engine, engine_arguments
 from peon.persistence.event_store import EventStore, EventT
 from peon.persistence.log.codec import EventCodec
 from peon.persistence.maintenance import Maintenance
@@ -175,38 +173,6 @@ class Database(Generic[EventT]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-class EngineArguments(TypedDict):
-    """The arguments of `create_engine`."""
-
-    url: str | URL
-    synchronous: Synchronous
-    busy_timeout: float
-    pool_size: int | None
-    pool_timeout: float | None
-    connect_args: Mapping[str, Any] | None
-    version_table: str
-    echo: bool
-
-
-def engine_arguments(
-    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None, *, echo: bool
-) -> EngineArguments:
-    """Returns the configured address, or the one that is given instead, with the configured options."""
-    if not isinstance(config, AppConfig | None):
-        raise TypeError("a database is opened with an AppConfig; an address is given as url=…")
-    config = config or AppConfig()
-    return {
-        "url": database_url(config) if url is None else url,
-        "synchronous": config.database.synchronous,
-        "busy_timeout": config.database.busy_timeout,
-        "pool_size": config.database.pool_size,
-        "pool_timeout": config.database.pool_timeout,
-        "connect_args": connect_args,
-        "version_table": config.database.version_table,
-        "echo": echo,
-    }
 
 
 def bring_to_head(engine: Engine, *, migrate: bool) -> None:

@@ -24,14 +24,11 @@ from peon.persistence.orchestration.codec import codec_of_store
 from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 from peon.persistence.runtime.instrumentation import Operation
 from peon.persistence.runtime.telemetry import telemetry_of
-from peon.persistence.subscriptions import (
-    DurableSubscription,
-    SavedPosition,
-    StopEvent,
-    Subscription,
-    Tail,
-    notifier_of,
-)
+from peon.persistence.subscriptions.durable_subscription import DurableSubscription
+from peon.persistence.subscriptions.notifier import notifier_of
+from peon.persistence.subscriptions.positions import SavedPosition
+from peon.persistence.subscriptions.subscription import StopEvent, Subscription
+from peon.persistence.subscriptions.tail import Tail
 
 EventT = TypeVarWithDefault("EventT", bound=BaseModel, default=OrchestrationEvent)
 """The union of events of a store; the domain's own by default."""

@@ -22,6 +22,7 @@ INVALID_ADDRESSES = {
     "SQLite on a host": f"sqlite://ada:{SECRET}@127.0.0.1/peon.db",
     "port that is a word": f"postgresql+psycopg://ada:{SECRET}@127.0.0.1:port/peon",
     "password that is taken for a port": f"postgresql+psycopg://127.0.0.1:{SECRET}/peon",
+    "several hosts with ports": f"postgresql+psycopg://ada:{SECRET}@db1:5432,db2:5432/peon",
     "another backend": f"mysql+pymysql://ada:{SECRET}@127.0.0.1/peon",
     "backend that does not exist": f"nonsense://ada:{SECRET}@127.0.0.1/peon",
     "driver that does not exist": f"postgresql+nonsense://ada:{SECRET}@127.0.0.1/peon",
@@ -50,6 +51,9 @@ def test_the_error_for_an_invalid_address_hides_the_password(
     [
         (f"mysql+pymysql://ada:{SECRET}@127.0.0.1/peon", "mysql; only sqlite and postgresql are supported"),
         ("peon", "not one of SQLAlchemy: give sqlite:///… or postgresql+psycopg://…"),
+        ("postgresql+psycopg://ada@db1:5432,db2:5432/peon", "?host=first:5432&host=second:5432"),
+        ("postgresql+psycopg://db1:5432,db2/peon", "?host=first:5432&host=second:5432"),
+        ("postgresql+psycopg://a,a@db1:port/peon", "not one of SQLAlchemy"),
         ("postgresql+nonsense://127.0.0.1/peon", "asks for nonsense; give postgresql+psycopg"),
     ],
 )
@@ -58,3 +62,7 @@ def test_the_error_for_an_invalid_address_names_the_remedy(address: str, saying:
         Database.open(url=address, maintain_projections=False)
 
     assert saying in str(caught.value)
+
+
+def test_hosts_without_ports_may_be_listed() -> None:
+    assert create_engine("postgresql+psycopg://ada@db1,db2/peon").url.host == "db1,db2"

@@ -1,5 +1,6 @@
 """`verify` compares the tables with the log and reports each difference."""
 
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -26,9 +27,9 @@ from helpers.orchestration_scene import (
     told,
 )
 from helpers.reference_model import State
-from sqlalchemy import Integer, Table, delete, insert, select, update
+from sqlalchemy import URL, Integer, Table, delete, insert, select, update
 
-from peon.persistence import Database, Difference, schema
+from peon.persistence import Database, Difference, create_engine, schema
 from peon.persistence.orchestration.projection import OrchestrationProjection
 
 ROWS: tuple[tuple[Table, dict[str, Any], str, Any], ...] = (
@@ -198,3 +199,27 @@ class TestVerify:
             database.projections.verify(lambda *_: seen.extend([found(database), found(other)]))
 
         assert seen == [expected] * 10
+
+
+@pytest.fixture
+def never_opened(migrated_lasting_url: URL) -> Iterator[Database]:
+    """A database as a migration leaves it: its projection has no position."""
+    with Database(create_engine(migrated_lasting_url), maintain_projections=False) as database:
+        change(database, delete(schema.projection_positions))
+        yield database
+
+
+class TestNeverOpened:
+    def test_its_empty_tables_are_equal_to_its_empty_log(self, never_opened: Database) -> None:
+        assert never_opened.projections.verify() == []
+
+    def test_a_row_in_its_tables_is_found(self, never_opened: Database) -> None:
+        row = {"id": str(uuid4()), "name": "extra", "path": "/p", "created_at": "2026-05-17", "sequence": 1}
+        change(never_opened, insert(schema.projection_projects).values(row))
+
+        assert [each.column for each in never_opened.projections.verify()] == ["version", "sequence"]
+
+    def test_events_that_nothing_has_applied_are_found(self, never_opened: Database) -> None:
+        never_opened.events.append_all(SCENE)
+
+        assert [each.column for each in never_opened.projections.verify()] == ["version", "sequence"]

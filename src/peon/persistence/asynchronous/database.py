@@ -20,9 +20,9 @@ from peon.persistence.asynchronous.settings import AsyncSettingsStore
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.engine import create_async_engine, create_engine
+from peon.persistence.backends.engine import EngineArguments, create_async_engine, create_engine, engine_arguments
 from peon.persistence.backends.sqlite import dump_memory
-from peon.persistence.database import EngineArguments, OwnT, all_projections, bring_to_head, engine_arguments
+from peon.persistence.database import OwnT, all_projections, bring_to_head
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.event_store import EventT
 from peon.persistence.log.codec import EventCodec

@@ -10,7 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from peon.persistence.asynchronous.greenlets import Calls
 from peon.persistence.asynchronous.subscription import AsyncSubscription
 from peon.persistence.log.stored_event import StoredT
-from peon.persistence.subscriptions import Notifier, SavedPosition, StopEvent, Tail
+from peon.persistence.subscriptions.notifier import Notifier
+from peon.persistence.subscriptions.positions import SavedPosition
+from peon.persistence.subscriptions.subscription import StopEvent
+from peon.persistence.subscriptions.tail import Tail
 
 
 class AsyncDurableSubscription(AsyncSubscription[StoredT]):

@@ -20,7 +20,10 @@ from peon.persistence.log.reader import LogReader, Selection, checked_number
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.orchestration.codec import codec_of_store
 from peon.persistence.runtime.telemetry import telemetry_of
-from peon.persistence.subscriptions import SavedPosition, StopEvent, Tail, notifier_of
+from peon.persistence.subscriptions.notifier import notifier_of
+from peon.persistence.subscriptions.positions import SavedPosition
+from peon.persistence.subscriptions.subscription import StopEvent
+from peon.persistence.subscriptions.tail import Tail
 
 SubscriptionT = TypeVar("SubscriptionT", bound=AsyncSubscription[Any])
 

@@ -14,15 +14,17 @@ from sqlalchemy import Engine
 
 from peon.persistence.asynchronous.greenlets import Calls, Portion, next_portion
 from peon.persistence.log.stored_event import StoredEvent, StoredT
-from peon.persistence.subscriptions import Notifier, StopEvent, Tail
+from peon.persistence.subscriptions.notifier import Notifier
 from peon.persistence.subscriptions.subscription import (
     ACTIVE_POLL_SECONDS,
     BATCH_EVENTS,
+    StopEvent,
     require_batch,
     require_callback,
     require_stop_event,
     seconds_to_wait,
 )
+from peon.persistence.subscriptions.tail import Tail
 from peon.persistence.subscriptions.watcher import Watcher
 
 

@@ -1,5 +1,6 @@
 """Addresses of databases: what a URL may be, and what it says."""
 
+import re
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
@@ -32,6 +33,8 @@ def parse_url(url: str | URL) -> URL:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
+        if re.match(r"postgresql[^/]*://([^/?]*@)?[^/?@]*,[^/?@]*(/|\?|$)", str(url)):
+            raise _list_of_hosts() from None
         raise malformed_url() from None
     if "\0" in (parsed.database or ""):
         raise malformed_url()
@@ -43,6 +46,13 @@ def parse_url(url: str | URL) -> URL:
     if backend == "postgresql" and (driver := parsed.get_driver_name()) != "psycopg":
         raise PersistenceError(f"the database's URL asks for {driver}; give postgresql+psycopg://…")
     return parsed
+
+
+def _list_of_hosts() -> PersistenceError:
+    return PersistenceError(
+        "the database's URL has several ports before the name of the database, where SQLAlchemy allows one: "
+        "give postgresql+psycopg://user@/database?host=first:5432&host=second:5432"
+    )
 
 
 def malformed_url() -> PersistenceError:

@@ -4,17 +4,17 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 from weakref import WeakKeyDictionary
 
 import sqlalchemy
 from sqlalchemy import URL, AsyncAdaptedQueuePool, Dialect, Engine, Pool, QueuePool
-from sqlalchemy.dialects.sqlite import pysqlite  # noqa: F401 - otherwise imported by the first create_engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from peon.config import DEFAULT_VERSION_TABLE
-from peon.persistence.backends import BACKENDS, backend_of
+from peon.config import DEFAULT_VERSION_TABLE, AppConfig
+from peon.persistence.backends import backend_named, backend_of
 from peon.persistence.backends.address import (
+    database_url,
     is_memory,
     malformed_url,
     parse_url,
@@ -75,6 +75,38 @@ def create_engine(
     engine = _create(sqlalchemy.create_engine, with_blocking_driver(parse_url(url)), options, QueuePool)
     _set_up(engine, synchronous, options, time.sleep)
     return engine
+
+
+class EngineArguments(TypedDict):
+    """The arguments of `create_engine`."""
+
+    url: str | URL
+    synchronous: Synchronous
+    busy_timeout: float
+    pool_size: int | None
+    pool_timeout: float | None
+    connect_args: Mapping[str, Any] | None
+    version_table: str
+    echo: bool
+
+
+def engine_arguments(
+    config: AppConfig | None, url: str | URL | None, connect_args: Mapping[str, Any] | None, *, echo: bool
+) -> EngineArguments:
+    """Returns the configured address, or the one that is given instead, with the configured options."""
+    if not isinstance(config, AppConfig | None):
+        raise TypeError("a database is opened with an AppConfig; an address is given as url=…")
+    config = config or AppConfig()
+    return {
+        "url": database_url(config) if url is None else url,
+        "synchronous": config.database.synchronous,
+        "busy_timeout": config.database.busy_timeout,
+        "pool_size": config.database.pool_size,
+        "pool_timeout": config.database.pool_timeout,
+        "connect_args": connect_args,
+        "version_table": config.database.version_table,
+        "echo": echo,
+    }
 
 
 def create_reading_engine(
@@ -177,7 +209,7 @@ def _create(create: Callable[..., EngineT], url: URL, given: _Options, pool: typ
         "echo": given.echo,
         "hide_parameters": True,
     }  # they are payloads, and would end up in logs
-    backend = BACKENDS[address.get_backend_name()]
+    backend = backend_named(address.get_backend_name())
     options |= backend.engine_options(address, busy_timeout=given.busy_timeout, pool=pool)
     options |= _pool_options(address, given, pool)
     options["execution_options"] = {

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table
-from sqlalchemy.dialects.postgresql import Insert as PostgreSQLInsert
-from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects.postgresql import Insert as PostgreSQLInsert
+    from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 
 READ_ONLY = "peon_read_only"
 """Execution option of an engine or a connection: its transactions only read, so they never wait for a writer."""
@@ -213,7 +215,7 @@ class Backend(ABC):
     # Statements
 
     @abstractmethod
-    def insert(self, table: Table) -> SQLiteInsert | PostgreSQLInsert:
+    def insert(self, table: Table) -> "SQLiteInsert | PostgreSQLInsert":
         """Returns an INSERT that knows ON CONFLICT."""
 
     @abstractmethod

@@ -35,10 +35,12 @@ from peon.persistence.backends.postgresql_privileges import no_schema
 from peon.persistence.backends.postgresql_watching import SCHEMA_OF_LOG
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.runtime.log_records import CONNECTIONS, report
-from peon.persistence.schema import append_lock
+from peon.persistence.schema import append_lock, complete_partial_indexes
 
 if TYPE_CHECKING:
     import psycopg
+
+complete_partial_indexes()
 
 OPTIONAL_LOCK_TIMEOUT_MS = 50
 """How long an optional index update waits for a lock."""

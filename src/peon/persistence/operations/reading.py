@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Engine
 
 from peon.config import AppConfig
 from peon.persistence.backends.address import is_memory, is_missing
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.engine import create_reading_engine
-from peon.persistence.database import Database, engine_arguments
+from peon.persistence.backends.engine import create_reading_engine, engine_arguments
 from peon.persistence.errors import PersistenceError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from peon.persistence.database import Database
 
 
 @contextmanager
@@ -21,7 +23,7 @@ def opened_for_reading(
     url: str | URL | None = None,
     temporary_tables: bool = False,
     connect_args: Mapping[str, Any] | None = None,
-) -> Iterator[Database]:
+) -> Iterator["Database"]:
     """Yields a database that is neither created, migrated nor caught up, and whose parts can only read.
 
     The database may be at an older or newer revision, where statements fail that need other tables. It may be a file
@@ -38,6 +40,24 @@ def opened_for_reading(
         StoreUnavailable: There is no such file. Other reasons are met when the database is first read.
         PersistenceError: The URL cannot be used, or its driver is not installed; a database in memory was named.
     """
+    from peon.persistence.database import Database  # a health probe needs only the engine
+
+    engine = engine_for_reading(config, url=url, temporary_tables=temporary_tables, connect_args=connect_args)
+    database = Database(engine, maintain_projections=False)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def engine_for_reading(
+    config: AppConfig | None = None,
+    *,
+    url: str | URL | None = None,
+    temporary_tables: bool = False,
+    connect_args: Mapping[str, Any] | None = None,
+) -> Engine:
+    """Returns the engine of `opened_for_reading`, with the same arguments and errors. The caller disposes of it."""
     arguments = engine_arguments(config, url, connect_args, echo=False)
     engine = create_reading_engine(
         arguments["url"],
@@ -54,8 +74,4 @@ def opened_for_reading(
         raise StoreUnavailable(
             f"there is no database {database_name(engine)}: name an existing file, or create it with  peon migrate"
         )
-    database = Database(engine, maintain_projections=False)
-    try:
-        yield database
-    finally:
-        database.close()
+    return engine

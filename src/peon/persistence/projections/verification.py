@@ -1,9 +1,9 @@
 """Compares the tables of a projection with what the log says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, Connection, Row, Table, Text, cast, select
+from sqlalchemy import JSON, ColumnElement, Connection, Row, Table, Text, cast, exists, inspect, select
 
 from peon.persistence.projections.base import Projection
 from peon.persistence.projections.positions import Position, Problem, position_of, problems_of
@@ -36,7 +36,10 @@ def differences(connection: Connection, projection: Projection, replay: Replay, 
         connection.begin()  # statements that the driver runs do not begin one
     position = position_of(connection, projection)
     found_problems = problems_of(connection, projection)
-    found = list(_compare_position(projection, connection.scalars(LAST_SEQUENCE).one(), position))
+    end = connection.scalars(LAST_SEQUENCE).one()
+    if position is None and end == 0 and not found_problems and _are_empty(connection, projection.tables):
+        return []  # migrated, and never opened since
+    found = list(_compare_position(projection, end, position))
     if position is None or position.version != projection.version:
         return found  # its tables may have other columns, or not exist
     with shadowed(connection, [*projection.tables, projection_problems]) as pair:
@@ -46,6 +49,12 @@ def differences(connection: Connection, projection: Projection, replay: Replay, 
             if table.name != projection_problems.name:
                 found += compare(connection, shadow, table)
     return found
+
+
+def _are_empty(connection: Connection, tables: Sequence[Table]) -> bool:
+    """Returns whether no table has a row; a table that does not exist has none."""
+    existing = [table for table in tables if inspect(connection).has_table(table.name)]
+    return not any(connection.scalar(select(exists().select_from(table))) for table in existing)
 
 
 def compare(connection: Connection, expected: Table, found: Table) -> Iterator[Difference]:

@@ -27,6 +27,7 @@ from peon.persistence.schema.projections import (
 )
 from peon.persistence.schema.read_model import (
     checkpoints,
+    complete_partial_indexes,
     projection_approvals,
     projection_branches,
     projection_commits,
@@ -49,6 +50,7 @@ __all__ = [
     "checkpoints",
     "command_receipts",
     "compaction",
+    "complete_partial_indexes",
     "event_tags",
     "events",
     "log_identity",
