@@ -37,8 +37,14 @@ Batch = tuple[int, int, int]
 """A batch by the numbers of its writer, of its turn, and of itself."""
 
 
+FAILED = -1
+
+
 class Attempt(NamedTuple):
-    """A line of a writer's notes: a batch before it is appended, or with its sequences when that was acknowledged."""
+    """A line of a writer's notes: a batch before it is appended, or with its sequences when that was acknowledged.
+
+    If the append has failed, the sequences are `FAILED`.
+    """
 
     batch: Batch
     first: int | None = None
@@ -57,6 +63,9 @@ class Notes:
     def acknowledged(self, batch: Batch, stored: list[StoredEvent[OrchestrationEvent]]) -> None:
         self._write(Attempt(batch, stored[0].sequence, stored[-1].sequence))
 
+    def failed(self, batch: Batch) -> None:
+        self._write(Attempt(batch, FAILED, FAILED))
+
     def _write(self, attempt: Attempt) -> None:
         os.write(self._descriptor, json.dumps(attempt).encode() + b"\n")
 
@@ -66,6 +75,11 @@ def attempts(file: Path) -> list[Attempt]:
         return []
     lines = (json.loads(line) for line in file.read_text().splitlines())
     return [Attempt((batch[0], batch[1], batch[2]), first, last) for batch, first, last in lines]
+
+
+def failed_batches(notes: list[Attempt]) -> set[Batch]:
+    """Returns the batches whose last attempt has failed."""
+    return {batch for batch, first in {each.batch: each.first for each in notes}.items() if first == FAILED}
 
 
 def thread_of(writer: int) -> UUID:
@@ -207,7 +221,7 @@ def check(
     acknowledged: dict[tuple[int, int], int] = {}
     count = 0
     for (writer, turn, number), first, last in notes:
-        if first is not None and last is not None:
+        if first is not None and last is not None and first != FAILED:
             acknowledged[writer, turn] = max(number, acknowledged.get((writer, turn), 0))
             expected = batches_of(writer, turn)[number]
             assert last - first + 1 == len(expected)
