@@ -27,7 +27,7 @@ and write this page again:
 
 <!-- not run: it takes half an hour -->
 ```sh
-export RECORD_CAMPAIGNS=1 CAMPAIGN_ROUNDS=20
+export RECORD_CAMPAIGNS=1 CAMPAIGN_FACTOR=7
 python -m pytest -m slow -n 0 tests/campaigns
 python tests/helpers/campaigns.py
 ```
@@ -51,8 +51,8 @@ class CampaignResult(BaseModel):
 
 
 def rounds(few: int) -> int:
-    """Returns how often a campaign is repeated: `few` in CI, more for the page."""
-    return int(os.environ.get("CAMPAIGN_ROUNDS", few))
+    """Returns how often a campaign is repeated: `few` in CI, a multiple of that for the page."""
+    return few * int(os.environ.get("CAMPAIGN_FACTOR", "1"))
 
 
 def record(name: str, title: str, what: str, rounds: int, figures: dict[str, str | int]) -> None:

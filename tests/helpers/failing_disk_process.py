@@ -160,6 +160,8 @@ def fill_at_each_stage(app: Application, chance: Random) -> None:
         after = chance.randrange(2)
         for _ in count():
             app.append_several()
+            if action != "consumer":  # a compaction needs events that the consumer has read
+                app.consume()
             app.disk.fail(ALWAYS, errno.ENOSPC, chance.choice([0, EXTENDING_ONLY]), after)
             _, failed = app.attempt(action)
             if not failed or after > LAST_STAGE:
