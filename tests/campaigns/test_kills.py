@@ -165,6 +165,8 @@ class Campaign:
         for each in list(self.running):
             self.kill(each)
         assert self.failures() == ""
+        if self.url.get_backend_name() != "sqlite":
+            wait_for_orphans(self.url)
 
     def notes(self) -> list[Attempt]:
         return [attempt for file in sorted(self.folder.glob("*.notes")) for attempt in attempts(file)]
@@ -180,11 +182,23 @@ def new_schema(server: URL) -> Iterator[URL]:
     engine = sqlalchemy.create_engine(server)
     with engine.begin() as connection:
         connection.execute(text(f"CREATE SCHEMA {schema}"))
-    yield in_schema(server, schema)
+    yield in_schema(server, schema).update_query_dict({"application_name": schema})
     with engine.begin() as connection:
         find = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :name)")
         for name in connection.scalars(find, {"name": schema}).all():
             connection.execute(text(f"DROP SCHEMA {name} CASCADE"))
+    engine.dispose()
+
+
+def wait_for_orphans(url: URL) -> None:
+    """Waits until the server has noticed that its clients were killed: it first ends the statement that it executes."""
+    query = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND pid <> pg_backend_pid()")
+    engine = sqlalchemy.create_engine(url)
+    deadline = time.monotonic() + PATIENCE
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while connection.scalar(query, {"name": url.query["application_name"]}):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     engine.dispose()
 
 
