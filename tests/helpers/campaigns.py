@@ -27,7 +27,7 @@ and write this page again:
 
 <!-- not run: it takes half an hour -->
 ```sh
-export RECORD_CAMPAIGNS=1 CAMPAIGN_FACTOR=7
+export RECORD_CAMPAIGNS=1 CAMPAIGN_FACTOR=5
 python -m pytest -m slow -n 0 tests/campaigns
 python tests/helpers/campaigns.py
 ```
