@@ -182,12 +182,14 @@ def new_schema(server: URL) -> Iterator[URL]:
     engine = sqlalchemy.create_engine(server)
     with engine.begin() as connection:
         connection.execute(text(f"CREATE SCHEMA {schema}"))
-    yield in_schema(server, schema).update_query_dict({"application_name": schema})
-    with engine.begin() as connection:
-        find = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :name)")
-        for name in connection.scalars(find, {"name": schema}).all():
-            connection.execute(text(f'DROP SCHEMA "{name}" CASCADE'))
-    engine.dispose()
+    try:
+        yield in_schema(server, schema).update_query_dict({"application_name": schema})
+    finally:
+        with engine.begin() as connection:
+            find = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :name)")
+            for name in connection.scalars(find, {"name": schema}).all():
+                connection.execute(text(f'DROP SCHEMA "{name}" CASCADE'))
+        engine.dispose()
 
 
 def wait_for_orphans(url: URL) -> None:

@@ -64,6 +64,7 @@ def record(name: str, title: str, what: str, rounds: int, figures: dict[str, str
         }
         results = [Figure(name=name, value=value) for name, value in figures.items()]
         result = CampaignResult(title=title, what=" ".join(what.split()), rounds=rounds, results=results)
+        RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
