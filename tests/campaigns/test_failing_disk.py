@@ -56,7 +56,7 @@ def perform_round(shim: Path, folder: Path, mode: str, number: int, counts: Coun
         found = check(database, notes, set(), failed=failed_batches(notes))
     counts["acknowledged events"] += found.acknowledged
     counts["effects of the consumer"] += found.effects
-    for backup in disk.glob("*.backup"):
+    for backup in [*disk.glob("*.copy"), *disk.glob("*.backup")]:  # the latter are of migrations
         check_sound(backup)
         counts["backups checked"] += 1
 

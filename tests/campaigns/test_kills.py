@@ -230,7 +230,7 @@ def check_backups(campaign: Campaign, log: Log, last: Path) -> int:
             assert log_of(database) == log
         engine.dispose()
         return 1
-    files = list(campaign.folder.glob("*.backup"))
+    files = list(campaign.folder.glob("*.copy"))
     for file in files:
         check_sound(file)
         engine = create_engine(URL.create("sqlite", database=f"{file}.restored"))
@@ -279,7 +279,7 @@ def perform_round(url: URL, folder: Path, seed: int, counts: Counter[str]) -> No
     counts["acknowledged events"] += found.acknowledged
     counts["events merged into others"] += found.merged
     counts["effects of the consumer"] += found.effects
-    counts["backups checked"] += check_backups(campaign, log, folder / "last_backup.backup")
+    counts["backups checked"] += check_backups(campaign, log, folder / "last_backup.copy")
     counts["migrations checked"] += check_migrations(campaign)
 
 

@@ -59,7 +59,7 @@ def full_vacuum(database: Database, folder: Path, name: str) -> None:
 
 
 def back_up(database: Database, folder: Path, name: str) -> None:
-    back_up_database(database.engine, folder / f"{name}.backup")
+    back_up_database(database.engine, folder / f"{name}.copy")
 
 
 def migrate(database: Database, folder: Path, name: str) -> None:
