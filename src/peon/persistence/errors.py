@@ -287,6 +287,6 @@ class StoreUnavailable(PersistenceError):  # noqa: N818
 
     An SQLite file may also have been deleted, moved or replaced while it was open.
 
-    The call that raised it has stored nothing, and can be repeated. If the connection is lost during COMMIT, the
-    outcome is unknown; the message says so.
+    The call that raised it has stored nothing, and can be repeated. If the connection is lost or the disk
+    fails during COMMIT, the outcome is unknown; the message says so.
     """

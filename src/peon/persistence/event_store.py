@@ -101,7 +101,8 @@ class EventStore(Generic[EventT]):
             CommandEventsMerged: A compaction has merged them since. Nothing was stored.
             ProjectionError: An event contradicts the projections, if the store keeps any. Nothing was stored.
             StoreUnavailable: The database is locked, read-only, full or damaged. Nothing was stored. If the
-                connection to a server is lost during COMMIT, the outcome is unknown; the message says so.
+                connection to a server is lost during COMMIT, or the disk of an SQLite file fails, the outcome is
+                unknown; the message says so.
             TypeError: `events` is a single event, or `condition` or `connection` is of the wrong type.
             ValueError: No event can match the query of the condition, see `EventQuery`; `command_id` is not a UUID; the
                 connection is to another database, or its isolation level is AUTOCOMMIT.

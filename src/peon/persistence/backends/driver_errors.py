@@ -108,6 +108,11 @@ def no_sequence_left(connection: Connection) -> StoreUnavailable:
     )
 
 
+def is_disk_error(error: BaseException) -> bool:
+    """Returns whether SQLite could not read, write or sync a file. A full disk has another error."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+
+
 def explain(error: BaseException, file: Path | None = None) -> str:
     """Returns what went wrong, and what to do if that is known, without anything that could be part of a payload.
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.driver_errors import DriverErrors, database_name, is_disk_error
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.runtime.event_loop import pause
 from peon.persistence.runtime.instrumentation import RetryReason
@@ -61,8 +61,8 @@ def in_own_transaction(engine: Engine, driver_errors: DriverErrors, work: Callab
         work: Must be idempotent: it may run more than once.
 
     Raises:
-        StoreUnavailable: The database cannot be used. If the connection is lost during COMMIT, the outcome is
-            unknown; the message says so.
+        StoreUnavailable: The database cannot be used. If the connection is lost or the disk fails during COMMIT, the
+            outcome is unknown; the message says so.
     """
 
     def work_and_commit(own: OwnTransaction) -> ResultT:
@@ -141,7 +141,7 @@ def reason_to_repeat(
         The reason; `None` if it must not be repeated.
 
     Raises:
-        StoreUnavailable: The connection was lost during COMMIT, so the outcome is unknown.
+        StoreUnavailable: The connection was lost, or the disk failed, during COMMIT, so the outcome is unknown.
     """
     cause = driver_errors.cause_of(error)
     state = str(getattr(cause, "sqlstate", None))
@@ -149,6 +149,13 @@ def reason_to_repeat(
         return "undone"
     if cause is None or connection is None:
         return None
+    if committing and is_disk_error(cause):
+        # SQLite writes a commit to the -wal file before it syncs the file and shows the commit to anyone. The next
+        # commit overwrites it; but a start after all processes were killed finds it, and takes it for committed.
+        raise StoreUnavailable(
+            f"{database_name(engine)}: the disk could not be read or written during the commit, which may have taken "
+            f"place if the process is killed before the next one: {advice}"
+        ) from cause
     # SQLAlchemy has invalidated the connection if one of its own statements met the loss. An error that the server
     # reports has an SQLSTATE; an operational error without one comes from the connection itself.
     dbapi: Any = engine.dialect.loaded_dbapi

@@ -1,0 +1,283 @@
+"""What the campaigns append, and what must be true of the log afterwards, whatever has happened meanwhile."""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import sqlalchemy
+from helpers.orchestration_scene import project, thread
+from helpers.random_events import START
+from sqlalchemy import Connection, text
+
+from peon.orchestration import (
+    MessageAppended,
+    MessageChunkReceived,
+    MessageRole,
+    OrchestrationEvent,
+    TextContent,
+    TurnCompleted,
+    TurnStarted,
+)
+from peon.persistence import Database, Difference, Problem, StoredEvent
+from peon.persistence.operations.diagnosis import Diagnosed, Outcome, diagnose
+from peon.persistence.operations.reading import opened_for_reading
+
+CONSUMER = "campaign"
+PROJECT = UUID(int=1 << 100)
+WRITERS = 2
+NO_AGE = timedelta(0)
+
+Batch = tuple[int, int, int]
+"""A batch by the numbers of its writer, of its turn, and of itself."""
+
+
+FAILED = -1
+
+
+class Attempt(NamedTuple):
+    """A line of a writer's notes: a batch before it is appended, or with its sequences when that was acknowledged.
+
+    If the append has failed, the sequences are `FAILED`.
+    """
+
+    batch: Batch
+    first: int | None = None
+    last: int | None = None
+
+
+class Notes:
+    """A file to which a writer adds a line with one system call, which a kill cannot divide."""
+
+    def __init__(self, file: Path) -> None:
+        self._descriptor = os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+
+    def begins(self, batch: Batch) -> None:
+        self._write(Attempt(batch))
+
+    def acknowledged(self, batch: Batch, stored: list[StoredEvent[OrchestrationEvent]]) -> None:
+        self._write(Attempt(batch, stored[0].sequence, stored[-1].sequence))
+
+    def failed(self, batch: Batch) -> None:
+        self._write(Attempt(batch, FAILED, FAILED))
+
+    def _write(self, attempt: Attempt) -> None:
+        os.write(self._descriptor, json.dumps(attempt).encode() + b"\n")
+
+
+def attempts(file: Path) -> list[Attempt]:
+    if not file.exists():
+        return []
+    lines = (json.loads(line) for line in file.read_text().splitlines())
+    return [Attempt((batch[0], batch[1], batch[2]), first, last) for batch, first, last in lines]
+
+
+def failed_batches(notes: list[Attempt]) -> set[Batch]:
+    """Returns the batches whose last attempt has failed."""
+    return {batch for batch, first in {each.batch: each.first for each in notes}.items() if first == FAILED}
+
+
+def thread_of(writer: int) -> UUID:
+    return UUID(int=(2 << 100) + writer % WRITERS)
+
+
+def turn_id(writer: int, turn: int) -> UUID:
+    return UUID(int=(3 << 100) + (writer << 32) + turn)
+
+
+def message_id(writer: int, turn: int) -> UUID:
+    return UUID(int=(4 << 100) + (writer << 32) + turn)
+
+
+def scene() -> list[OrchestrationEvent]:
+    place = project(PROJECT).model_copy(update={"path": "/home/ada/campaign"})
+    return [place, *(thread(thread_of(writer), PROJECT) for writer in range(WRITERS))]
+
+
+@cache
+def batches_of(writer: int, turn: int) -> list[list[OrchestrationEvent]]:
+    """Returns the same events each time: one streamed message, in batches of random sizes."""
+    chance = Random(f"{writer}.{turn}")
+    place: dict[str, Any] = {
+        "turn_id": turn_id(writer, turn),
+        "thread_id": thread_of(writer),
+        "occurred_at": START + timedelta(seconds=turn),
+    }
+    message = message_id(writer, turn)
+    content = TextContent(text="")
+    events: list[OrchestrationEvent] = [
+        TurnStarted(**place),
+        MessageAppended(message_id=message, role=MessageRole.ASSISTANT, content=content, **place),
+    ]
+    for part in range(chance.randrange(3, 30)):
+        delta = f"[{writer}.{turn}.{part}]" + "~" * chance.choice([0, 40, 400])
+        events.append(MessageChunkReceived(message_id=message, delta=delta, **place))
+    events.append(TurnCompleted(turn_id=place["turn_id"], thread_id=place["thread_id"], occurred_at=START))
+    batches = []
+    while events:
+        size = chance.choice([1, 1, 2, 5, 12])
+        batches.append(events[:size])
+        events = events[size:]
+    return batches
+
+
+def text_of(batches: list[list[OrchestrationEvent]]) -> str:
+    return "".join(event.delta for batch in batches for event in batch if isinstance(event, MessageChunkReceived))
+
+
+class Found(NamedTuple):
+    """What a check has counted."""
+
+    acknowledged: int
+    merged: int
+    effects: int
+
+
+def create_effects(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE IF NOT EXISTS effects (sequence BIGINT, message TEXT, delta TEXT)"))
+
+
+def take_effect(connection: Connection, stored: StoredEvent[OrchestrationEvent]) -> None:
+    event = stored.event
+    is_chunk = isinstance(event, MessageChunkReceived)
+    values = {
+        "sequence": stored.sequence,
+        "message": str(event.message_id) if is_chunk else "",
+        "delta": event.delta if is_chunk and "\0" not in event.delta else "",
+    }
+    connection.execute(text("INSERT INTO effects VALUES (:sequence, :message, :delta)"), values)
+
+
+def consume_all(database: Database) -> None:
+    """Lets the consumer handle what is left."""
+    with database.events.durable_subscription(CONSUMER) as subscription:
+        while subscription.position < database.events.last_sequence():
+            stored = next(subscription)
+            with database.engine.begin() as connection:
+                take_effect(connection, stored)
+                subscription.save_position(connection=connection)
+
+
+def numbers(ranges: Collection[Any]) -> Iterator[int]:
+    for each in ranges:
+        yield from range(each.first, each.last + 1)
+
+
+class Shortcomings(NamedTuple):
+    """What verifications and `peon doctor` say against a database: nothing, unless it began with a contradiction."""
+
+    differences: list[Difference]
+    problems: list[Problem]
+    findings: list[Diagnosed]
+
+
+def shortcomings(database: Database) -> Shortcomings:
+    if database.engine.dialect.name == "sqlite":
+        check_sound(Path(str(database.engine.url.database)))
+    with opened_for_reading(url=database.engine.url) as reading:
+        found = [each for each in diagnose(reading) if each.finding.outcome is Outcome.FAILURE]
+    return Shortcomings(database.projections.verify(), database.projections.problems(), found)
+
+
+NONE = Shortcomings([], [], [])
+
+
+def check(
+    database: Database,
+    notes: list[Attempt],
+    removed_before: Collection[int],
+    *,
+    failed: Collection[Batch] = (),
+    before: Shortcomings = NONE,
+) -> Found:
+    """Compares the database with what was acknowledged, after the consumer has handled all events.
+
+    Args:
+        notes: All that was tried, and all that was acknowledged.
+        removed_before: The sequences without an event when the consumer was created.
+        failed: Batches whose append has failed with the promise that nothing was stored.
+        before: The shortcomings that the database has begun with.
+    """
+    log = {stored.sequence: stored.event for stored in database.events.stream()}
+    removed = set(numbers(database.maintenance.removed_events()))
+    everything = set(range(1, database.events.last_sequence() + 1))
+    assert everything - log.keys() == removed, "a gap without a record"
+    assert database.maintenance.lost_events() == []
+    with database.engine.connect() as connection:
+        merged = set(connection.scalars(text("SELECT sequence FROM merged_events")))
+        effects = connection.execute(text("SELECT sequence, message, delta FROM effects ORDER BY sequence")).all()
+
+    assert [row.sequence for row in effects] == sorted(everything - set(removed_before)), "not exactly once"
+    seen: dict[str, str] = {}
+    for row in effects:
+        seen[row.message] = seen.get(row.message, "") + row.delta
+
+    acknowledged: dict[tuple[int, int], int] = {}
+    count = 0
+    for (writer, turn, number), first, last in notes:
+        if first is not None and last is not None and first != FAILED:
+            acknowledged[writer, turn] = max(number, acknowledged.get((writer, turn), 0))
+            expected = batches_of(writer, turn)[number]
+            assert last - first + 1 == len(expected)
+            count += len(expected)
+            for sequence, event in zip(range(first, last + 1), expected, strict=True):
+                _check_acknowledged(sequence, event, log, removed, merged)
+
+    texts: dict[UUID, str] = {}
+    starts: dict[UUID, int] = {}
+    for event in log.values():
+        if isinstance(event, MessageChunkReceived):
+            texts[event.message_id] = texts.get(event.message_id, "") + event.delta
+        elif isinstance(event, TurnStarted):
+            starts[event.turn_id] = starts.get(event.turn_id, 0) + 1
+    for writer, turn in {attempt.batch[:2] for attempt in notes}:
+        batches = batches_of(writer, turn)
+        told = texts.get(message_id(writer, turn), "")
+        # A batch that was on its way may have been stored as a whole; a part of a batch never is.
+        assert told in {text_of(batches[:length]) for length in range(len(batches) + 1)}, "half a batch, or twice"
+        assert len(told) >= len(text_of(batches[: acknowledged.get((writer, turn), -1) + 1]))
+        assert seen.get(str(message_id(writer, turn)), "") == told, "the consumer was told something else"
+        assert starts.get(turn_id(writer, turn), 0) <= 1
+    stored_turns = [event for event in log.values() if not isinstance(event, MessageChunkReceived)]
+    for writer, turn, number in failed:
+        for event in batches_of(writer, turn)[number]:
+            if isinstance(event, MessageChunkReceived):
+                assert event.delta not in texts.get(event.message_id, ""), "an append that failed was stored"
+            else:
+                assert event not in stored_turns, "an append that failed was stored"
+    assert shortcomings(database) == before
+    return Found(count, len(removed), len(effects))
+
+
+def _check_acknowledged(
+    sequence: int,
+    event: OrchestrationEvent,
+    log: dict[int, OrchestrationEvent],
+    removed: Collection[int],
+    merged: Collection[int],
+) -> None:
+    found = log.get(sequence)
+    if found is None:
+        assert isinstance(event, MessageChunkReceived)
+        assert sequence in removed, "an acknowledged event is lost"
+    elif found != event:
+        assert isinstance(found, MessageChunkReceived)
+        assert isinstance(event, MessageChunkReceived)
+        assert sequence in merged
+        assert found.message_id == event.message_id
+        assert found.delta.endswith(event.delta)
+
+
+def check_sound(file: Path) -> None:
+    """Asks SQLite itself, without our engine."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{file}")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA integrity_check").scalars().all() == ["ok"]
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+    engine.dispose()
