@@ -1,4 +1,4 @@
-"""A log of ten million events beside one of a million: how each piece of work grows with the log.
+"""A log of ten million events beside shorter ones: how each piece of work grows with the log.
 
     python benchmarks/long_log.py [--events 10000000] [--folder FOLDER]
     python benchmarks/long_log.py --from benchmarks/long_log.json [--check]
@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from string import Template
 from typing import Any
 
@@ -37,15 +38,19 @@ RESULTS = ROOT / "benchmarks" / "long_log.json"
 PAGE = ROOT / "docs" / "reference" / "ten-million-events.md"
 
 EVENTS = 10_000_000
-TIMES_SHORTER = 10
-LEAST_EVENTS = 1_000_000
-"""The shorter log then has 100,000 events, of which the threads beside the sessions are a third."""
+LENGTHS = (100, 10, 1)
+"""Each log is so many times shorter than the longest one, and is measured before it."""
+
+LEAST_EVENTS = 10_000_000
+"""In shorter logs, the threads beside the sessions would be more than a third of the shortest one."""
+
+NOT_MEASURED = "—"
 
 OPENINGS = 30
 
 LINEAR = 1.2
-"""Processor time an event in the longer log, relative to the shorter one, up to which work is called linear: it differs
-by up to a fifth between two runs on a machine that does other work."""
+"""Processor time an event, relative to a log ten times shorter, up to which work is called linear: it differs by up
+to a fifth between two runs on a machine that does other work."""
 
 NAMES = {
     "fill": "append, 1,000 a commit, without projections",
@@ -86,7 +91,7 @@ class LongLog:
     events: int
     steps: dict[str, Step] = field(default_factory=dict)
     megabytes: dict[str, float] = field(default_factory=dict)
-    open_ms: float = 0.0
+    opened: TimedRead | None = None
     status: list[TimedRead] = field(default_factory=list)
     reads: list[TimedRead] = field(default_factory=list)
 
@@ -121,7 +126,7 @@ def measure(folder: Path, events: int, console: Console, save: Callable[[LongLog
         log.steps[name] = Step(**part(name))
         if name == "catch_up":
             log.megabytes["database"] = megabytes(database)
-            log.open_ms = min(part("open") for _ in range(OPENINGS))
+            log.opened = opening([part("open") for _ in range(OPENINGS)])
             log.status = [TimedRead(**each) for each in part("status")]
             log.reads = [TimedRead(**each) for each in part("read")]
         elif name == "export":
@@ -136,64 +141,89 @@ def measure(folder: Path, events: int, console: Console, save: Callable[[LongLog
     return log
 
 
+def opening(milliseconds: list[float]) -> TimedRead:
+    return TimedRead("`Database.open()`", min(milliseconds), median(milliseconds))
+
+
 def megabytes(file: Path) -> float:
     return file.stat().st_size / 1e6
 
 
-def growth(logs: list[LongLog], name: str) -> float:
-    """Returns the processor time an event in the longest log, relative to the shortest."""
-    shorter, longer = (log.steps[name].processor_seconds / log.events for log in (logs[0], logs[-1]))
-    return longer / shorter
+def microseconds(log: LongLog, name: str) -> float | None:
+    """Returns the processor time an event."""
+    return log.steps[name].processor_seconds / log.events * 1e6 if name in log.steps else None
+
+
+def growth(logs: list[LongLog], name: str) -> str:
+    """Compares the processor time an event in the longest log that was measured with a log ten times shorter."""
+    measured = [time for time in (microseconds(log, name) for log in logs) if time is not None]
+    if len(measured) < 2:
+        return NOT_MEASURED
+    ratio = measured[-1] / measured[-2]
+    return f"{ratio:.2f}, {'linear' if ratio <= LINEAR else 'more than linear'}"
 
 
 def steps_table(logs: list[LongLog]) -> Table:
-    headings = [f"{what}, {log.events:,}" for what in ("seconds", "processor time, s") for log in logs]
     rows = []
     for name in logs[0].steps:
-        steps = [log.steps[name] for log in logs]
-        ratio = growth(logs, name)
-        verdict = f"{ratio:.2f}, {'linear' if ratio <= LINEAR else 'more than linear'}"
-        times = [*(step.seconds for step in steps), *(step.processor_seconds for step in steps)]
-        rows.append((NAMES[name], *(f"{each:,.1f}" for each in times), verdict))
-    return Table(("work", *headings, "time an event, ratio"), rows)
+        spent = [figure(log.steps[name].seconds if name in log.steps else None, ".1f") for log in logs]
+        rows.append(
+            (NAMES[name], *spent, *(figure(microseconds(log, name), ".1f") for log in logs), growth(logs, name))
+        )
+    columns = [f"{what}, {log.events:,}" for what in ("seconds", "µs an event") for log in logs]
+    return Table(("work", *columns, "growth"), rows)
 
 
 def memory_table(logs: list[LongLog]) -> Table:
     rows = []
     for name in logs[0].steps:
-        added = [log.steps[name].added_mb for log in logs]
-        reached = max(added) <= STREAM_TARGET_MB
+        added = [log.steps[name].added_mb if name in log.steps else None for log in logs]
+        reached = all(each is None or each <= STREAM_TARGET_MB for each in added)
         target = target_text(STREAM_TARGET_MB if name == "stream" else None, reached, "≤", " MB")
-        rows.append((NAMES[name], *(f"{each:.0f} MB" for each in added), target))
-    return Table(("work", *headings(logs), "target"), rows)
+        rows.append((NAMES[name], *(figure(each, ".0f") for each in added), target))
+    return Table(("work, MB", *headings(logs), "target"), rows)
 
 
 def sizes_table(logs: list[LongLog]) -> Table:
-    rows = [
-        (
-            name,
-            *(
-                f"{log.megabytes[name]:,.0f} MB ({log.megabytes[name] * 1e6 / log.events:.0f} bytes an event)"
-                for log in logs
-            ),
-        )
-        for name in logs[0].megabytes
-    ]
-    return Table(("file", *headings(logs)), rows)
+    rows = []
+    for name in logs[0].megabytes:
+        sizes = [log.megabytes.get(name) for log in logs]
+        an_event = [size and size * 1e6 / log.events for size, log in zip(sizes, logs, strict=True)]
+        rows.append((name, *(figure(size, ",.0f") for size in sizes), *(figure(each, ".0f") for each in an_event)))
+    columns = [f"{what}, {log.events:,}" for what in ("MB", "bytes an event") for log in logs]
+    return Table(("file", *columns), rows)
 
 
 def reads_table(logs: list[LongLog]) -> Table:
-    opened = max(log.open_ms for log in logs) <= OPEN_TARGET_MS
-    target = target_text(OPEN_TARGET_MS, opened, "≤", " ms")
-    rows = [("`Database.open()`", *(f"{log.open_ms:.1f}" for log in logs), *("" for _ in logs), target)]
-    for reads, limit in (([log.status for log in logs], None), ([log.reads for log in logs], PAGE_TARGET_MS)):
-        for same in zip(*reads, strict=True):
-            reached = all(Read(each.name, each.shortest_ms, limit).reached for each in same)
-            times = [*(each.shortest_ms for each in same), *(each.median_ms for each in same)]
-            shown = target_text(limit, reached, "≤", " ms")
-            rows.append((same[0].name, *(f"{each:.2f}" for each in times), shown))
-    names = [f"{what}, {log.events:,}" for what in ("shortest, ms", "median, ms") for log in logs]
-    return Table(("read", *names, "target"), rows)
+    opened = [[log.opened] if log.opened else [] for log in logs]
+    parts = (
+        (opened, OPEN_TARGET_MS),
+        ([log.status for log in logs], None),
+        ([log.reads for log in logs], PAGE_TARGET_MS),
+    )
+    rows = []
+    for reads, limit in parts:
+        for number, first in enumerate(reads[0]):
+            same = [each[number] if each else None for each in reads]
+            times = [each and each.shortest_ms for each in same] + [each and each.median_ms for each in same]
+            reached = all(Read("", each.shortest_ms, limit).reached for each in same if each)
+            target = target_text(limit, reached, "≤", " ms")
+            rows.append((first.name, *(figure(each, ".2f") for each in times), target))
+    columns = [f"{what}, {log.events:,}" for what in ("shortest, ms", "median, ms") for log in logs]
+    return Table(("read", *columns, "target"), rows)
+
+
+def figure(number: float | None, form: str) -> str:
+    return NOT_MEASURED if number is None else format(number, form)
+
+
+def missing(logs: list[LongLog]) -> str:
+    """Returns a paragraph that says what was not measured with the longest log, or nothing."""
+    names = [NAMES[name] for name in logs[0].steps if name not in logs[-1].steps]
+    names += [] if logs[-1].reads else ["opening and reading"]
+    if not names:
+        return ""
+    return f"\n**This run was ended early. Not measured with {logs[-1].events:,} events: {', '.join(names)}.**\n"
 
 
 def headings(logs: list[LongLog]) -> list[str]:
@@ -205,7 +235,8 @@ def page_text(results: Results) -> str:
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         environment=results.environment.table().to_markdown(),
         events=f"{logs[-1].events:,}",
-        fewer=f"{logs[0].events:,}",
+        fewer=" and ".join(f"{log.events:,}" for log in logs[:-1]),
+        missing=missing(logs),
         reads=str(READS),
         openings=str(OPENINGS),
         linear=f"{LINEAR:g}",
@@ -220,7 +251,7 @@ def run(arguments: argparse.Namespace, console: Console) -> Results:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         results = Results(read_environment(folder, None, ""), [])
-        for events in (arguments.events // TIMES_SHORTER, arguments.events):
+        for events in (arguments.events // times for times in LENGTHS):
             place = folder / str(events)
             place.mkdir()
 
