@@ -205,10 +205,11 @@ def reads_table(logs: list[LongLog]) -> Table:
     for reads, limit in parts:
         for number, first in enumerate(reads[0]):
             same = [each[number] if each else None for each in reads]
-            times = [each and each.shortest_ms for each in same] + [each and each.median_ms for each in same]
+            shortest = [each.shortest_ms if each else None for each in same]
+            middle = [each.median_ms if each else None for each in same]
             reached = all(Read("", each.shortest_ms, limit).reached for each in same if each)
             target = target_text(limit, reached, "≤", " ms")
-            rows.append((first.name, *(figure(each, ".2f") for each in times), target))
+            rows.append((first.name, *(figure(each, ".2f") for each in (*shortest, *middle)), target))
     columns = [f"{what}, {log.events:,}" for what in ("shortest, ms", "median, ms") for log in logs]
     return Table(("read", *columns, "target"), rows)
 

@@ -94,14 +94,14 @@ class Job(NamedTuple):
 
     database: Database
     folder: Path
-    count: int
+    events: int
 
 
 def stream(job: Job) -> None:
     last = 0
     for stored in job.database.events.stream():
         last = stored.sequence
-    require(last == job.count, "stream ended early")
+    require(last == job.events, "stream ended early")
 
 
 def catch_up(job: Job) -> None:
@@ -119,12 +119,12 @@ def verify(job: Job) -> None:
 
 def export(job: Job) -> None:
     report = export_log(job.database.engine, job.folder / EXPORT)
-    require(report.events == job.count, "the export is not complete")
+    require(report.events == job.events, "the export is not complete")
 
 
 def back_up(job: Job) -> None:
     report = back_up_database(job.database.engine, job.folder / BACKUP)
-    require(report.events == job.count, "the backup is not complete")
+    require(report.events == job.events, "the backup is not complete")
 
 
 def compact(job: Job) -> None:
