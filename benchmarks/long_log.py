@@ -122,10 +122,11 @@ def measure(folder: Path, events: int, console: Console, save: Callable[[LongLog
         return found
 
     log.steps["fill"] = Step(**part("fill"))
+    log.megabytes["log alone"] = megabytes(database)
     for name in WORKS:
         log.steps[name] = Step(**part(name))
         if name == "catch_up":
-            log.megabytes["database"] = megabytes(database)
+            log.megabytes["log and projections"] = megabytes(database)
             log.opened = opening([part("open") for _ in range(OPENINGS)])
             log.status = [TimedRead(**each) for each in part("status")]
             log.reads = [TimedRead(**each) for each in part("read")]
@@ -136,7 +137,7 @@ def measure(folder: Path, events: int, console: Console, save: Callable[[LongLog
             log.megabytes["backup"] = megabytes(folder / BACKUP)
             (folder / BACKUP).unlink()
         elif name == "vacuum":
-            log.megabytes["database, compacted"] = megabytes(database)
+            log.megabytes["the same, compacted"] = megabytes(database)
         save(log)
     return log
 
