@@ -1,5 +1,7 @@
-"""The tables of the event log, and of what is recorded beside it: tag index, commands, subscriptions, compaction,
-redaction."""
+"""The tables of the event log, and of what is recorded beside it.
+
+The latter are the tag index, commands, subscriptions, compaction and redaction.
+"""
 
 from sqlalchemy import (
     BigInteger,
