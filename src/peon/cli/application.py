@@ -12,6 +12,7 @@ from peon.cli import (
     maintenance,
     migrate,
     projections,
+    redaction,
     settings,
     status,
     subscriptions,
@@ -56,5 +57,6 @@ for group in (
     backup,
     transfer,
     maintenance,
+    redaction,
 ):
     group.add_to(application)

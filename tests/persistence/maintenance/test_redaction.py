@@ -182,7 +182,7 @@ def test_tags_follow_the_redacted_event(migrated_lasting_url: URL) -> None:
         (lambda _: TurnCompleted(turn_id=TURN, thread_id=THREAD), TypeError, "has made a TurnCompleted of event 2"),
         (lambda event: event.model_copy(update={"occurred_at": "now"}), ValueError, "cannot be stored for event 2"),
         (
-            lambda event: event.model_copy(update={"turn_id": COMMAND}) if hasattr(event, "turn_id") else event,
+            lambda event: event.model_copy(update={"turn_id": COMMAND}) if isinstance(event, TurnStarted) else event,
             ValueError,
             "makes event 5 contradict others",
         ),

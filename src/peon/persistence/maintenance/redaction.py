@@ -1,6 +1,7 @@
 """Redaction: the content of events is replaced, and the rows that follow from them, in one transaction."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -209,10 +210,10 @@ class _Change:
         return [(row[0], *new, row[3]) if (new := self.rows.get(row[0])) is not None else row for row in page]
 
     def write(self, connection: Connection, problems: Sequence[Problem]) -> None:
-        if problems:
+        if problem := self._first_contradiction(connection, problems):
             raise ValueError(
-                f"the rule makes event {problems[0].sequence} contradict others ({problems[0].reason}): it must keep "
-                "the identifiers"
+                f"the rule makes event {problem.sequence} contradict others ({problem.reason}): it must keep the "
+                "identifiers"
             )
         if not begin_step(connection, self._seen):
             raise LogChanged
@@ -227,6 +228,17 @@ class _Change:
                 for before in self._stored(connection, some):
                     self._index.replace(connection, [(row, *self.rows[row[0]]) for row in before])
                 REPLACE_EVENT.run(connection, [(*self.rows[sequence], sequence) for sequence in some])
+
+    def _first_contradiction(self, connection: Connection, problems: Sequence[Problem]) -> Problem | None:
+        """Returns the first problem of an event that this program can decode: others may know more types of events."""
+        reasons = {problem.sequence: problem for problem in problems}
+        for some in _batches(sorted(reasons), WRITTEN_AT_ONCE):
+            for page in self._stored(connection, some):
+                for sequence, event_type, payload, _ in self.changed(page):
+                    with suppress(EventDecodeError):
+                        self._codec.decode(sequence, event_type, payload)
+                        return reasons[sequence]
+        return None
 
     def _stored(self, connection: Connection, sequences: list[int]) -> Iterator[list[LogRow]]:
         while sequences and (page := self._log.read_rows(connection, sequences)):
