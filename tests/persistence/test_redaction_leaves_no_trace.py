@@ -65,19 +65,19 @@ def test_on_sqlite(migrated_sqlite_url: URL, secure_delete: str) -> None:
 def test_on_sqlite_without_a_vacuum(migrated_sqlite_url: URL, secure_delete: str) -> None:
     folder = file_of(migrated_sqlite_url).parent
     with Database.open(url=migrated_sqlite_url) as database:
-        database.events.append_all([*SCENE, *TOLD])
+        database.events.append_all([*SCENE, *TOLD[1:]])  # whose rows were never changed or moved
 
         remains = database.maintenance.redact(OF_THREAD, vacuum=False).remains
 
         assert "full vacuum" in str(remains)
-        assert files_with_secret(folder) == []  # nothing had been deleted before
+        assert files_with_secret(folder) == []
 
 
 def test_a_reader_keeps_the_old_pages(migrated_sqlite_url: URL) -> None:
     folder = file_of(migrated_sqlite_url).parent
-    with Database.open(url=f"{migrated_sqlite_url}", connect_args={"timeout": 0.1}) as database:
+    with Database.open(url=migrated_sqlite_url, connect_args={"timeout": 0.1}) as database:
         database.events.append_all([*SCENE, *TOLD])
-        with database.engine.connect() as connection:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         with database.read_transaction() as connection:
             connection.exec_driver_sql("SELECT count(*) FROM events").scalar_one()
