@@ -27,7 +27,15 @@ from peon.persistence.event_store import EventStore
 from peon.persistence.log.codec import EventCodec, UndecodableEvent, Upcaster
 from peon.persistence.log.query import AppendCondition, EventQuery
 from peon.persistence.log.stored_event import StoredEvent
-from peon.persistence.maintenance import Compaction, Maintenance, RemovedEvents, SequenceRange, Vacuum
+from peon.persistence.maintenance import (
+    Compaction,
+    Maintenance,
+    RecordedRedaction,
+    Redaction,
+    RemovedEvents,
+    SequenceRange,
+    Vacuum,
+)
 from peon.persistence.migrations import upgrade
 from peon.persistence.operations.backups import (
     BackupReport,
@@ -86,6 +94,8 @@ __all__ = [
     "ProjectionsTooNew",
     "ReadModel",
     "Refusal",
+    "RecordedRedaction",
+    "Redaction",
     "RemovedEvents",
     "RestoreReport",
     "ResumedSubscription",
