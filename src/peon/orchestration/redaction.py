@@ -60,8 +60,7 @@ def redacted(event: EventT) -> EventT:
 
 
 def _content(event: MessageAppended) -> dict[str, Any]:
-    content = event.content
-    return {"content": _redacted_content(content)}
+    return {"content": _redacted_content(event.content)}
 
 
 def _redacted_content(content: MessageContent) -> MessageContent:
@@ -69,7 +68,7 @@ def _redacted_content(content: MessageContent) -> MessageContent:
         return content.model_copy(update={"text": MARKER})
     if isinstance(content, ToolCallContent):
         return content.model_copy(update={"arguments": REDACTED_ARGUMENTS})
-    return content.model_copy(update={"output": MARKER})
+    return content if content.output is None else content.model_copy(update={"output": MARKER})
 
 
 def _texts(*names: str) -> Callable[[Any], dict[str, Any]]:
