@@ -20,8 +20,8 @@ PUBLIC = """
     CommandEventsMerged CommandEventsRemoved Compaction ConcurrencyError ConfigError DamagedFile Database Difference
     DurableSubscription EventCodec EventDecodeError EventEncodeError EventQuery EventStore ExportReport ImportReport
     LostRow Maintenance MigrationFailed PersistenceError PositionBeyondEnd Problem Projection ProjectionError
-    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel Refusal RemovedEvents RestoreReport
-    ResumedSubscription SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SequenceRange SettingError
+    Projections ProjectionsOutOfDate ProjectionsTooNew ReadModel RecordedRedaction Redaction Refusal RemovedEvents
+    RestoreReport ResumedSubscription SalvageReport SchemaError SchemaOutOfDate SchemaTooNew SequenceRange SettingError
     SettingsStore StoreUnavailable StoredEvent Subscription SubscriptionConflict UndecodableEvent Upcaster Vacuum
     __version__ back_up_database copy_database create_async_engine create_engine export_log import_log
     restore_database salvage_database upgrade
@@ -32,7 +32,8 @@ PERSISTENCE = """
     ConcurrencyError DamagedFile Database Difference EventCodec EventDecodeError EventEncodeError EventQuery
     EventStore ExportReport ImportReport LostRow Maintenance MigrationFailed NamedSubscription PersistenceError
     PositionBeyondEnd Problem Projection ProjectionError Projections ProjectionsOutOfDate ProjectionsTooNew
-    ReadModel Refusal RemovedEvents RestoreReport ResumedSubscription SalvageReport SchemaError SchemaOutOfDate
+    ReadModel RecordedRedaction Redaction Refusal RemovedEvents RestoreReport ResumedSubscription SalvageReport
+    SchemaError SchemaOutOfDate
     SchemaTooNew SequenceRange SettingError SettingsStore StoreUnavailable StoredEvent Subscription
     SubscriptionConflict UndecodableEvent Upcaster Vacuum back_up_database copy_database create_engine export_log
     import_log restore_database salvage_database upgrade
@@ -40,11 +41,11 @@ PERSISTENCE = """
 
 ORCHESTRATION = """
     ActionApproved ActionRejected Approval ApprovalRequested ApprovalStatus Branch BranchCreated BranchPushed
-    ChangesCommitted Checkpoint CheckpointCreated CheckpointRestored ChunkJoiner Commit Event Message
-    MessageAppended MessageChunkReceived MessageContent MessageRole OrchestrationEvent Project ProjectCreated
+    ChangesCommitted Checkpoint CheckpointCreated CheckpointRestored ChunkJoiner Commit Event MARKER
+    Message MessageAppended MessageChunkReceived MessageContent MessageRole OrchestrationEvent Project ProjectCreated
     ProjectDeleted ProjectRenamed Provider RuntimeMode Snapshot TextContent ThinkingContent Thread ThreadCreated
     ThreadDeleted ThreadSelected ThreadStatus ThreadStatusChanged ToolCallContent ToolResultContent Turn
-    TurnCompleted TurnFailed TurnInterrupted TurnStarted TurnStatus event_type_name storable_text
+    TurnCompleted TurnFailed TurnInterrupted TurnStarted TurnStatus event_type_name redacted storable_text
 """
 
 NOT_FOR_THREADS = ("sqlalchemy.ext.asyncio", "aiosqlite", "psycopg", "alembic", "peon.persistence.asynchronous")

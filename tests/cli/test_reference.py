@@ -32,6 +32,7 @@ LINES = [
     "rebuild",
     "compact --yes",
     "vacuum",
+    "redact --yes --thread 00000000-0000-0000-0000-000000000003",
     "subscriptions list",
     "subscriptions set-position mails 1 --yes",
     "subscriptions delete mails --yes",

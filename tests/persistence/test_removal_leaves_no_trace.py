@@ -3,13 +3,12 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from helpers.migrated_databases import file_of
 from helpers.orchestration_scene import THREAD, TURN
-from helpers.secret import SECRET
+from helpers.secret import SECRET, files_with_secret, relations_with_secret
 from sqlalchemy import URL, Connection, Engine, event, text
 from sqlalchemy.exc import IntegrityError
 
@@ -88,10 +87,6 @@ def assert_gone_for_readers(database: Database, removed: list[int]) -> None:
         database.events.append_all([COMMITTED], command_id=COMMAND)
 
 
-def files_with_secret(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if SECRET.encode() in path.read_bytes()]
-
-
 @pytest.fixture(params=["ON", "OFF"])
 def secure_delete(request: pytest.FixtureRequest) -> Iterator[str]:
     """Some builds of SQLite overwrite what is deleted, others leave it in free pages."""
@@ -130,20 +125,6 @@ def test_on_sqlite(migrated_sqlite_url: URL, secure_delete: str) -> None:
         with pytest.raises(IntegrityError), database.engine.begin() as connection:
             connection.execute(text("DELETE FROM events WHERE sequence = 1"))
     assert files_with_secret(folder) == []
-
-
-def relations_with_secret(connection: Connection) -> list[str]:
-    """Returns the tables, indexes and TOAST tables of the schema whose files have the secret."""
-    connection.execute(text("CHECKPOINT"))
-    paths = connection.execute(
-        text(
-            "SELECT oid::regclass::text, pg_relation_filepath(oid) FROM pg_class "
-            "WHERE pg_relation_filepath(oid) IS NOT NULL AND (relnamespace = current_schema()::regnamespace "
-            "OR oid IN (SELECT reltoastrelid FROM pg_class WHERE relnamespace = current_schema()::regnamespace))"
-        )
-    ).all()
-    read = text("SELECT pg_read_binary_file(:path)")
-    return [name for name, path in paths if SECRET.encode() in bytes(connection.scalar(read, {"path": path}))]
 
 
 @pytest.mark.slow  # waits for checkpoints of the server

@@ -45,6 +45,10 @@ COMMANDS = {
     "compact": _Described(
         "maintenance", "Merges the chunks of each streamed message whose turn has ended, while applications run."
     ),
+    "redact": _Described(
+        "redaction",
+        "Replaces texts, tool arguments and outputs, paths and errors by a marker, in events and in the read model.",
+    ),
     "vacuum": _Described("maintenance", "Gives the space of removed rows back to the file system."),
     "subscriptions": _Described("subscriptions", "Lists, moves and removes the positions of durable subscriptions."),
     "settings": _Described("settings", "Lists, reads and changes the application's settings."),

@@ -49,11 +49,13 @@ from peon.orchestration.model import (
     Turn,
     TurnStatus,
 )
+from peon.orchestration.redaction import MARKER, redacted
 from peon.orchestration.unfinished_work import UnfinishedWork
 from peon.payloads import event_type_name
 from peon.storable_text import ChunkJoiner, storable_text
 
 __all__ = [
+    "MARKER",
     "ActionApproved",
     "ActionRejected",
     "Approval",
@@ -102,5 +104,6 @@ __all__ = [
     "TurnStatus",
     "UnfinishedWork",
     "event_type_name",
+    "redacted",
     "storable_text",
 ]

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from peon.persistence.log.codec import EventCodec, UndecodableEvent, Upcaster
     from peon.persistence.log.query import AppendCondition, EventQuery
     from peon.persistence.log.stored_event import StoredEvent
-    from peon.persistence.maintenance import Compaction, Maintenance, RemovedEvents, SequenceRange, Vacuum
+    from peon.persistence.maintenance import (
+        Compaction,
+        Maintenance,
+        RecordedRedaction,
+        Redaction,
+        RemovedEvents,
+        SequenceRange,
+        Vacuum,
+    )
     from peon.persistence.migrations import upgrade
     from peon.persistence.operations.backups import (
         BackupReport,
@@ -90,6 +98,8 @@ __all__ = [
     "ProjectionsOutOfDate",
     "ProjectionsTooNew",
     "ReadModel",
+    "RecordedRedaction",
+    "Redaction",
     "Refusal",
     "RemovedEvents",
     "RestoreReport",
@@ -146,7 +156,15 @@ _NAMES = {
     "log.codec": ("EventCodec", "UndecodableEvent", "Upcaster"),
     "log.query": ("AppendCondition", "EventQuery"),
     "log.stored_event": ("StoredEvent",),
-    "maintenance": ("Compaction", "Maintenance", "RemovedEvents", "SequenceRange", "Vacuum"),
+    "maintenance": (
+        "Compaction",
+        "Maintenance",
+        "RecordedRedaction",
+        "Redaction",
+        "RemovedEvents",
+        "SequenceRange",
+        "Vacuum",
+    ),
     "migrations": ("upgrade",),
     "operations.backups": (
         "BackupReport",

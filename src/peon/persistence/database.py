@@ -44,7 +44,7 @@ class Database(Generic[EventT]):
         projections: Catches up, rebuilds and verifies the tables that are derived from the log.
         read_model: Reads the tables of the domain's projection.
         settings: The application's settings.
-        maintenance: Keeps the database small.
+        maintenance: Keeps the database small, and redacts it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Database(Generic[EventT]):
         self.events: EventStore[EventT] = EventStore(engine, codec, on_append=on_append)
         self.read_model: ReadModel = ReadModel(engine)
         self.settings: SettingsStore = SettingsStore(engine)
-        self.maintenance: Maintenance = Maintenance(engine, used)
+        self.maintenance: Maintenance = Maintenance(engine, used, (OrchestrationProjection(), *projections))
 
     def __repr__(self) -> str:
         return f"<Database {database_name(self.engine)}>"

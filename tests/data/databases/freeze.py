@@ -142,6 +142,11 @@ def rows_of_other_tables(
         "subscription_positions": [("mailer", 17, MOMENT), ("größe ☃", 0, LATER)],
         "merged_events": [(2**40, 3, MOMENT), (2**40 + 3, 2, LATER)],
         "removed_events": [(2**40 - 2, 2**40 - 1, "compaction", MOMENT), (2**40 + 2, 2**40 + 2, "compaction", LATER)],
+        "redactions": [
+            (1, MOMENT, "ada", '[{"thread_id":"größe"}]', "peon.orchestration.redaction.redacted", 2),
+            (2, LATER, "", "[{}]", "rule", 2**40),
+        ],
+        "redacted_events": [(3, 1), (2**40 + 4, 2)],
         "settings": [("theme", '"dark"'), ("größe ☃", '{"länge": "𝄞"}'), ("empty", "")],
     }
 

@@ -33,6 +33,8 @@ from peon.persistence.schema import (
     command_receipts,
     events,
     merged_events,
+    redacted_events,
+    redactions,
     removed_events,
     settings,
     subscription_positions,
@@ -104,6 +106,8 @@ def populate(database: Database) -> None:
     with database.engine.begin() as connection:  # no version of the code can decode these events
         add(connection, removed_events, (1000, 1001, "compaction", "any time"))
         add(connection, merged_events, (1002, 3, "any time"))
+        add(connection, redactions, (1, "any time", "ada", "[{}]", "rule", 1))
+        add(connection, redacted_events, (1002, 1))
         add(connection, events, (3, "Unknown", '{"type":"Unknown"}', "any time"))
         add(connection, events, (4, "ProjectRenamed", "", ""))
         add(connection, events, (5, "", '{"name": "\\u0000",  "name": 1e400}', "any time"))
@@ -496,6 +500,8 @@ any_rows = st.fixed_dictionaries(
             events: st.tuples(st.integers(1, 2**62), any_text, any_text, any_text),
             removed_events: st.tuples(numbers, numbers, any_text, any_text),
             merged_events: st.tuples(numbers, small_numbers, any_text),
+            redactions: st.tuples(small_numbers, any_text, any_text, any_text, any_text, numbers),
+            redacted_events: st.tuples(numbers, small_numbers),
             settings: st.tuples(any_text, any_text),
             command_receipts: st.tuples(any_text, numbers, small_numbers, any_text),
             subscription_positions: st.tuples(any_text, numbers, any_text),

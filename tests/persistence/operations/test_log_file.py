@@ -25,6 +25,7 @@ from peon.persistence import (
     CommandConflict,
     CommandEventsMerged,
     Database,
+    EventQuery,
     PersistenceError,
     SchemaOutOfDate,
     StoreUnavailable,
@@ -483,6 +484,21 @@ def test_the_record_of_a_compaction_is_imported(migrated_lasting_url: URL, targe
     assert target.events.replay_all() == log
     with pytest.raises(CommandEventsMerged):
         target.events.append_all(batch, command_id=COMMAND)
+
+
+def test_the_record_of_a_redaction_is_imported(migrated_lasting_url: URL, target: Database) -> None:
+    batch = [*SCENE, *whole("ebb")]
+    with Database.open(url=migrated_lasting_url) as source:
+        source.events.append_all(batch, command_id=COMMAND)
+        source.maintenance.redact(EventQuery(), by="ada")
+        lines = exported(source)
+        acts, log = source.maintenance.redactions(), source.events.replay_all()
+
+    import_log(target.engine, io.BytesIO(lines))
+
+    assert b"ebb" not in lines
+    assert target.maintenance.redactions() == acts
+    assert target.events.append_all(batch, command_id=COMMAND) == log
 
 
 def test_a_compacted_log_is_not_appended(pair: tuple[Database, Database], migrated_lasting_url: URL) -> None:

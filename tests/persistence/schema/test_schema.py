@@ -121,6 +121,15 @@ COLUMNS = {
     "subscription_positions": {"name": TEXT, "sequence": WIDE, "saved_at": TEXT},
     "compaction": {"number": "INTEGER NOT NULL", "steps": WIDE},
     "merged_events": {"sequence": WIDE, "events": "INTEGER NOT NULL", "merged_at": TEXT},
+    "redactions": {
+        "number": "INTEGER NOT NULL",
+        "redacted_at": TEXT,
+        "redacted_by": TEXT,
+        "query": TEXT,
+        "rule": TEXT,
+        "events": WIDE,
+    },
+    "redacted_events": {"sequence": WIDE, "redaction": "INTEGER NOT NULL"},
     "removed_events": {"first_sequence": WIDE, "last_sequence": WIDE, "reason": TEXT, "removed_at": TEXT},
 }
 
@@ -231,7 +240,7 @@ def inspector(as_opened: Engine) -> Inspector:
 
 
 def test_there_are_exactly_these_tables_and_that_of_alembic(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 25
+    assert len(COLUMNS) == 27
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 

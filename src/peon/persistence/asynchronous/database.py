@@ -28,6 +28,7 @@ from peon.persistence.event_store import EventT
 from peon.persistence.log.codec import EventCodec
 from peon.persistence.maintenance import Maintenance
 from peon.persistence.orchestration.codec import codec_of_database
+from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.orchestration.read_model import ReadModel
 from peon.persistence.projections import Progress, Projection
 from peon.persistence.settings import SettingsStore
@@ -71,7 +72,7 @@ class AsyncDatabase(Generic[EventT]):
         self.projections: AsyncProjections = AsyncProjections(blocking, self._calls)
         self.read_model: AsyncReadModel = AsyncReadModel(ReadModel(engine.sync_engine), self._calls)
         self.settings: AsyncSettingsStore = AsyncSettingsStore(SettingsStore(engine.sync_engine), self._calls)
-        maintenance = Maintenance(engine.sync_engine, used)
+        maintenance = Maintenance(engine.sync_engine, used, (OrchestrationProjection(), *projections))
         self.maintenance: AsyncMaintenance = AsyncMaintenance(maintenance, self._calls)
 
     def __repr__(self) -> str:

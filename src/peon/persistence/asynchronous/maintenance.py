@@ -1,15 +1,27 @@
 """`Maintenance` for an event loop."""
 
 from datetime import timedelta
+from uuid import UUID
 
+from peon.orchestration.redaction import redacted
 from peon.persistence.asynchronous.greenlets import Calls
-from peon.persistence.maintenance import Compaction, Maintenance, RemovedEvents, SequenceRange, Vacuum
+from peon.persistence.log.query import EventQuery
+from peon.persistence.maintenance import (
+    Compaction,
+    Maintenance,
+    RecordedRedaction,
+    Redaction,
+    RemovedEvents,
+    SequenceRange,
+    Vacuum,
+)
 from peon.persistence.maintenance.maintenance import SEVEN_DAYS
+from peon.persistence.maintenance.redaction import Rule
 from peon.persistence.projections import Progress
 
 
 class AsyncMaintenance:
-    """Keeps one database small. See `Maintenance`."""
+    """Changes what one database stores. See `Maintenance`."""
 
     def __init__(self, maintenance: Maintenance, calls: Calls) -> None:
         self._maintenance = maintenance
@@ -33,6 +45,29 @@ class AsyncMaintenance:
     async def lost_events(self) -> list[SequenceRange]:
         """See `Maintenance.lost_events`."""
         return await self._calls.run(self._maintenance.lost_events)
+
+    async def redact(
+        self,
+        query: EventQuery,
+        rule: Rule = redacted,
+        *,
+        by: str = "",
+        vacuum: bool = True,
+        progress: Progress | None = None,
+        dry_run: bool = False,
+    ) -> Redaction:
+        """See `Maintenance.redact`."""
+        return await self._calls.run(
+            self._maintenance.redact, query, rule, by=by, vacuum=vacuum, progress=progress, dry_run=dry_run
+        )
+
+    async def of_project(self, project_id: UUID | str) -> EventQuery:
+        """See `Maintenance.of_project`."""
+        return await self._calls.run(self._maintenance.of_project, project_id)
+
+    async def redactions(self) -> list[RecordedRedaction]:
+        """See `Maintenance.redactions`."""
+        return await self._calls.run(self._maintenance.redactions)
 
     async def vacuum(self, *, full: bool = False, progress: Progress | None = None, dry_run: bool = False) -> Vacuum:
         """See `Maintenance.vacuum`."""

@@ -362,6 +362,21 @@ class Backend(ABC):
             full: Write everything again.
         """
 
+    @abstractmethod
+    def deleted_content_overwritten(self, connection: Connection) -> AbstractContextManager[None]:
+        """Overwrites what the connection deletes, where the database would leave it in free space."""
+
+    @abstractmethod
+    def erase_deleted_content(self, engine: Engine, *, vacuum: bool) -> str | None:
+        """Removes what was deleted or replaced from the files of the database.
+
+        Args:
+            vacuum: Write the database again if that is needed and keeps no reader waiting.
+
+        Returns:
+            What is left to do, as a sentence; `None` if nothing is.
+        """
+
     # Migrations
 
     @abstractmethod

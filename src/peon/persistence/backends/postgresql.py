@@ -303,6 +303,12 @@ class PostgreSQLBackend(Backend):
     def give_back_space(self, engine: Engine, report: Callable[[int, int], None], *, full: bool) -> None:
         postgresql_vacuum.give_back_space(engine, report, full=full)
 
+    def deleted_content_overwritten(self, connection: Connection) -> nullcontext[None]:
+        return nullcontext()  # the server keeps old rows, until a vacuum
+
+    def erase_deleted_content(self, engine: Engine, *, vacuum: bool) -> str:
+        return postgresql_vacuum.OLD_ROWS
+
     @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:
         # With another level the snapshot could be older than the lock, and miss what the last migrator did.

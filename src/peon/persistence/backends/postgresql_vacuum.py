@@ -7,6 +7,11 @@ from sqlalchemy import Engine, text
 from peon.persistence.backends.interface import Space
 from peon.persistence.schema import metadata
 
+OLD_ROWS = (
+    "the files of the tables keep the old rows until the owner of the tables runs  peon vacuum --full  and VACUUM FULL "
+    "of the tables of projections of its own, and the server's write-ahead log keeps them until it is recycled"
+)
+
 # Of an index too, and of text that is stored apart.
 _SPACE = text("SELECT CAST(coalesce(pg_total_relation_size(to_regclass(:name)), 0) AS bigint)")
 

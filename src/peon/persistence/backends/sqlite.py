@@ -287,6 +287,20 @@ class SQLiteBackend(Backend):
         sqlite_vacuum.give_back_space(engine, report, full=full)
 
     @contextmanager
+    def deleted_content_overwritten(self, connection: Connection) -> Iterator[None]:
+        driver = driver_connection(connection)
+        (before,) = first_row(driver, "PRAGMA main.secure_delete")
+        driver.execute("PRAGMA main.secure_delete = ON")
+        try:
+            yield
+        finally:
+            with suppress(sqlite3.ProgrammingError):  # see `large_cache`
+                driver.execute(f"PRAGMA main.secure_delete = {('OFF', 'ON', 'FAST')[before]}")
+
+    def erase_deleted_content(self, engine: Engine, *, vacuum: bool) -> str | None:
+        return sqlite_vacuum.erase_deleted_content(engine, vacuum=vacuum)
+
+    @contextmanager
     def migration_transaction(self, connection: Connection) -> Iterator[None]:
         # SQLite changes a table by creating a new one and dropping the old one, which would delete the rows that
         # refer to it. The pragma has no effect inside a transaction: https://sqlite.org/lang_altertable.html

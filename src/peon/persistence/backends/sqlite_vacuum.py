@@ -37,6 +37,23 @@ def give_back_space(engine: Engine, report: Callable[[int, int], None], *, full:
             _give_back_in_steps(connection, report)
 
 
+def erase_deleted_content(engine: Engine, *, vacuum: bool) -> str | None:
+    left: list[str] = []
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if not connection.exec_driver_sql("PRAGMA database_list").all()[0][2]:
+            return None  # in memory
+        if vacuum:
+            try:
+                _write_again(connection)  # pages keep parts of what was deleted before, without secure_delete
+            except StoreUnavailable as error:
+                left.append(str(error))
+        else:
+            left.append("free pages may keep what was deleted earlier, until a full vacuum (peon vacuum --full)")
+        if not _checkpoint(connection, "TRUNCATE"):
+            left.append("the -wal file keeps the old pages, because a reader needs it: it is emptied at the next start")
+    return "; ".join(left) or None
+
+
 def _space(connection: Connection) -> Space:
     page_bytes, pages, free_pages = (
         _number(connection, name) for name in ("page_size", "page_count", "freelist_count")
@@ -78,9 +95,14 @@ def _give_back_in_steps(connection: Connection, report: Callable[[int, int], Non
     _checkpoint(connection, "PASSIVE")
 
 
-def _checkpoint(connection: Connection, kind: str) -> None:
-    """Writes the -wal file to the file, which then gets its new size. Does nothing more if readers are in the way."""
-    connection.exec_driver_sql(f"PRAGMA wal_checkpoint({kind})").all()
+def _checkpoint(connection: Connection, kind: str) -> bool:
+    """Writes the -wal file to the file, which then gets its new size.
+
+    Returns:
+        Whether all of it was done. Readers may have been in the way.
+    """
+    (busy, *_), *_ = connection.exec_driver_sql(f"PRAGMA wal_checkpoint({kind})").all()
+    return not busy
 
 
 def _number(connection: Connection, name: str) -> int:

@@ -25,6 +25,7 @@ from peon.persistence.log.idempotency import Command, Receipt, add_receipt, rece
 from peon.persistence.log.matcher import Matcher
 from peon.persistence.log.pages import LogPages
 from peon.persistence.log.query import AppendCondition, canonical
+from peon.persistence.log.redacted import redacted_within
 from peon.persistence.log.removed import were_compacted
 from peon.persistence.log.stored_event import StoredEvent, decoded
 from peon.persistence.log.tag_index import TagIndex
@@ -194,7 +195,11 @@ class Appender(Generic[EventT]):
         if removed:
             raise CommandEventsRemoved(command.id, removed, receipt.events)
         stored = list(decoded([own], self._codec, keep=False))
-        if reason := command.difference([earlier.event for earlier in stored]):
+        reason = command.difference([earlier.event for earlier in stored])
+        if reason and (redacted := redacted_within(connection, receipt.first_sequence, last)):
+            indexes = {sequence - receipt.first_sequence for sequence in redacted}
+            reason = command.difference([earlier.event for earlier in stored], indexes)
+        if reason:
             raise CommandConflict(command.id, reason)
         return stored
 

@@ -61,14 +61,18 @@ class Command:
         self._events = events
         self._generated = [_generated_fields(event) for event in events]
 
-    def difference(self, stored: Sequence[BaseModel]) -> str | None:
-        """Returns what makes this another command than the one that stored those events; `None` for the same."""
+    def difference(self, stored: Sequence[BaseModel], redacted: Set[int] = frozenset()) -> str | None:
+        """Returns what makes this another command than the one that stored those events; `None` for the same.
+
+        Args:
+            redacted: The indexes of the events of which a redaction has replaced any field. Only the type is compared.
+        """
         if len(stored) != len(self._events):
             return f"it has stored {len(stored)} events, and these are {len(self._events)}"
         for index, (before, now) in enumerate(zip(stored, self._events, strict=True)):
             if type(before) is not type(now):
                 return f"event {index} was {type(before).__name__}, and is {type(now).__name__}"
-            for name in type(now).model_fields:
+            for name in () if index in redacted else type(now).model_fields:
                 if name in self._generated[index]:
                     continue
                 values = getattr(before, name), getattr(now, name)

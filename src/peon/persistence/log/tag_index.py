@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from math import inf
 
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, exists, insert, select, update
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.compiled import CompiledStatement
@@ -64,6 +64,15 @@ _DELETE_EVENT_TAGS = CompiledStatement(
         event_tags.c.sequence.between(bindparam("first"), bindparam("last")),
     ),
     ["of_name", "of_value", "first", "last"],
+)
+
+_DELETE_UNUSED_TAG = CompiledStatement(
+    delete(tags).where(
+        tags.c.name == bindparam("of_name"),
+        tags.c.value == bindparam("of_value"),
+        ~exists().where(event_tags.c.tag_id == tags.c.id),
+    ),
+    ["of_name", "of_value"],
 )
 
 
@@ -315,6 +324,31 @@ class TagIndex:
         _DELETE_EVENT_TAGS.run(
             connection, [(*key, *each) for key, sequences in found.items() for each in as_ranges(sequences)]
         )
+
+    def replace(self, connection: Connection, changed: Sequence[tuple[LogRow, str, str]]) -> None:
+        """Replaces the entries of events whose tags change in the transaction; forgets values that no event has left.
+
+        Args:
+            changed: The rows as they were, each with the new type and payload.
+        """
+        # A transaction that fills the index locks these rows as well, and then reads the events as they are now.
+        query = select(tag_positions.c.name, tag_positions.c.sequence).with_for_update()
+        positions: dict[str, int] = {row.name: row.sequence for row in connection.execute(query)}
+        added: set[tuple[int, str, str]] = set()
+        removed: set[tuple[int, str, str]] = set()
+        for (sequence, event_type, payload, _), new_type, new_payload in changed:
+            names = [name for name, position in positions.items() if sequence <= position]
+            for keys, entries in (
+                (keys_in(event_type, payload, names), removed),
+                (keys_in(new_type, new_payload, names), added),
+            ):
+                entries.update((sequence, name, key) for name, values in keys.items() for key in values)
+        gone = sorted({entry[1:] for entry in removed - added})
+        _DELETE_EVENT_TAGS.run(connection, [(*key, at, at) for at, *key in sorted(removed - added)])
+        _DELETE_UNUSED_TAG.run(connection, gone)
+        if new := sorted(added - removed):
+            connection.execute(self._add_tag, [{"name": name, "value": value} for _, name, value in new])
+            _INSERT_EVENT_TAG.run(connection, new)
 
     def _position(self, connection: Connection, names: Collection[str]) -> int:
         """Returns the sequence up to which all the tags are indexed."""

@@ -1,28 +1,36 @@
 """The face of the package: what an operator or a timer of the application calls."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Engine
 
+from peon.orchestration.redaction import redacted
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.log.codec import EventCodec
+from peon.persistence.log.query import EventQuery
+from peon.persistence.log.redacted import RecordedRedaction, recorded_redactions
 from peon.persistence.log.removed import RemovedEvents, SequenceRange, lost_ranges, removed_ranges
 from peon.persistence.maintenance.compaction import Compaction, Compactor
+from peon.persistence.maintenance.redaction import Redaction, Redactor, Rule
 from peon.persistence.maintenance.vacuum import Vacuum, vacuum
+from peon.persistence.projections.base import Projection
 from peon.persistence.projections.replay import Progress
 
 SEVEN_DAYS = timedelta(days=7)
 
 
 class Maintenance:
-    """Keeps one database small, while applications use it. All of it can be interrupted at any time."""
+    """Changes what one database stores, while applications use it. All of it can be interrupted at any time."""
 
-    def __init__(self, engine: Engine, codec: EventCodec[Any]) -> None:
+    def __init__(self, engine: Engine, codec: EventCodec[Any], projections: Sequence[Projection]) -> None:
         self._engine = engine
         self._driver_errors = DriverErrors(engine)
         self._compactor = Compactor(engine, codec, self._driver_errors)
+        self._redactor = Redactor(engine, codec, projections, self._driver_errors)
 
     def __repr__(self) -> str:
         return f"<Maintenance of {database_name(self._engine)}>"
@@ -72,6 +80,66 @@ class Maintenance:
         """
         with self._driver_errors, backend_of(self._engine).consistent_reads(self._engine).begin() as connection:
             return lost_ranges(connection)
+
+    def redact(
+        self,
+        query: EventQuery,
+        rule: Rule = redacted,
+        *,
+        by: str = "",
+        vacuum: bool = True,
+        progress: Progress | None = None,
+        dry_run: bool = False,
+    ) -> Redaction:
+        """Replaces the content of the events that match a query, and of the rows that follow from them.
+
+        The events keep their place, their type, their identifiers and their times, so nothing contradicts them
+        afterwards. The rows of all projections change in the same transaction. They are built first, from the whole
+        log, so that appends wait only while the events and the rows are replaced. The act is recorded, without the
+        content; see `redactions`. An interrupted call has done nothing, or everything but the last step, the vacuum.
+
+        Events that match and cannot be decoded stay as they are; the result lists them. Backups, replicas, exported
+        files and what consumers of subscriptions have stored elsewhere are not touched.
+
+        Args:
+            query: Which events. See `of_project` for all of a project.
+            rule: Takes an event, and returns the one to store instead. It must return an event of the same class with
+                the same identifiers, and the same one for an event that it has replaced before. By default it is
+                `peon.orchestration.redacted`, which knows the events of the domain only.
+            by: Who does it, for the record.
+            vacuum: On SQLite, write the file again afterwards: it holds parts of what was deleted earlier, for example
+                of streamed chunks. See `vacuum`. PostgreSQL needs a vacuum of its own; the result says which.
+            progress: Called after each page with the number of events done and to do; each projection reads all.
+            dry_run: Change nothing, and return what would be done.
+
+        Raises:
+            TypeError: The rule does not know the event, or returns another class.
+            ValueError: No event can match the query; the rule returns an event that cannot be stored, or that
+                contradicts others. Nothing was changed.
+            PersistenceError: The database has a projection that this application does not have, or has in another
+                version.
+            StoreUnavailable: The database is locked, read-only, full, damaged or not reachable. If its message does not
+                say that the outcome is unknown, nothing was changed.
+        """
+        return self._redactor.redact(query, rule, by, progress, vacuum=vacuum, dry_run=dry_run)
+
+    def of_project(self, project_id: UUID | str) -> EventQuery:
+        """Returns the query of all events of a project, and of all threads that it has, or had: most name only those.
+
+        Raises:
+            StoreUnavailable: The database cannot be read.
+            ValueError: `project_id` is not a UUID.
+        """
+        return self._redactor.of_project(project_id)
+
+    def redactions(self) -> list[RecordedRedaction]:
+        """Returns what redactions have done, in order.
+
+        Raises:
+            StoreUnavailable: The database cannot be read.
+        """
+        with self._driver_errors, backend_of(self._engine).consistent_reads(self._engine).begin() as connection:
+            return recorded_redactions(connection)
 
     def vacuum(self, *, full: bool = False, progress: Progress | None = None, dry_run: bool = False) -> Vacuum:
         """Gives the space of removed rows back to the file system.

@@ -25,7 +25,7 @@ STEP_CHARACTERS = MERGED_CHARACTERS
 _DELETE = CompiledStatement(
     delete(events).where(events.c.sequence.between(bindparam("first"), bindparam("last"))), ["first", "last"]
 )
-_REPLACE = CompiledStatement(
+REPLACE_EVENT = CompiledStatement(
     update(events)
     .where(events.c.sequence == bindparam("of_event"))
     .values(event_type=bindparam("new_type"), payload=bindparam("new_payload")),
@@ -104,5 +104,5 @@ class Merger:
         self._index.remove(connection, [(merge.sequences[:-1], *row[:2]) for merge, row in allowed])
         with self._backend.changes_to_log(connection):
             _DELETE.run(connection, ranges)
-            _REPLACE.run(connection, [row for _, row in allowed])
+            REPLACE_EVENT.run(connection, [row for _, row in allowed])
         return Merged(sum(merge.is_last for merge, _ in allowed), len(removed))

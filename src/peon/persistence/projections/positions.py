@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
 from peon.persistence.backends.compiled import CompiledQuery, CompiledStatement, insert_into
 from peon.persistence.projections.base import Projection
@@ -82,8 +82,13 @@ def types_recorded_with(connection: Connection, projection: Projection, reason: 
     return {*connection.scalars(types.where(columns.projection == projection.name, columns.reason == reason))}
 
 
-def problems_of(connection: Connection, projection: Projection) -> list[Problem]:
-    columns = projection_problems.c
+def problems_of(connection: Connection, projection: Projection, problems: Table = projection_problems) -> list[Problem]:
+    """Returns what the projection could not apply.
+
+    Args:
+        problems: The table, where another one hides it.
+    """
+    columns = problems.c
     query = (
         select(columns.projection, columns.sequence, columns.event_type, columns.reason)
         .where(columns.projection == projection.name)

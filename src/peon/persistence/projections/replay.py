@@ -96,12 +96,14 @@ class Replay:
         pages: int | None = None,
         until: int | None = None,
         meter: "Meter | None" = None,
+        change: Callable[[list[LogRow]], list[LogRow]] | None = None,
     ) -> int:
         """Applies the events above `after`; those that cannot be applied become problems.
 
         Args:
             pages: The maximum number of pages.
             until: The sequence of the last event to apply.
+            change: Takes the rows of a page, and returns those that are applied instead.
 
         Returns:
             The sequence of the last event that was read; `after` if there were no more.
@@ -109,6 +111,8 @@ class Replay:
         for _ in count() if pages is None else range(pages):
             with garbage_collection_paused(connection.dialect):
                 page = self._pages.read_page(connection, after)
+                if change is not None:
+                    page = change(page)
                 last = self._apply(connection, projection, page, until)
             if last is None:
                 break

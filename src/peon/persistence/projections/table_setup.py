@@ -134,11 +134,20 @@ def empty(connection: Connection, projection: Projection, pair: Shadows, *, vers
             table.create(connection, checkfirst=False)
 
 
-def fill(connection: Connection, pair: Shadows) -> None:
+def fill(connection: Connection, projection: Projection, pair: Shadows) -> None:
     """Copies the rows of the shadow tables into the hidden tables."""
     for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
         columns = [column.name for column in table.columns]
-        connection.execute(insert(table).from_select(columns, select(shadow)))
+        rows = select(shadow)
+        if table.name == schema.projection_problems.name:
+            rows = rows.where(shadow.c.projection == projection.name)
+        connection.execute(insert(table).from_select(columns, rows))
+
+
+def part_of(projection: Projection, pair: Shadows) -> Shadows:
+    """Returns the tables of one of several projections, and that of the problems."""
+    names = {schema.projection_problems.name, *(table.name for table in projection.tables)}
+    return Shadows(*([table for table in tables if table.name in names] for tables in pair))
 
 
 def _delete_problems(connection: Connection, projection: Projection, problems: Table) -> None:

@@ -1,4 +1,7 @@
-"""The tables of the event log, and of what is recorded beside it: tag index, commands, subscriptions, compaction."""
+"""The tables of the event log, and of what is recorded beside it.
+
+The latter are the tag index, commands, subscriptions, compaction and redaction.
+"""
 
 from sqlalchemy import (
     BigInteger,
@@ -119,4 +122,25 @@ removed_events = Table(
     Column("last_sequence", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("removed_at", Text, nullable=False),
+)
+
+# What redactions have done. There is no content here: of the tags of a query, only the names. `redacted_by` is empty if
+# the caller has not said who.
+redactions = Table(
+    "redactions",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("redacted_at", Text, nullable=False),
+    Column("redacted_by", Text, nullable=False),
+    Column("query", Text, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("events", BigInteger, nullable=False),
+)
+
+# The events whose content a redaction has replaced, each with the number of the last one.
+redacted_events = Table(
+    "redacted_events",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("redaction", Integer, nullable=False),
 )

@@ -19,6 +19,7 @@ from peon.persistence.migrations import current_revision
 from peon.persistence.operations.copying.log_lines import (
     FORMAT,
     FORMAT_VERSION,
+    RECORDS,
     GapRow,
     Header,
     InvalidText,
@@ -34,7 +35,7 @@ from peon.persistence.operations.copying.transaction import place_of
 from peon.persistence.projections.replay import Meter, Progress
 from peon.persistence.runtime.compression import compressing, compression_of
 from peon.persistence.runtime.new_files import file_errors, new_file
-from peon.persistence.schema import command_receipts, events, log_identity, merged_events, removed_events
+from peon.persistence.schema import command_receipts, events, log_identity
 
 RECEIPTS_AT_ONCE = 1_000
 """Receipts that are fetched at once."""
@@ -66,7 +67,7 @@ def export_log(
 
     The log is read in one transaction: others may keep appending, but what they append is not exported. Events that
     cannot be decoded are exported as they are stored. Receipts of commands are exported with their events, and so is
-    what compactions have recorded. Settings,
+    what compactions and redactions have recorded. Settings,
     positions of subscriptions and projections are not. The database may be at an older revision.
 
     Args:
@@ -120,7 +121,7 @@ class _Export:
         tables = inspect(connection).get_table_names()
         self._has_receipts = command_receipts.name in tables
         self._has_identity = log_identity.name in tables
-        self._records_gaps = removed_events.name in tables
+        self._tables = tables
 
     def run(self) -> ExportReport:
         count, first, last = self._connection.execute(
@@ -172,11 +173,10 @@ class _Export:
             self._stream.write(lines)
 
     def _gaps(self) -> list[GapRow]:
-        if not self._records_gaps:
-            return []
         return [
             GapRow(table.name, tuple(row))
-            for table in (removed_events, merged_events)
+            for table in RECORDS
+            if table.name in self._tables
             for row in self._connection.execute(select(table).order_by(*table.primary_key))
         ]
 

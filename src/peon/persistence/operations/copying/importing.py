@@ -17,12 +17,12 @@ from peon.persistence.log.pages import PAGE_CHARACTERS, PAGE_EVENTS
 from peon.persistence.migrations import require_head
 from peon.persistence.operations.copying.appending import append_entries
 from peon.persistence.operations.copying.log_file import Entry, LogFile
-from peon.persistence.operations.copying.log_lines import EventRow, GapRow, Header, InvalidText, ReceiptRow
+from peon.persistence.operations.copying.log_lines import RECORDS, EventRow, GapRow, Header, InvalidText, ReceiptRow
 from peon.persistence.operations.copying.transaction import INDEX_TABLES, Rows
 from peon.persistence.projections.replay import Meter, Progress
-from peon.persistence.schema import LAST_SEQUENCE, command_receipts, events, merged_events, removed_events
+from peon.persistence.schema import LAST_SEQUENCE, command_receipts, events
 
-_GAP_TABLES = {table.name: table for table in (removed_events, merged_events)}
+_GAP_TABLES = {table.name: table for table in RECORDS}
 
 
 class ImportReport(NamedTuple):
@@ -130,8 +130,8 @@ def _append(engine: Engine, log: LogFile, header: Header, meter: Meter) -> Impor
         )
     if header.gaps:
         raise PersistenceError(
-            f"{log.name} was exported after a compaction, so it does not tell which of its events an earlier import "
-            "has stored: import into an empty log"
+            f"{log.name} was exported after a compaction or a redaction, so it does not tell which of its events an "
+            "earlier import has stored: import into an empty log"
         )
     if header.log_id == own_id:
         raise PersistenceError(

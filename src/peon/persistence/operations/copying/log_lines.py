@@ -1,8 +1,8 @@
 """The lines of an exported log, as JSON Lines.
 
-The first line describes the log. If it was compacted, a line follows for each record of that. Then one line follows for
-each event, and before the events of a command a line with its receipt. The last line has a checksum of all bytes before
-it.
+The first line describes the log. If it was compacted or redacted, a line follows for each record of that. Then one line
+follows for each event, and before the events of a command a line with its receipt. The last line has a checksum of all
+bytes before it.
 
 A payload that is JSON on one line is part of its line, byte for byte. Any other is a JSON string. A value that is not
 text is an object: `{"blob": …}` for bytes, `{"text": …}` for text that is not UTF-8, both in base64.
@@ -18,9 +18,14 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 
+from peon.persistence.schema import merged_events, redacted_events, redactions, removed_events
+
 FORMAT = "peon-log"
 
 FORMAT_VERSION = 1
+
+RECORDS = (removed_events, merged_events, redactions, redacted_events)
+"""The tables in which compactions and redactions record what they have done."""
 
 Value = str | bytes | None
 """A value of a row. In a damaged SQLite file, a text may be bytes, `InvalidText`, or missing."""
@@ -70,7 +75,7 @@ class ReceiptRow(NamedTuple):
 
 
 class GapRow(NamedTuple):
-    """What a compaction has recorded: a row of the table `removed_events` or `merged_events`."""
+    """What a compaction or a redaction has recorded: a row of one of the tables `RECORDS`."""
 
     table: str
     values: tuple[int | str, ...]
@@ -89,7 +94,7 @@ _EVENT = re.compile(
 _RECEIPT = re.compile(
     rb'\{"command_id":(%b),"first_sequence":(-?\d+),"events":(\d+),"stored_at":(%b)\}\n' % (_VALUE, _VALUE), re.DOTALL
 )
-_GAP = re.compile(rb'\{"table":"(removed_events|merged_events)","row":(\[.*\])\}\n')
+_GAP = re.compile(rb'\{"table":"(%b)","row":(\[.*\])\}\n' % "|".join(table.name for table in RECORDS).encode())
 
 
 def header_line(header: Header) -> bytes:

@@ -19,6 +19,8 @@ from peon.persistence.schema import (
     event_tags,
     events,
     merged_events,
+    redacted_events,
+    redactions,
     removed_events,
     settings,
     subscription_positions,
@@ -26,7 +28,16 @@ from peon.persistence.schema import (
     tags,
 )
 
-COPIED_TABLES = (events, removed_events, merged_events, settings, command_receipts, subscription_positions)
+COPIED_TABLES = (
+    events,
+    removed_events,
+    merged_events,
+    redactions,
+    redacted_events,
+    settings,
+    command_receipts,
+    subscription_positions,
+)
 """The tables that are not derived from the log. The first column of each is its primary key."""
 
 INDEX_TABLES = (tag_positions, event_tags, tags)
