@@ -1,7 +1,7 @@
 """Keeps projections equal to the log: updates them in each append, catches up at start-up, rebuilds, verifies."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,11 +9,9 @@ from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.backends.interface import READ_ONLY
-from peon.persistence.backends.retries import OwnTransaction, in_own_transaction, with_own_commit
-from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate, ProjectionsTooNew
+from peon.persistence.backends.retries import in_own_transaction
+from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
 from peon.persistence.log.codec import UNKNOWN_TYPE, EventCodec
-from peon.persistence.log.removed import steps_of_compaction
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
@@ -24,26 +22,18 @@ from peon.persistence.projections.positions import (
     advance,
     position_of,
     problems_of,
+    require_not_newer,
     set_position,
     types_recorded_with,
 )
+from peon.persistence.projections.rebuilding import Rebuild
 from peon.persistence.projections.replay import Meter, Progress, Replay, applied
-from peon.persistence.projections.shadow_tables import declared_in_log, shadowed
-from peon.persistence.projections.table_shape import are_as_declared
 from peon.persistence.projections.verification import Difference, differences
 from peon.persistence.runtime.telemetry import telemetry_of
-from peon.persistence.schema import LAST_SEQUENCE, projection_problems
+from peon.persistence.schema import LAST_SEQUENCE
 
 PAGES_A_COMMIT = 10
 """Pages of the log in one transaction of a catch-up. Fewer need more commits; more make appends wait longer."""
-
-
-class _UnusableTables(Exception):  # noqa: N818 - handled where it is met
-    """The tables of a projection cannot be emptied or filled; the cause says why."""
-
-
-class _Compacted(Exception):  # noqa: N818 - handled where it is met
-    """A compaction has changed the log while a rebuild was reading it."""
 
 
 class Projections:
@@ -121,7 +111,7 @@ class Projections:
                 end = connection.scalars(LAST_SEQUENCE).one()
                 found = {projection: position_of(connection, projection) for projection in self._projections}
                 for projection, position in found.items():
-                    self._require_not_newer(projection, position)
+                    require_not_newer(self._engine, projection, position)
                 unfit: dict[Projection, str] = {}
                 behind: dict[Projection, int] = {}
                 total = 0
@@ -190,19 +180,10 @@ class Projections:
         known_now = types_recorded_with(connection, projection, UNKNOWN_TYPE) & self._known_types
         return f"it has passed over events of type {min(known_now)}, which is known now" if known_now else None
 
-    def _require_not_newer(self, projection: Projection, position: Position | None) -> None:
-        if position is not None and position.version > projection.version:
-            raise ProjectionsTooNew(
-                projection.name,
-                database=database_name(self._engine),
-                found=position.version,
-                expected=projection.version,
-            )
-
     def _require_none_newer(self, connection: Connection) -> None:
         try:
             for projection in self._projections:
-                self._require_not_newer(projection, position_of(connection, projection))
+                require_not_newer(self._engine, projection, position_of(connection, projection))
         except Exception as error:
             if not self._is_fault_of_tables(error):  # a rebuild needs nothing but the log
                 raise
@@ -220,7 +201,7 @@ class Projections:
         found = [(projection, position_of(connection, projection)) for projection in self._projections]
         at_last = [each for each, position in found if position == Position(each.version, last)]
         for projection, position in found:
-            self._require_not_newer(projection, position)
+            require_not_newer(self._engine, projection, position)
             # More than `advance` has moved: then some were there before, and hold events that were removed.
             if projection in at_last and len(at_last) == moved:
                 continue
@@ -287,106 +268,9 @@ class Projections:
         log.begins_rebuild(reason)
         began = time.monotonic()
         with self._telemetry.operation("rebuild", projection_name=projection.name) as operation:
-            last = self._build(projection, meter, log, replace_newer=replace_newer)
+            rebuild = Rebuild(self._engine, self._replay, projection, meter, log, replace_newer=replace_newer)
+            last = rebuild.run()
             operation.handled(last)
         self._telemetry.projection_lag(projection.name, 0)
         log.rebuilt(last, time.monotonic() - began)
         self._report_problems(projection, log, 0)
-
-    def _build(self, projection: Projection, meter: Meter, log: ProjectionLog, *, replace_newer: bool) -> int:
-        """Builds the projection with the tables that it has, or with new ones; returns the last sequence."""
-        usable = self._can_be_emptied(projection)
-        reads = self._engine.execution_options(**{READ_ONLY: True})
-        work = partial(self._build_and_replace, projection, meter, replace_newer=replace_newer)
-        if usable:
-            try:
-                return self._while_not_compacted(reads, log, partial(work, unreadable=None))
-            except _UnusableTables as error:
-                log.has_unusable_tables(error.__cause__ or error)
-        log.creates_tables_again()
-        with self._reads.connect() as connection:
-            unreadable = table_setup.unreadable_tables(connection, projection)
-        return self._while_not_compacted(reads, log, partial(work, unreadable=unreadable))
-
-    def _while_not_compacted(self, engine: Engine, log: ProjectionLog, work: Callable[[OwnTransaction], int]) -> int:
-        """Performs the work again if a compaction has changed the log meanwhile.
-
-        The work reads the log in steps. It might have read some chunks of a message, and then read the event into which
-        a compaction has merged them.
-        """
-        while True:
-            try:
-                return with_own_commit(engine, self._driver_errors, work)
-            except _Compacted:
-                log.begins_rebuild("a compaction has changed the log meanwhile")
-
-    def _can_be_emptied(self, projection: Projection) -> bool:
-        """Returns whether the tables have the declared shape, as far as that can be seen without reading their rows."""
-        with self._reads.connect() as connection:
-            try:
-                position = position_of(connection, projection)
-            except Exception as error:
-                if not self._is_fault_of_tables(error):
-                    raise
-                return False
-            kept = table_setup.tables_to_empty(projection, position and position.version)
-            return not kept or are_as_declared(connection, declared_in_log(connection, kept))
-
-    def _build_and_replace(
-        self,
-        projection: Projection,
-        meter: Meter,
-        own: OwnTransaction,
-        *,
-        replace_newer: bool,
-        unreadable: set[str] | None,
-    ) -> int:
-        """Builds the projection in shadow tables, and replaces the rows of the real ones.
-
-        Args:
-            unreadable: Create the real tables again, of which these cannot be read. `None` to keep the tables.
-
-        Returns:
-            The sequence of the last event that was applied.
-        """
-        connection = own.connection
-        tables = [*projection.tables, projection_problems]
-        with self._backend.large_cache(connection), shadowed(connection, tables) as pair:
-            seen = steps_of_compaction(connection)
-            before, last = -1, 0
-            while last != before:
-                if self._backend.rebuilds_in_steps:
-                    connection.commit()
-                    connection.begin()  # statements that the driver runs do not begin one
-                before = last
-                last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
-                _require_not_compacted(connection, seen)
-            if self._backend.rebuilds_in_steps:
-                connection.commit()
-                connection.execution_options(**{READ_ONLY: False})
-            began = time.monotonic()
-            self._backend.join_append(connection)
-            own.lock_seconds = time.monotonic() - began
-            last = self._replay.apply_pages(connection, projection, last, meter=meter)
-            _require_not_compacted(connection, seen)
-            try:
-                if unreadable is not None:
-                    table_setup.recreate(connection, projection, pair, unreadable)
-                position = position_of(connection, projection)
-                if not replace_newer:
-                    self._require_not_newer(projection, position)
-                if unreadable is None:
-                    table_setup.empty(connection, projection, pair, version=position and position.version)
-                table_setup.fill(connection, pair)
-                set_position(connection, projection, last)
-            except Exception as error:
-                if unreadable is not None or not self._is_fault_of_tables(error):
-                    raise
-                raise _UnusableTables from self._driver_errors.cause_of(error)
-            own.commit()
-        return last
-
-
-def _require_not_compacted(connection: Connection, seen: int) -> None:
-    if steps_of_compaction(connection) != seen:
-        raise _Compacted

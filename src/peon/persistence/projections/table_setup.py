@@ -141,6 +141,14 @@ def fill(connection: Connection, pair: Shadows) -> None:
         connection.execute(insert(table).from_select(columns, select(shadow)))
 
 
+def replace_problems(connection: Connection, projection: Projection, pair: Shadows) -> None:
+    """Replaces the problems of the projection by those of the shadow table, which still hides their table."""
+    for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
+        if table.name == schema.projection_problems.name:
+            _delete_problems(connection, projection, table)
+            connection.execute(insert(table).from_select([column.name for column in table.columns], select(shadow)))
+
+
 def _delete_problems(connection: Connection, projection: Projection, problems: Table) -> None:
     connection.execute(delete(problems).where(problems.c.projection == projection.name))
 
