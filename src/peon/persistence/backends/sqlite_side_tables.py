@@ -7,8 +7,9 @@ back.
 """
 
 import re
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, MetaData, Table, delete, insert, literal_column, select, tuple_
@@ -123,26 +124,17 @@ class SQLiteSideTables(SideTables):
         try:
             yield
         finally:
-            try:
-                connection.rollback()
-                driver.execute("PRAGMA foreign_keys = ON")
-            except BaseException:
-                connection.invalidate()  # another user of the connection relies on them
-                raise
+            _restore(connection, driver, "PRAGMA foreign_keys = ON")  # another user of the connection relies on them
 
     @contextmanager
     def exchanging(self, connection: Connection) -> Iterator[None]:
+        driver = driver_connection(connection)
         try:
             yield
         except BaseException:
-            try:
-                connection.rollback()
-                # The connection has looked up the exchanged tables. By the number of the schema alone it would not
-                # notice that they are none any more, if another connection changes the schema meanwhile.
-                driver_connection(connection).execute("PRAGMA writable_schema = RESET")
-            except BaseException:
-                connection.invalidate()
-                raise
+            # The connection has looked up the exchanged tables. By the number of the schema alone it would not notice
+            # that they are none any more, if another connection changes the schema meanwhile.
+            _restore(connection, driver, "PRAGMA writable_schema = RESET")
             raise
 
     def _of(self, connection: Connection, prefix: str) -> list[_Object]:
@@ -182,6 +174,17 @@ def is_available(connection: Connection, tables: Sequence[Table]) -> bool:
     except TablesChanged:
         return False
     return True
+
+
+def _restore(connection: Connection, driver: sqlite3.Connection, pragma: str) -> None:
+    """Rolls back, and sets what another user of the connection relies on."""
+    try:
+        connection.rollback()
+        with suppress(sqlite3.ProgrammingError):  # an interrupt in the middle of a statement closes the connection
+            driver.execute(pragma)
+    except BaseException:
+        connection.invalidate()
+        raise
 
 
 def _key(table: Table) -> list[ColumnElement[object]]:

@@ -193,7 +193,8 @@ class Rebuild:
                 self._remove(connection, side)
                 raise
             self._remove(connection, side)
-        self._meter.add(end - last)
+        if end > last:
+            self._meter.add(end - last)
         return end
 
     def _follow(self, own: OwnTransaction, pair: Shadows, side: SideTables, seen: int, last: int) -> int:
