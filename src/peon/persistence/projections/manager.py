@@ -63,16 +63,20 @@ class Projections:
     def apply(self, connection: Connection, stored: list[StoredEvent[Any]]) -> None:
         """Applies events in the transaction that has just stored them.
 
+        It leaves a projection alone that a newer version of the code has built: the newer version applies the events
+        with its next append, or when it catches up.
+
         Raises:
             ProjectionError: At the first event that contradicts the tables. The transaction must be rolled back.
             ProjectionsOutOfDate: The tables are not those that this version has built, or hold events that were removed
                 from the end of the log.
         """
         first, last = stored[0].sequence, stored[-1].sequence
-        moved = advance(connection, self._projections, first - 1, last)
-        if moved < len(self._projections):
-            self._close_gaps(connection, first - 1, last, moved)
-        for projection in self._projections:
+        ours = self._projections
+        moved = advance(connection, ours, first - 1, last)
+        if moved < len(ours):
+            ours = self._close_gaps(connection, first - 1, last, moved)
+        for projection in ours:
             refusals = applied(projection, connection, stored)
             if refusals:
                 sequence = min(refusals)
@@ -192,18 +196,21 @@ class Projections:
         cause = self._driver_errors.cause_of(error)
         return cause is not None and self._backend.is_fault_of_tables(cause)
 
-    def _close_gaps(self, connection: Connection, before: int, last: int, moved: int) -> None:
+    def _close_gaps(self, connection: Connection, before: int, last: int, moved: int) -> tuple[Projection, ...]:
         """Applies events that were stored without this projection, perhaps by an older version of the application.
 
         Args:
             moved: The number of projections that `advance` has moved to `last`.
+
+        Returns:
+            The projections that no newer version has built. Only to these, this version may apply events.
         """
         found = [(projection, position_of(connection, projection)) for projection in self._projections]
         at_last = [each for each, position in found if position == Position(each.version, last)]
+        newer = [each for each, position in found if position is not None and position.version > each.version]
         for projection, position in found:
-            require_not_newer(self._engine, projection, position)
             # More than `advance` has moved: then some were there before, and hold events that were removed.
-            if projection in at_last and len(at_last) == moved:
+            if projection in newer or (projection in at_last and len(at_last) == moved):
                 continue
             reason = table_setup.reason_to_rebuild(connection, projection, position, before)
             if position is None or reason:
@@ -213,6 +220,7 @@ class Projections:
                 )
             self._replay.apply_pages(connection, projection, position.sequence, until=before)
             set_position(connection, projection, last)
+        return tuple(each for each in self._projections if each not in newer)
 
     def _catch_up(self, projection: Projection, meter: Meter, position: int, end: int) -> None:
         """Applies the events above `position`; the log ended with `end` when that was looked at."""
