@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from peon import Database
+from peon import AppConfig, Database
 from peon.orchestration import (
     MessageAppended,
     MessageRole,
@@ -35,6 +35,9 @@ TURNS_A_THREAD = 100
 BATCH_EVENTS = 5_000
 PAUSE_SECONDS = 0.005
 """Between two appends: an agent that streams."""
+
+PATIENCE_SECONDS = 600.0
+"""How long an append may wait before it fails, so that long waits are measured."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def fill(url: str, messages: int) -> None:
 
 def append_until_told(url: str, told: Connection) -> None:
     """Appends an event after another, and sends its waits when it is told to end."""
-    with Database.open(url=url) as database:
+    with Database.open(AppConfig(database={"busy_timeout": PATIENCE_SECONDS}), url=url) as database:
         events = session(1_000_000_000)
         took: list[float] = []
         while not told.poll():

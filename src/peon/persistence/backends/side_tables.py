@@ -6,6 +6,9 @@ from contextlib import AbstractContextManager
 
 from sqlalchemy import Connection, Table
 
+SIDE_PREFIX = "peon_rebuild_"
+"""Of the names of side tables and their indexes."""
+
 
 class TablesChanged(Exception):  # noqa: N818 - handled where it is met
     """Tables have another shape than when their side tables were created."""

@@ -14,11 +14,8 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, MetaData, Table, delete, insert, literal_column, select, tuple_
 
-from peon.persistence.backends.side_tables import SideTables, TablesChanged
+from peon.persistence.backends.side_tables import SIDE_PREFIX, SideTables, TablesChanged
 from peon.persistence.backends.sqlite_connections import driver_connection
-
-PREFIX = "peon_rebuild_"
-"""Of the names of side tables and their indexes."""
 
 ROWS_A_STATEMENT = 200
 """Rows that are copied or deleted by one statement. Their keys are random, so that each may be on a page of its own."""
@@ -46,7 +43,7 @@ class SQLiteSideTables(SideTables):
         self._tables = tables
         self._names = [table.name for table in tables]
         metadata = MetaData()
-        self._sides = [table.to_metadata(metadata, schema="main", name=PREFIX + table.name) for table in tables]
+        self._sides = [table.to_metadata(metadata, schema="main", name=SIDE_PREFIX + table.name) for table in tables]
 
     def create(self, connection: Connection) -> None:
         for each in self._of(connection, ""):
@@ -75,7 +72,7 @@ class SQLiteSideTables(SideTables):
                 yield
 
     def exchange(self, connection: Connection) -> None:
-        side_of = {each.name: each for each in self._of(connection, PREFIX)}
+        side_of = {each.name: each for each in self._of(connection, SIDE_PREFIX)}
         pairs: list[tuple[_Object, _Object]] = []
         for each in self._of(connection, ""):
             side = side_of.pop(self._name_for_side(each), None)
@@ -97,7 +94,7 @@ class SQLiteSideTables(SideTables):
 
     def empty(self, connection: Connection) -> Iterator[None]:
         # DROP TABLE and a DELETE of all rows read each page of the table, in one statement.
-        found = {each.name for each in self._of(connection, PREFIX)}
+        found = {each.name for each in self._of(connection, SIDE_PREFIX)}
         for side in reversed(self._sides):
             if side.name not in found:
                 continue
@@ -145,8 +142,8 @@ class SQLiteSideTables(SideTables):
 
     def _name_for_side(self, each: _Object) -> str:
         if each.sql is None:
-            return each.name.replace(_AUTOMATIC, _AUTOMATIC + PREFIX, 1)
-        return PREFIX + each.name
+            return each.name.replace(_AUTOMATIC, _AUTOMATIC + SIDE_PREFIX, 1)
+        return SIDE_PREFIX + each.name
 
     def _for_side(self, each: _Object) -> str:
         """Returns the statement that creates the same object for the side table."""
@@ -203,7 +200,7 @@ def _renamed(sql: str, before: str, name: str, *, anywhere: bool = False) -> str
     """
     quoted = re.escape(name)
     pattern = rf'({before})(?:"{quoted}"|\[{quoted}\]|`{quoted}`|{quoted}(?!\w))'
-    renamed, count = re.subn(pattern, rf'\g<1>"{PREFIX}{name}"', sql, count=0 if anywhere else 1)
+    renamed, count = re.subn(pattern, rf'\g<1>"{SIDE_PREFIX}{name}"', sql, count=0 if anywhere else 1)
     if not count and not anywhere:
         raise TablesChanged
     return renamed
