@@ -192,7 +192,11 @@ class Rebuild:
             except Exception:
                 self._remove(connection, side)
                 raise
-            self._remove(connection, side)
+            try:
+                self._remove(connection, side)
+            except DBAPIError as error:  # the disk is full, or another program holds the write lock
+                connection.rollback()
+                self._log.keeps_old_rows(self._driver_errors.cause_of(error) or error)
         if end > last:
             self._meter.add(end - last)
         return end
