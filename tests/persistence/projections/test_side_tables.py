@@ -10,7 +10,9 @@ import pytest
 from helpers import processes, projection_processes
 from helpers.agent_session import long_session
 from helpers.orchestration_scene import PROJECT, SCENE, Opener, another, change, found, renamed
-from sqlalchemy import Connection, event, text, update
+from helpers.word_count_projection import SCENE as WORDS_SCENE
+from helpers.word_count_projection import WordCount, words
+from sqlalchemy import Connection, DefaultClause, Engine, MetaData, Table, event, text, update
 
 from peon.orchestration import ProjectDeleted
 from peon.persistence import Database, schema
@@ -210,6 +212,47 @@ class TestExchange:
             assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         database.projections.rebuild()
         require_sound(database)
+
+
+def with_a_default() -> list[Table]:
+    metadata = MetaData()
+    copies = [table.to_metadata(metadata) for table in WordCount.tables]
+    metadata.tables[words.name].c.count.server_default = DefaultClause("0")
+    return copies
+
+
+class WithAnotherDefault(WordCount):
+    version = 2
+    tables = with_a_default()
+
+
+class SameTables(WordCount):
+    version = 2
+
+
+class TestNewVersion:
+    """Of a projection whose tables are created by Peon, and not by a migration."""
+
+    @pytest.mark.parametrize(("newer", "exchanged"), [(SameTables, True), (WithAnotherDefault, False)])
+    def test_exchanges_the_rows_of_tables_that_are_the_same(
+        self, open_empty_file: Opener, newer: type[WordCount], exchanged: bool
+    ) -> None:
+        database = open_empty_file(projections=[WordCount()])
+        database.events.append_all(WORDS_SCENE)
+        created: list[str] = []
+
+        def note(_: object, __: object, statement: str, *___: object) -> None:
+            if statement.startswith(f'CREATE TABLE "{SIDE_PREFIX}'):
+                created.append(statement)
+
+        event.listen(Engine, "before_cursor_execute", note)
+        with another(database, projections=[newer()]) as opened:
+            assert opened.projections.verify() == []
+        event.remove(Engine, "before_cursor_execute", note)
+
+        assert bool(created) is exchanged
+        (sql,) = [row[3] for row in rows_of_schema(database) if row[:2] == ("table", words.name)]
+        assert ("DEFAULT" in sql) is (not exchanged)
 
 
 @pytest.mark.slow

@@ -22,6 +22,14 @@ class SideTables(ABC):
     """
 
     @abstractmethod
+    def are_created_as(self, connection: Connection, declared: Sequence[Table]) -> bool:
+        """Returns whether some of the tables are exactly as they would be if they were created now.
+
+        Args:
+            declared: These tables, without a schema.
+        """
+
+    @abstractmethod
     def create(self, connection: Connection) -> None:
         """Creates the side tables, empty, with all indexes."""
 

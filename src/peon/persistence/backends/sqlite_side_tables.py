@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, MetaData, Table, delete, insert, literal_column, select, tuple_
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from peon.persistence.backends.side_tables import SIDE_PREFIX, SideTables, TablesChanged
 from peon.persistence.backends.sqlite_connections import driver_connection
@@ -44,6 +45,14 @@ class SQLiteSideTables(SideTables):
         self._names = [table.name for table in tables]
         metadata = MetaData()
         self._sides = [table.to_metadata(metadata, schema="main", name=SIDE_PREFIX + table.name) for table in tables]
+
+    def are_created_as(self, connection: Connection, declared: Sequence[Table]) -> bool:
+        dialect = connection.dialect
+        expected = [CreateTable(table).compile(dialect=dialect) for table in declared]
+        expected += [CreateIndex(index).compile(dialect=dialect) for table in declared for index in table.indexes]
+        names = {table.name for table in declared}
+        found = [each.sql for each in self._of(connection, "") if each.table in names and each.sql is not None]
+        return sorted(_words(sql) for sql in found) == sorted(_words(str(statement)) for statement in expected)
 
     def create(self, connection: Connection) -> None:
         for each in self._of(connection, ""):
@@ -182,6 +191,10 @@ def _restore(connection: Connection, driver: sqlite3.Connection, pragma: str) ->
     except BaseException:
         connection.invalidate()
         raise
+
+
+def _words(sql: str) -> list[str]:
+    return sql.split()
 
 
 def _key(table: Table) -> list[ColumnElement[object]]:

@@ -171,9 +171,11 @@ class Rebuild:
 
     def _side_tables(self, connection: Connection, pair: Shadows) -> SideTables | None:
         """Returns what creates the side tables; `None` if the rows of the real tables cannot be exchanged."""
-        if len(self._kept_tables(connection)) < len(self._projection.tables):
-            return None  # others are created for the new version
-        return self._backend.side_tables(connection, _without_problems(pair.hidden))
+        side = self._backend.side_tables(connection, _without_problems(pair.hidden))
+        kept = {table.name for table in self._kept_tables(connection)}
+        # Those that a new version has changed are created again instead.
+        new = [table for table in self._projection.tables if table.name not in kept]
+        return side if side is not None and (not new or side.are_created_as(connection, new)) else None
 
     def _exchange(self, own: OwnTransaction, pair: Shadows, side: SideTables, seen: int, last: int) -> int:
         """Copies the rows into side tables in many short transactions, and exchanges them with the old ones.
