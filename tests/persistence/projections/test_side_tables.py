@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from helpers import processes, projection_processes
 from helpers.agent_session import long_session
-from helpers.orchestration_scene import PROJECT, SCENE, Opener, another, change, found, renamed
+from helpers.orchestration_scene import NEW, PROJECT, SCENE, THREAD, Opener, another, change, found, renamed
 from helpers.word_count_projection import SCENE as WORDS_SCENE
 from helpers.word_count_projection import WordCount, words
 from sqlalchemy import Connection, DefaultClause, Engine, MetaData, Table, event, text, update
 
-from peon.orchestration import ProjectDeleted
+from peon.orchestration import ProjectDeleted, TurnStarted
 from peon.persistence import Database, schema
 from peon.persistence.backends import sqlite_side_tables
 from peon.persistence.backends.side_tables import SIDE_PREFIX
 from peon.persistence.backends.sqlite import SQLiteBackend
+from peon.persistence.log import pages
 from peon.persistence.projections import rebuilding
 
 KILLS = 24
@@ -107,16 +108,16 @@ class TestSteps:
         require_sound(database)
 
     def test_include_what_is_appended_between_them(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("peon.persistence.log.pages.PAGE_EVENTS", 2)
-        tampered = found(database)
-        events = [*SCENE, renamed("last"), ProjectDeleted(project_id=PROJECT)]
-        remaining = iter(events)
-        seen_before: list[bool] = []
+        monkeypatch.setattr(pages, "PAGE_EVENTS", 2)
+        remaining = iter([*SCENE, renamed("last"), ProjectDeleted(project_id=PROJECT)])
+        titles = text("SELECT count(*) FROM projection_threads WHERE title = 'tampered'")
+        old: list[bool] = []
 
         with another(database) as other:
 
             def append() -> None:
-                seen_before.append(found(other) == tampered)
+                with other.read_transaction() as connection:
+                    old.append(bool(connection.scalar(titles)))
                 for appended in remaining:
                     other.events.append_all([appended])
                     break
@@ -125,8 +126,26 @@ class TestSteps:
                 database.projections.rebuild()
 
         assert next(remaining, None) is None
-        assert seen_before[0]
+        assert old == sorted(old, reverse=True)
+        assert set(old) == {True, False}
         require_sound(database)
+
+    def test_keep_rows_that_an_append_deletes_from_the_real_tables(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        database.events.append_all(SCENE)
+        follow = rebuilding.Rebuild._follow
+
+        def append_and_follow(*args: Any) -> int:
+            with another(database) as other:
+                other.events.append_all([TurnStarted(turn_id=NEW, thread_id=THREAD)])
+                other.events.append_all([ProjectDeleted(project_id=PROJECT)])
+            return follow(*args)
+
+        monkeypatch.setattr(rebuilding.Rebuild, "_follow", append_and_follow)
+        database.projections.rebuild()
+
+        require_sound(database)  # without a problem, as the turn began in a thread that was there
 
     def test_are_done_again_when_the_tables_have_changed(
         self, database: Database, caplog: pytest.LogCaptureFixture
