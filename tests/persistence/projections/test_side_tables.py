@@ -1,5 +1,6 @@
 """A rebuild of an SQLite file fills side tables in short transactions, and exchanges their rows with the old ones."""
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, DefaultClause, Engine, MetaData, Table, event
 
 from peon.orchestration import ProjectDeleted, TurnStarted
 from peon.persistence import Database, schema
+from peon.persistence.asynchronous import AsyncDatabase
 from peon.persistence.backends import sqlite_side_tables
 from peon.persistence.backends.side_tables import SIDE_PREFIX
 from peon.persistence.backends.sqlite import SQLiteBackend
@@ -186,6 +188,15 @@ class TestSteps:
 
 
 class TestExchange:
+    def test_in_an_event_loop(self, database: Database) -> None:
+        async def rebuild() -> None:
+            async with await AsyncDatabase.open(url=database.engine.url) as opened:
+                await asyncio.gather(opened.projections.rebuild(), opened.projections.rebuild())
+
+        asyncio.run(rebuild())
+
+        require_sound(database)
+
     def test_keeps_everything_but_the_rows(self, database: Database) -> None:
         with database.engine.begin() as connection:
             for statement in (

@@ -104,6 +104,20 @@ class TestOlderVersion:
         assert {**rows_of_all_tables(database), "events": []} == {**before, "events": []}
         assert found(database) == told(*SCENE).state()
 
+    def test_leaves_the_projection_alone_when_it_appends_in_an_event_loop(self, open_lasting: Opener) -> None:
+        database = open_lasting()
+        database.events.append_all(SCENE)
+        newer(database).catch_up()
+
+        async def append() -> None:
+            async with AsyncDatabase(create_async_engine(database.engine.url)) as old:
+                await old.events.append_all([renamed("x")])
+                assert await old.projections.position() == len(SCENE)
+
+        asyncio.run(append())
+        assert database.events.last_sequence() == len(SCENE) + 1
+        assert found(database) == told(*SCENE).state()
+
     def test_refuses_no_event_that_contradicts_the_newer_projection(self, database: Database) -> None:
         database.events.append_all(SCENE)
         newer(database).catch_up()
