@@ -192,8 +192,10 @@ def status(folder: Path) -> list[dict[str, float | str]]:
     """Returns the same for what `peon status` measures, without the start of the command."""
     with Database.open(url=address(folder), maintain_projections=False) as database:
         return [
-            timed("`peon status --no-sizes`", partial(measured, database, briefly=False, sizes=False), STATUS_READS),
-            timed("`peon status --check`", partial(measured, database, briefly=True), STATUS_READS),
+            timed(
+                "`peon status --no-sizes`", partial(measured, database.engine, briefly=False, sizes=False), STATUS_READS
+            ),
+            timed("`peon status --check`", partial(measured, database.engine, briefly=True), STATUS_READS),
         ]
 
 

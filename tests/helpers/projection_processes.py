@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import Database
 from peon.persistence.log import pages
-from peon.persistence.projections import manager
+from peon.persistence.projections import manager, rebuilding
 
 TURNS = 20
 
@@ -25,6 +25,7 @@ def session() -> list[list[OrchestrationEvent]]:
 def use_small_pages() -> None:
     pages.PAGE_EVENTS = 20
     manager.PAGES_A_COMMIT = 1
+    rebuilding.PAGES_A_COMMIT = 1
 
 
 def open_together(barrier: Barrier, url: str) -> None:
@@ -90,3 +91,23 @@ def statements_of_opening(url: str) -> int:
     countdown.start(10**9)
     Database.open(url=url).close()
     return 10**9 - (countdown.remaining or 0)
+
+
+def rebuild_and_die(url: str, statements: int) -> None:
+    """Rebuilds with short transactions."""
+    _rebuild(url, statements)
+
+
+def statements_of_rebuild(url: str) -> int:
+    """Returns how many statements `rebuild_and_die` executes if it is not killed."""
+    return 10**9 - _rebuild(url, 10**9)
+
+
+def _rebuild(url: str, statements: int) -> int:
+    use_small_pages()
+    rebuilding.STEP_SECONDS = -1.0
+    countdown = Countdown(url)
+    with Database.open(url=url, maintain_projections=False) as database:
+        countdown.start(statements)
+        database.projections.rebuild()
+        return countdown.remaining or 0

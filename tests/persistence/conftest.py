@@ -17,7 +17,7 @@ from peon.config import AppConfig
 from peon.orchestration import OrchestrationEvent, ProjectRenamed
 from peon.persistence import Database, create_engine
 from peon.persistence.log import pages
-from peon.persistence.projections import manager
+from peon.persistence.projections import manager, rebuilding
 
 Opener = Callable[..., Database]
 """Opens an empty database by name, without running Alembic; `**options` are passed to `Database.open`."""
@@ -28,6 +28,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shrinks pages, so that a few events need several pages and several transactions."""
     monkeypatch.setattr(pages, "PAGE_EVENTS", 4)
     monkeypatch.setattr(manager, "PAGES_A_COMMIT", 2)
+    monkeypatch.setattr(rebuilding, "PAGES_A_COMMIT", 2)
 
 
 @pytest.fixture

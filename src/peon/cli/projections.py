@@ -131,7 +131,8 @@ def rebuild(
             projections = Projections(database.engine, [each], orchestration_codec)
             if not dry_run:
                 done = ", ".join(earlier.name for earlier in used[:number])
-                left = f"Rebuilt: {done}. The others are as they were." if done else "Nothing was changed."
+                left = f"{each.name} has its old rows or all its new ones."
+                left = f"Rebuilt: {done}. {left}" if done else left
                 with invocation.progress(f"Rebuilding {each.name}", when_interrupted=left) as report:
                     projections.rebuild(report, replace_newer=replace_newer)
             problems = len(projections.problems())

@@ -12,7 +12,7 @@ from helpers.own_events import AppEvent, Noted, Notes, codec
 from helpers.secret import SECRET
 from helpers.word_count_projection import WordCount
 from pydantic import BaseModel
-from sqlalchemy import URL, select, text
+from sqlalchemy import URL, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from peon import AsyncDatabase
@@ -33,7 +33,8 @@ from peon.orchestration import (
     TurnStarted,
     redacted,
 )
-from peon.persistence import CommandConflict, Database, EventQuery, PersistenceError
+from peon.persistence import CommandConflict, Database, EventQuery, PersistenceError, schema
+from peon.persistence.backends.side_tables import SIDE_PREFIX
 from peon.persistence.log import tag_index
 from peon.persistence.maintenance import Redaction
 from peon.persistence.schema import event_tags, tags
@@ -130,6 +131,20 @@ def test_a_project_is_redacted_with_all_its_threads(migrated_lasting_url: URL) -
         assert events[-1] == kept
         assert SECRET not in str(database.read_model.snapshot())
         assert database.projections.verify() == []
+
+
+def test_what_a_killed_rebuild_has_left_goes_too(migrated_sqlite_url: URL) -> None:
+    left = SIDE_PREFIX + schema.projection_messages.name
+    with Database.open(url=migrated_sqlite_url) as database:
+        database.events.append_all(TOLD)
+        with database.engine.begin() as connection:
+            columns = "id TEXT PRIMARY KEY, turn_id, role, content, created_at, sequence, thread_id"
+            connection.execute(text(f"CREATE TABLE {left} ({columns})"))
+            connection.execute(text(f"INSERT INTO {left} SELECT * FROM projection_messages"))
+
+        database.maintenance.redact(OF_THREAD)
+
+        assert not inspect(database.engine).has_table(left)
 
 
 def test_a_repeated_command_is_recognised(migrated_lasting_url: URL) -> None:

@@ -3,11 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from helpers.orchestration_scene import (
     NEW,
+    PROJECT,
     SCENE,
+    UNKNOWN,
     Opener,
     another,
     append_alone,
@@ -21,10 +24,11 @@ from helpers.orchestration_scene import (
 from helpers.word_count_projection import WordCount
 from sqlalchemy import Column, Connection, MetaData, Table, Text, update
 
+from peon.orchestration import OrchestrationEvent, ProjectRenamed
 from peon.persistence import (
     Database,
+    EventStore,
     Projection,
-    ProjectionsOutOfDate,
     ProjectionsTooNew,
     Refusal,
     schema,
@@ -88,17 +92,92 @@ class TestOlderVersion:
             asyncio.run(open_for_an_event_loop())
         assert refused(caught) == ("orchestration", OLD + 1, OLD)
 
-    def test_does_not_append(self, database: Database) -> None:
+    def test_leaves_the_projection_alone_when_it_appends(self, database: Database) -> None:
         database.events.append_all(SCENE)
         newer(database).catch_up()
         before = rows_of_all_tables(database)
 
-        for _ in range(2):
-            with pytest.raises(ProjectionsTooNew) as caught:
-                database.events.append_all([renamed("x")])
-            assert refused(caught) == ("orchestration", OLD + 1, OLD)
-        assert isinstance(caught.value, ProjectionsOutOfDate)
-        assert rows_of_all_tables(database) == before
+        for name in ("x", "y"):
+            database.events.append_all([renamed(name)])
+
+        assert database.events.last_sequence() == len(SCENE) + 2
+        assert {**rows_of_all_tables(database), "events": []} == {**before, "events": []}
+        assert found(database) == told(*SCENE).state()
+
+    def test_leaves_the_projection_alone_when_it_appends_in_an_event_loop(self, open_lasting: Opener) -> None:
+        database = open_lasting()
+        database.events.append_all(SCENE)
+        newer(database).catch_up()
+
+        async def append() -> None:
+            async with AsyncDatabase(create_async_engine(database.engine.url)) as old:
+                await old.events.append_all([renamed("x")])
+                assert await old.projections.position() == len(SCENE)
+
+        asyncio.run(append())
+        assert database.events.last_sequence() == len(SCENE) + 1
+        assert found(database) == told(*SCENE).state()
+
+    def test_refuses_no_event_that_contradicts_the_newer_projection(self, database: Database) -> None:
+        database.events.append_all(SCENE)
+        newer(database).catch_up()
+
+        database.events.append_all([renamed("x", UNKNOWN)])
+
+        newer(database).catch_up()
+        assert [problem.sequence for problem in newer(database).problems()] == [len(SCENE) + 1]
+
+    @pytest.mark.parametrize("appends", [True, False], ids=["appends", "catches up"])
+    def test_has_its_events_applied_when_the_newer_one(self, open_lasting: Opener, appends: bool) -> None:
+        database = open_lasting()
+        database.events.append_all(SCENE)
+        newer(database).catch_up()
+        appended: list[OrchestrationEvent] = [renamed("older")]
+        database.events.append_all(appended)
+
+        if appends:
+            appended.append(project(NEW))
+            store: EventStore[Any] = EventStore(database.engine, on_append=newer(database).apply)
+            store.append_all(appended[-1:])
+            store.close()
+        else:
+            newer(database).catch_up()
+
+        assert found(database) == told(*SCENE, *appended).state()
+        assert newer(database).verify() == []
+
+    def test_keeps_its_other_projections_up_to_date(self, open_empty: Opener) -> None:
+        database = open_empty(projections=[WordCount()])
+        database.events.append_all(SCENE)
+        Projections(database.engine, [NewerWordCount()], orchestration_codec).catch_up()
+
+        database.events.append_all([renamed("x")])
+
+        positions = {name: sequence for name, _, sequence in rows_of_all_tables(database)["projection_positions"]}
+        assert positions == {"orchestration": len(SCENE) + 1, "word_count": len(SCENE)}
+        project_of_scene = database.read_model.project(PROJECT)
+        assert project_of_scene is not None
+        assert project_of_scene.name == "x"
+
+    @pytest.mark.usefixtures("small_pages")
+    def test_goes_on_in_full_while_the_newer_one_is_built(self, open_lasting: Opener) -> None:
+        database = open_lasting()
+        database.events.append_all(SCENE)
+        appended: list[ProjectRenamed] = []
+
+        with another(database) as building:
+
+            def append(*_: int) -> None:
+                if len(appended) < 3:
+                    appended.append(renamed(f"older {len(appended)}"))
+                    database.events.append_all(appended[-1:])
+                    assert found(database) == told(*SCENE, *appended).state()
+
+            newer(building).catch_up(append)
+
+        assert len(appended) == 3
+        assert found(database) == told(*SCENE, *appended).state()
+        assert newer(database).verify() == []
 
     def test_rebuilds_no_other_projection_either(self, open_empty: Opener) -> None:
         database = open_empty(projections=[WordCount()])

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects.postgresql import Insert as PostgreSQLInsert
     from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 
+from peon.persistence.backends.side_tables import SideTables
+
 READ_ONLY = "peon_read_only"
 """Execution option of an engine or a connection: its transactions only read, so they never wait for a writer."""
 
@@ -302,6 +304,10 @@ class Backend(ABC):
     @abstractmethod
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         """Keeps all others from writing to the tables until the transaction ends."""
+
+    @abstractmethod
+    def side_tables(self, connection: Connection, tables: Sequence[Table]) -> SideTables | None:
+        """Returns what creates side tables for existing tables; `None` if their rows cannot be exchanged."""
 
     # Statistics
 

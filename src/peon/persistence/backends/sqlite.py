@@ -14,7 +14,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
-from peon.persistence.backends import sqlite_connections, sqlite_statistics, sqlite_vacuum
+from peon.persistence.backends import sqlite_connections, sqlite_side_tables, sqlite_statistics, sqlite_vacuum
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import (
     CREATE_TRIGGER_AGAIN,
@@ -28,6 +28,7 @@ from peon.persistence.backends.interface import (
     Storage,
     Synchronous,
 )
+from peon.persistence.backends.side_tables import SideTables
 from peon.persistence.backends.sqlite_connections import (
     WRITE_LOCK_TIMEOUT,
     create_private_file,
@@ -229,6 +230,14 @@ class SQLiteBackend(Backend):
 
     def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
         pass  # the write lock is of the whole file
+
+    def side_tables(self, connection: Connection, tables: Sequence[Table]) -> SideTables | None:
+        # The only connection of a database in memory is busy with the rebuild all the time. Windows has no lock that
+        # keeps two rebuilds from using the same side tables.
+        if _main_file(connection) is None or sys.platform == "win32":
+            return None
+        available = sqlite_side_tables.is_available(connection, tables)
+        return sqlite_side_tables.SQLiteSideTables(tables) if available else None
 
     def version(self, connection: Connection) -> str:
         return sqlite3.sqlite_version

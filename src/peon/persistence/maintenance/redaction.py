@@ -133,9 +133,7 @@ class Redactor:
 
         def work(own: OwnTransaction) -> int:
             with self._backend.deleted_content_overwritten(own.connection):
-                return self._builder.build(
-                    self._projections, own, meter=meter, pages=PAGES_A_COMMIT, replace_newer=False, change=change
-                )
+                return self._builder.build(self._projections, own, meter=meter, pages=PAGES_A_COMMIT, change=change)
 
         with_own_commit(reads, self._driver_errors, work, advice="call redact again, which then finds nothing to do")
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from sqlalchemy import Table
 
 from peon.config import AppConfig
+from peon.persistence.backends.side_tables import SIDE_PREFIX
 from peon.persistence.schema import metadata
 
 
@@ -30,7 +31,8 @@ def exclude_peon_tables(
         tables: The tables of your own projections, which Peon creates, too.
 
     Returns:
-        Whether Alembic compares what has this name. For Peon's tables, and so for their indexes and columns, `False`.
+        Whether Alembic compares what has this name. For Peon's tables, and so for their indexes and columns, `False`;
+            also for those that a rebuild uses.
 
     Raises:
         ConfigError: `version_table` is not given, and the configuration is wrong.
@@ -38,5 +40,7 @@ def exclude_peon_tables(
     if type_ != "table":
         return True
     if name in metadata.tables or any(name == table.name for table in tables):
+        return False
+    if name is not None and name.startswith(SIDE_PREFIX):
         return False
     return name != (AppConfig().database.version_table if version_table is None else version_table)

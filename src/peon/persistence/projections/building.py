@@ -1,4 +1,4 @@
-"""Builds projections in shadow tables and replaces the rows of the real ones: in a rebuild, or when the log changes."""
+"""Changes stored events, and in the same transaction the rows of all projections that follow from them."""
 
 import time
 from collections.abc import Sequence
@@ -7,22 +7,17 @@ from typing import Protocol
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
-from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.backends.retries import OwnTransaction
-from peon.persistence.errors import ProjectionsTooNew
 from peon.persistence.log.pages import LogRow
 from peon.persistence.log.removed import steps_of_compaction
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
-from peon.persistence.projections.positions import Position, Problem, position_of, problems_of, set_position
+from peon.persistence.projections.positions import Problem, position_of, problems_of, require_not_newer, set_position
 from peon.persistence.projections.replay import Meter, Replay
 from peon.persistence.projections.shadow_tables import Shadows, shadowed
+from peon.persistence.projections.steps import alone, remove_side_tables
 from peon.persistence.schema import projection_problems
-
-
-class UnusableTables(Exception):  # noqa: N818 - handled where it is met
-    """The tables of a projection cannot be emptied or filled; the cause says why."""
 
 
 class LogChanged(Exception):  # noqa: N818 - handled where it is met
@@ -52,7 +47,6 @@ class Builder:
     def __init__(self, engine: Engine, replay: Replay) -> None:
         self._engine = engine
         self._backend = backend_of(engine)
-        self._driver_errors = DriverErrors(engine)
         self._replay = replay
 
     def build(
@@ -62,17 +56,12 @@ class Builder:
         *,
         meter: Meter,
         pages: int,
-        replace_newer: bool = False,
-        unreadable: set[str] | None = None,
-        change: LogChange | None = None,
+        change: LogChange,
     ) -> int:
-        """Builds projections in shadow tables, replaces the rows of the real ones, and commits.
+        """Builds projections in shadow tables, changes the log, replaces the rows of the real tables, and commits.
 
         Args:
             pages: Pages of the log in a step.
-            replace_newer: See `Projections.rebuild`.
-            unreadable: Create the real tables again, of which these cannot be read. `None` to keep the tables.
-            change: What to do to the log in the transaction that replaces the rows.
 
         Returns:
             The sequence of the last event that was applied.
@@ -89,76 +78,52 @@ class Builder:
                     connection.begin()  # statements that the driver runs do not begin one
                 before = reached.copy()
                 self._apply(connection, reached, meter, change, pages)
-                _require_not_changed(connection, seen)
+                require_unchanged(connection, seen)
             if self._backend.rebuilds_in_steps:
                 connection.commit()
                 connection.execution_options(**{READ_ONLY: False})
+            for projection in projections:
+                self._remove_side_tables(connection, projection, table_setup.part_of(projection, pair))
             began = time.monotonic()
             self._backend.join_append(connection)
             own.lock_seconds = time.monotonic() - began
             self._apply(connection, reached, meter, change)
-            _require_not_changed(connection, seen)
-            if change is not None:
-                change.write(connection, [each for p in projections for each in _new_problems(connection, p, pair)])
+            require_unchanged(connection, seen)
+            change.write(connection, [each for p in projections for each in _new_problems(connection, p, pair)])
             for projection, last in reached.items():
+                position = position_of(connection, projection)
+                require_not_newer(self._engine, projection, position)
                 part = table_setup.part_of(projection, pair)
-                self._replace(connection, projection, part, last, unreadable, replace_newer=replace_newer)
+                table_setup.empty(connection, projection, part, version=position and position.version)
+                table_setup.fill(connection, projection, part)
+                set_position(connection, projection, last)
             own.commit()
         return min(reached.values())
+
+    def _remove_side_tables(self, connection: Connection, projection: Projection, pair: Shadows) -> None:
+        """Removes the rows that a killed rebuild has left, which follow from the log too; waits for one that runs."""
+        tables = [table for table in pair.hidden if table.name != projection_problems.name]
+        side = self._backend.side_tables(connection, tables)
+        if side is not None:
+            with alone(connection, projection):
+                remove_side_tables(connection, side)
 
     def _apply(
         self,
         connection: Connection,
         reached: dict[Projection, int],
         meter: Meter,
-        change: LogChange | None,
+        change: LogChange,
         pages: int | None = None,
     ) -> None:
-        changed = None if change is None else change.changed
         for projection, after in reached.items():
             reached[projection] = self._replay.apply_pages(
-                connection, projection, after, pages=pages, meter=meter, change=changed
+                connection, projection, after, pages=pages, meter=meter, change=change.changed
             )
 
-    def _replace(
-        self,
-        connection: Connection,
-        projection: Projection,
-        pair: Shadows,
-        last: int,
-        unreadable: set[str] | None,
-        *,
-        replace_newer: bool,
-    ) -> None:
-        try:
-            if unreadable is not None:
-                table_setup.recreate(connection, projection, pair, unreadable)
-            position = position_of(connection, projection)
-            if not replace_newer:
-                require_not_newer(self._engine, projection, position)
-            if unreadable is None:
-                table_setup.empty(connection, projection, pair, version=position and position.version)
-            table_setup.fill(connection, projection, pair)
-            set_position(connection, projection, last)
-        except Exception as error:
-            cause = self._driver_errors.cause_of(error)
-            if unreadable is not None or cause is None or not self._backend.is_fault_of_tables(cause):
-                raise
-            raise UnusableTables from cause
 
-
-def require_not_newer(engine: Engine, projection: Projection, position: Position | None) -> None:
-    """Raises `ProjectionsTooNew` if a newer version of the code has built the projection."""
-    if position is not None and position.version > projection.version:
-        raise ProjectionsTooNew(
-            projection.name,
-            database=database_name(engine),
-            found=position.version,
-            expected=projection.version,
-        )
-
-
-def _require_not_changed(connection: Connection, seen: int) -> None:
+def require_unchanged(connection: Connection, seen: int) -> None:
+    """Raises `LogChanged` if the log is not what it was when `steps_of_compaction` was `seen`."""
     if steps_of_compaction(connection) != seen:
         raise LogChanged
 

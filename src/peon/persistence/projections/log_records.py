@@ -44,6 +44,10 @@ class ProjectionLog:
         message = f"creating the tables of {_NAME} again: they are damaged, missing or of another shape"
         report(PROJECTIONS, logging.WARNING, message, **self._facts)
 
+    def keeps_old_rows(self, error: BaseException) -> None:
+        message = f"the old rows of {_NAME} could not be removed; its next rebuild removes them: %(reason)s"
+        report(PROJECTIONS, logging.WARNING, message, **self._facts, reason=explain(error))
+
     def could_not_apply(self, sequences: Sequence[int]) -> None:
         """Logs which events could not be applied, without the reasons: a projection may quote a payload in them."""
         message = (

@@ -1,7 +1,7 @@
 """Keeps projections equal to the log: updates them in each append, catches up at start-up, rebuilds, verifies."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,14 +9,12 @@ from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.backends.interface import READ_ONLY
-from peon.persistence.backends.retries import OwnTransaction, in_own_transaction, with_own_commit
+from peon.persistence.backends.retries import in_own_transaction
 from peon.persistence.errors import ProjectionError, ProjectionsOutOfDate
 from peon.persistence.log.codec import UNKNOWN_TYPE, EventCodec
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
-from peon.persistence.projections.building import Builder, LogChanged, UnusableTables, require_not_newer
 from peon.persistence.projections.log_records import ProjectionLog
 from peon.persistence.projections.positions import (
     Position,
@@ -24,12 +22,12 @@ from peon.persistence.projections.positions import (
     advance,
     position_of,
     problems_of,
+    require_not_newer,
     set_position,
     types_recorded_with,
 )
+from peon.persistence.projections.rebuilding import Rebuild
 from peon.persistence.projections.replay import Meter, Progress, Replay, applied
-from peon.persistence.projections.shadow_tables import declared_in_log
-from peon.persistence.projections.table_shape import are_as_declared
 from peon.persistence.projections.verification import Difference, differences
 from peon.persistence.runtime.telemetry import telemetry_of
 from peon.persistence.schema import LAST_SEQUENCE
@@ -55,7 +53,6 @@ class Projections:
         self._reads = self._backend.consistent_reads(engine)
         self._projections = tuple(projections)
         self._replay = Replay(engine, codec)
-        self._builder = Builder(engine, self._replay)
         self._known_types = codec.decoders.keys()
         self._driver_errors = DriverErrors(engine)
         self._telemetry = telemetry_of(engine)
@@ -66,16 +63,20 @@ class Projections:
     def apply(self, connection: Connection, stored: list[StoredEvent[Any]]) -> None:
         """Applies events in the transaction that has just stored them.
 
+        It leaves a projection alone that a newer version of the code has built: the newer version applies the events
+        with its next append, or when it catches up.
+
         Raises:
             ProjectionError: At the first event that contradicts the tables. The transaction must be rolled back.
             ProjectionsOutOfDate: The tables are not those that this version has built, or hold events that were removed
                 from the end of the log.
         """
         first, last = stored[0].sequence, stored[-1].sequence
-        moved = advance(connection, self._projections, first - 1, last)
-        if moved < len(self._projections):
-            self._close_gaps(connection, first - 1, last, moved)
-        for projection in self._projections:
+        ours = self._projections
+        moved = advance(connection, ours, first - 1, last)
+        if moved < len(ours):
+            ours = self._close_gaps(connection, first - 1, last, moved)
+        for projection in ours:
             refusals = applied(projection, connection, stored)
             if refusals:
                 sequence = min(refusals)
@@ -195,18 +196,21 @@ class Projections:
         cause = self._driver_errors.cause_of(error)
         return cause is not None and self._backend.is_fault_of_tables(cause)
 
-    def _close_gaps(self, connection: Connection, before: int, last: int, moved: int) -> None:
+    def _close_gaps(self, connection: Connection, before: int, last: int, moved: int) -> tuple[Projection, ...]:
         """Applies events that were stored without this projection, perhaps by an older version of the application.
 
         Args:
             moved: The number of projections that `advance` has moved to `last`.
+
+        Returns:
+            The projections that no newer version has built. Only to these, this version may apply events.
         """
         found = [(projection, position_of(connection, projection)) for projection in self._projections]
         at_last = [each for each, position in found if position == Position(each.version, last)]
+        newer = [each for each, position in found if position is not None and position.version > each.version]
         for projection, position in found:
-            require_not_newer(self._engine, projection, position)
             # More than `advance` has moved: then some were there before, and hold events that were removed.
-            if projection in at_last and len(at_last) == moved:
+            if projection in newer or (projection in at_last and len(at_last) == moved):
                 continue
             reason = table_setup.reason_to_rebuild(connection, projection, position, before)
             if position is None or reason:
@@ -216,6 +220,7 @@ class Projections:
                 )
             self._replay.apply_pages(connection, projection, position.sequence, until=before)
             set_position(connection, projection, last)
+        return tuple(each for each in self._projections if each not in newer)
 
     def _catch_up(self, projection: Projection, meter: Meter, position: int, end: int) -> None:
         """Applies the events above `position`; the log ended with `end` when that was looked at."""
@@ -271,49 +276,9 @@ class Projections:
         log.begins_rebuild(reason)
         began = time.monotonic()
         with self._telemetry.operation("rebuild", projection_name=projection.name) as operation:
-            last = self._build(projection, meter, log, replace_newer=replace_newer)
+            rebuild = Rebuild(self._engine, self._replay, projection, meter, log, replace_newer=replace_newer)
+            last = rebuild.run()
             operation.handled(last)
         self._telemetry.projection_lag(projection.name, 0)
         log.rebuilt(last, time.monotonic() - began)
         self._report_problems(projection, log, 0)
-
-    def _build(self, projection: Projection, meter: Meter, log: ProjectionLog, *, replace_newer: bool) -> int:
-        """Builds the projection with the tables that it has, or with new ones; returns the last sequence."""
-        usable = self._can_be_emptied(projection)
-        reads = self._engine.execution_options(**{READ_ONLY: True})
-        work = partial(
-            self._builder.build, [projection], meter=meter, pages=PAGES_A_COMMIT, replace_newer=replace_newer
-        )
-        if usable:
-            try:
-                return self._while_not_compacted(reads, log, work)
-            except UnusableTables as error:
-                log.has_unusable_tables(error.__cause__ or error)
-        log.creates_tables_again()
-        with self._reads.connect() as connection:
-            unreadable = table_setup.unreadable_tables(connection, projection)
-        return self._while_not_compacted(reads, log, partial(work, unreadable=unreadable))
-
-    def _while_not_compacted(self, engine: Engine, log: ProjectionLog, work: Callable[[OwnTransaction], int]) -> int:
-        """Performs the work again if a compaction has changed the log meanwhile.
-
-        The work reads the log in steps. It might have read some chunks of a message, and then read the event into which
-        a compaction has merged them.
-        """
-        while True:
-            try:
-                return with_own_commit(engine, self._driver_errors, work)
-            except LogChanged:
-                log.begins_rebuild("a compaction has changed the log meanwhile")
-
-    def _can_be_emptied(self, projection: Projection) -> bool:
-        """Returns whether the tables have the declared shape, as far as that can be seen without reading their rows."""
-        with self._reads.connect() as connection:
-            try:
-                position = position_of(connection, projection)
-            except Exception as error:
-                if not self._is_fault_of_tables(error):
-                    raise
-                return False
-            kept = table_setup.tables_to_empty(projection, position and position.version)
-            return not kept or are_as_declared(connection, declared_in_log(connection, kept))

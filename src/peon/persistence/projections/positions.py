@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Table, bindparam, delete, insert, select, update
 
 from peon.persistence.backends.compiled import CompiledQuery, CompiledStatement, insert_into
+from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.errors import ProjectionsTooNew
 from peon.persistence.projections.base import Projection
 from peon.persistence.schema import projection_positions, projection_problems
 
@@ -62,6 +64,14 @@ def position_of(connection: Connection, projection: Projection) -> Position | No
     """Returns the position; `None` for a projection that has never run."""
     rows = _POSITION.rows(connection, projection.name)
     return Position(*rows[0]) if rows else None
+
+
+def require_not_newer(engine: Engine, projection: Projection, position: Position | None) -> None:
+    """Raises `ProjectionsTooNew` if a newer version of the code has built the projection."""
+    if position is not None and position.version > projection.version:
+        raise ProjectionsTooNew(
+            projection.name, database=database_name(engine), found=position.version, expected=projection.version
+        )
 
 
 def set_position(connection: Connection, projection: Projection, sequence: int) -> None:

@@ -150,6 +150,14 @@ def part_of(projection: Projection, pair: Shadows) -> Shadows:
     return Shadows(*([table for table in tables if table.name in names] for tables in pair))
 
 
+def replace_problems(connection: Connection, projection: Projection, pair: Shadows) -> None:
+    """Replaces the problems of the projection by those of the shadow table, which still hides their table."""
+    for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
+        if table.name == schema.projection_problems.name:
+            _delete_problems(connection, projection, table)
+            connection.execute(insert(table).from_select([column.name for column in table.columns], select(shadow)))
+
+
 def _delete_problems(connection: Connection, projection: Projection, problems: Table) -> None:
     connection.execute(delete(problems).where(problems.c.projection == projection.name))
 

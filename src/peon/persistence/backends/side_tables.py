@@ -1,0 +1,68 @@
+"""What a rebuild needs of a database system to replace the rows of tables at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+
+from sqlalchemy import Connection, Table
+
+SIDE_PREFIX = "peon_rebuild_"
+"""Of the names of side tables and their indexes."""
+
+
+class TablesChanged(Exception):  # noqa: N818 - handled where it is met
+    """Tables have another shape than when their side tables were created."""
+
+
+class SideTables(ABC):
+    """Empty tables of the same shape beside others, for rows that are exchanged with those of the others at once.
+
+    They are ordinary tables, so that they survive their process. Those that a killed process has left have the same
+    names. They are parents first.
+    """
+
+    @abstractmethod
+    def are_created_as(self, connection: Connection, declared: Sequence[Table]) -> bool:
+        """Returns whether some of the tables are exactly as they would be if they were created now.
+
+        Args:
+            declared: These tables, without a schema.
+        """
+
+    @abstractmethod
+    def create(self, connection: Connection) -> None:
+        """Creates the side tables, empty, with all indexes."""
+
+    @abstractmethod
+    def copy(self, connection: Connection, sources: Sequence[Table]) -> Iterator[None]:
+        """Copies the rows of other tables into the side tables, a few with each step of the iterator.
+
+        A transaction may end between two steps.
+        """
+
+    @abstractmethod
+    def exchange(self, connection: Connection) -> None:
+        """Exchanges the rows of the tables and of the side tables, in the same time for any number of rows.
+
+        Raises:
+            TablesChanged: They do not have the same shape.
+        """
+
+    @abstractmethod
+    def empty(self, connection: Connection) -> Iterator[None]:
+        """Removes the side tables that exist, a few rows with each step of the iterator.
+
+        A transaction may end between two steps.
+        """
+
+    @abstractmethod
+    def forget(self, connection: Connection) -> None:
+        """Removes the side tables without reading their pages, which may be damaged."""
+
+    @abstractmethod
+    def writing(self, connection: Connection) -> AbstractContextManager[None]:
+        """Lets `copy` and `empty` write rows in any order; begins and ends outside a transaction."""
+
+    @abstractmethod
+    def exchanging(self, connection: Connection) -> AbstractContextManager[None]:
+        """Rolls back what an error leaves undone, so that the connection sees the tables as others do."""
