@@ -36,7 +36,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|pydantic|pydantic_core|pydantic_settings)\..*"),
     ("py:.*", r"(collections|types|typing_extensions|datetime|uuid|pathlib)\..*"),
     # Type variables, and types without a public name.
-    ("py:class", r"peon\.(persistence|testing)\.(.*\.)?([A-Z]\w*T|StopEvent|Calls)|AsyncEngine"),
+    ("py:class", r"peon\.(persistence|testing|orchestration)\.(.*\.)?([A-Z]\w*T|StopEvent|Calls)|AsyncEngine"),
     ("py:obj", ".*"),  # a name in a docstring becomes a link only if it is one of ours
 ]
 

@@ -374,13 +374,10 @@ class Backend(ABC):
 
     @abstractmethod
     def erase_deleted_content(self, engine: Engine, *, vacuum: bool) -> str | None:
-        """Removes what was deleted or replaced from the files of the database.
+        """Removes what was deleted or replaced from the files; returns what is left to do, `None` if nothing is.
 
         Args:
             vacuum: Write the database again if that is needed and keeps no reader waiting.
-
-        Returns:
-            What is left to do, as a sentence; `None` if nothing is.
         """
 
     # Migrations
