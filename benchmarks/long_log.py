@@ -221,7 +221,7 @@ def figure(number: float | None, form: str) -> str:
 
 def missing(logs: list[LongLog]) -> str:
     """Returns a paragraph that says what was not measured with the longest log, or nothing."""
-    names = [NAMES[name] for name in logs[0].steps if name not in logs[-1].steps]
+    names = [NAMES[name] for name in NAMES if name not in logs[-1].steps]
     names += [] if logs[-1].reads else ["opening and reading"]
     if not names:
         return ""
