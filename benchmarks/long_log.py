@@ -226,7 +226,7 @@ def figure(number: float | None, form: str) -> str:
 def missing(logs: list[LongLog]) -> str:
     """Returns a paragraph that says what was not measured with the longest log, or nothing."""
     names = [NAMES[name] for name in NAMES if name not in logs[-1].steps]
-    names += [] if logs[-1].reads else ["opening and reading"]
+    names += [] if logs[-1].reads else ["opening and pages"]
     if not names:
         return ""
     return f"**The run was ended early. Not measured with {logs[-1].events:,} events: {', '.join(names)}.**"
