@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from string import Template
+from textwrap import fill
 from typing import Any
 
 from environment import Environment, read_environment
@@ -98,8 +99,11 @@ class LongLog:
 
 @dataclass(frozen=True)
 class Results:
+    """All that was measured; `note` is a paragraph about the run, written by hand."""
+
     environment: Environment
     logs: list[LongLog]
+    note: str = ""
 
 
 RESULTS_ADAPTER = TypeAdapter(Results)
@@ -221,11 +225,11 @@ def figure(number: float | None, form: str) -> str:
 
 def missing(logs: list[LongLog]) -> str:
     """Returns a paragraph that says what was not measured with the longest log, or nothing."""
-    names = [NAMES[name] for name in logs[0].steps if name not in logs[-1].steps]
-    names += [] if logs[-1].reads else ["opening and reading"]
+    names = [NAMES[name] for name in NAMES if name not in logs[-1].steps]
+    names += [] if logs[-1].reads else ["opening and pages"]
     if not names:
         return ""
-    return f"\n**This run was ended early. Not measured with {logs[-1].events:,} events: {', '.join(names)}.**\n"
+    return f"**The run was ended early. Not measured with {logs[-1].events:,} events: {', '.join(names)}.**"
 
 
 def headings(logs: list[LongLog]) -> list[str]:
@@ -238,9 +242,8 @@ def page_text(results: Results) -> str:
         environment=results.environment.table().to_markdown(),
         events=f"{logs[-1].events:,}",
         fewer=" and ".join(f"{log.events:,}" for log in logs[:-1]),
-        missing=missing(logs),
+        notes="".join(f"\n{fill(note, 120)}\n" for note in (missing(logs), results.note) if note),
         reads=str(READS),
-        openings=str(OPENINGS),
         linear=f"{LINEAR:g}",
         sizes=sizes_table(logs).to_markdown(),
         times=reads_table(logs).to_markdown(),

@@ -50,6 +50,23 @@ class PairOfServers:
         """The address of the standby alone, which can only be read."""
         return self._servers[self._standby].url
 
+    def cut_replication(self) -> None:
+        """Lets the standby receive nothing more, and returns when the primary knows that it has no standby."""
+        engine = sqlalchemy.create_engine(self.standby, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text("ALTER SYSTEM RESET primary_conninfo"))
+            connection.execute(text("SELECT pg_reload_conf()"))
+        engine.dispose()
+        self._wait_for("SELECT count(*) FROM pg_stat_replication", 0)
+
+    def has_waiting_commits(self) -> bool:
+        """Returns whether a commit waits for the standby."""
+        engine = sqlalchemy.create_engine(self.primary)
+        with engine.connect() as connection:
+            waiting = connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"))
+        engine.dispose()
+        return bool(waiting)
+
     def fail_over(self) -> None:
         """Kills the primary, for good, and promotes the standby. Commits then wait until there is a new standby."""
         self._servers.pop(self._primary).kill()
