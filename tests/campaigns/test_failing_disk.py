@@ -82,4 +82,4 @@ def test_a_full_disk_loses_nothing_acknowledged_at_any_stage(tmp_path: Path, shi
 
 
 def record(name: str, title: str, what: str, rounds: int, counts: Counter[str]) -> None:
-    campaigns.record(name, title, what, rounds, {**dict(sorted(counts.items())), "Acknowledged events lost": 0})
+    campaigns.record(name, title, what, rounds, {**dict(sorted((+counts).items())), "Acknowledged events lost": 0})

@@ -311,5 +311,5 @@ def record(backend: str, rounds: int, counts: Counter[str]) -> None:
         f"Kills on {'SQLite' if backend == 'file' else 'PostgreSQL'}",
         WHAT[backend],
         rounds,
-        {"Kills": kills(counts), **dict(sorted(counts.items())), "Events lost or doubled": 0},
+        {"Kills": kills(counts), **dict(sorted((+counts).items())), "Events lost or doubled": 0},
     )
