@@ -19,18 +19,20 @@ STAGE_ROUNDS = campaigns.rounds(1)
 PROCESSES_A_ROUND = 2
 
 ACTIONS = f"appends, a durable subscription, settings, starts, {', '.join(OPERATIONS)}"
+AFTERWARDS = """\
+After each action the disk works again, and the next append must succeed without opening the database again. At the end
+of a round, everything that was acknowledged is there, and what failed was not stored, unless the error said that the
+outcome is unknown. `integrity_check`, `verify()` and `peon doctor` find nothing. The consumer has handled each event
+once. Each backup that has its name is whole."""
 FAULTS = f"""\
 A small library is loaded before SQLite. It lets writes and syncs of all files in the folder of the database fail at
 random, between one in two hundred and all of them, during {ACTIONS}.
 They fail with EIO or ENOSPC, and some writes write only half of the bytes. The process is sometimes killed right
-after a failure, and another continues. After each action the disk works again, and the next append must succeed
-without opening the database again. At the end of a round, everything that was acknowledged is there, and what failed
-was not stored, unless the error said that the outcome is unknown. `integrity_check`, `verify()` and `peon doctor` find
-nothing. The consumer has handled each event once. Each backup that has its name is whole."""
-FULL = """\
-The same library lets the disk be full after the first, second, … write of each action, until the action has no more
-writes; later ones are tried less densely. In half of the cases only writes that extend a file fail. Everything else is
-as above."""
+after a failure, and another continues. {AFTERWARDS}"""
+FULL = f"""\
+A small library is loaded before SQLite. It lets the disk be full after the first, second, … write of each action
+({ACTIONS}), until the action has no more writes; later writes are tried less densely.
+In half of the cases only writes that extend a file fail. {AFTERWARDS}"""
 
 
 @pytest.fixture(scope="session")
@@ -82,4 +84,4 @@ def test_a_full_disk_loses_nothing_acknowledged_at_any_stage(tmp_path: Path, shi
 
 
 def record(name: str, title: str, what: str, rounds: int, counts: Counter[str]) -> None:
-    campaigns.record(name, title, what, rounds, {**dict(sorted(counts.items())), "Acknowledged events lost": 0})
+    campaigns.record(name, title, what, rounds, {**dict(sorted((+counts).items())), "Acknowledged events lost": 0})

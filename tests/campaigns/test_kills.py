@@ -57,20 +57,21 @@ LONGEST_WAIT_SECONDS = 0.25
 REVISIONS = [file.stem for file in sorted(FROZEN.glob("*.db"))[:6]]
 """Later ones have gaps beyond the end of their log, which no campaign would leave."""
 
-WHAT = {
-    "file": f"""\
-Each round begins with a database of a random earlier revision, and the processes that migrate it are killed first.
+_STORY = f"""\
 Then {WRITERS} processes append streamed messages in batches of random sizes. {CONSUMERS} processes wait for one durable
 subscription, whose effects are rows of a table. Another process repeats one operation: {", ".join(OPERATIONS)}.
 Processes are killed with SIGKILL at random moments, one by one or all at once, and replaced. A new writer repeats
 the command whose answer was lost, and closes the turns that were left open. At the end of a round, every acknowledged
 event is in the log, or is recorded as merged and has its text in the merged event. No batch is there in part or twice,
-and each gap is recorded. The consumer has handled each event once, and was told each text once. `integrity_check`,
-`verify()` and `peon doctor` find nothing that was not there at the beginning. Each backup can be restored, and each
-migration was finished by the next start.""",
-    "postgresql": """\
-The same, but each round begins with an empty schema. Migrations are of other empty schemas, and of the backups only
-the last one of a round is restored.""",
+and each gap is recorded. The consumer has handled each event once, and was told each text once. `verify()` and
+`peon doctor`, with SQLite's `integrity_check`, find nothing that was not there at the beginning."""
+WHAT = {
+    "file": f"""\
+Each round begins with a database of a random earlier revision, and the processes that migrate it are killed first.
+{_STORY} Each backup can be restored, and each migration was finished by the next start.""",
+    "postgresql": f"""\
+Each round begins with an empty schema, and the processes that migrate it are killed first. {_STORY} The last backup of
+a round is restored, and each migration of another empty schema was finished by the next start.""",
 }
 
 
@@ -311,5 +312,5 @@ def record(backend: str, rounds: int, counts: Counter[str]) -> None:
         f"Kills on {'SQLite' if backend == 'file' else 'PostgreSQL'}",
         WHAT[backend],
         rounds,
-        {"Kills": kills(counts), **dict(sorted(counts.items())), "Events lost or doubled": 0},
+        {"Kills": kills(counts), **dict(sorted((+counts).items())), "Events lost or doubled": 0},
     )

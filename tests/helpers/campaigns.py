@@ -21,8 +21,8 @@ INTRODUCTION = """\
 # Campaigns
 
 A campaign breaks things at random, very often, and then compares the database with what the application was told.
-This page shows what was tried in the last long runs, how often, and what came of it. A run fails at the first
-difference. The `slow` session of CI repeats each campaign with fewer rounds. These commands run them as often as here,
+This page shows what was tried in the runs that were recorded last, how often, and what came of it. A run fails at the
+first difference. The `slow` session of CI repeats each campaign with few rounds. These commands run five times as many,
 and write this page again:
 
 <!-- not run: it takes half an hour -->

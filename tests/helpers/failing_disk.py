@@ -29,6 +29,7 @@ class FailingDisk:
         self._seed = seed * 7919 + 1
         name = os.fsencode(folder.resolve()) + b"/\0"
         self._memory[_SWITCHES.size : _SWITCHES.size + len(name)] = name
+        self.heal()  # a process that was killed may have left the switches on
 
     def fail(self, chance: int, error: int = errno.ENOSPC, flags: int = 0, after: int = 0) -> None:
         """Lets calls fail.

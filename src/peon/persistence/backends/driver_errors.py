@@ -110,7 +110,8 @@ def no_sequence_left(connection: Connection) -> StoreUnavailable:
 
 def is_disk_error(error: BaseException) -> bool:
     """Returns whether SQLite could not read, write or sync a file. A full disk has another error."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_IOERR
 
 
 def explain(error: BaseException, file: Path | None = None) -> str:
