@@ -65,7 +65,7 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
     """Run the test suite, without the slow proofs, on one Python and one line of SQLAlchemy."""
     session.install("--editable", EVERYTHING, f"sqlalchemy=={sqlalchemy}.*")
     # `readme` runs everything, on the first Python. Left out on the others: the documentation's code, and what a file
-    # database repeats. That is a third of the time.
+    # database repeats.
     without = ("memory", "test_documentation")
     pytest(session, *([] if session.python == PYTHONS[0] else ["-k", " and ".join(f"not {name}" for name in without)]))
 
@@ -79,7 +79,7 @@ def postgresql(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the slow proofs: killed processes and servers, a million events."""
+    """Run the slow proofs: killed processes and servers, a million events, and what memory repeats of a file."""
     session.install("--editable", EVERYTHING)
     # One after the other: each starts processes of its own, and some measure time.
     pytest(session, "-m", "slow", "-n", "0")

@@ -1,16 +1,19 @@
 """Real databases; each test has its own."""
 
+import gc
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import sqlalchemy
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.exc import OperationalError
 
@@ -31,6 +34,33 @@ POSTGRESQL = make_url(os.environ.get("POSTGRESQL_TEST_URL", "postgresql+psycopg:
 def pytest_xdist_auto_num_workers() -> int:
     """Five for two processors: tests spend half of their time waiting for a disk, a server or a process."""
     return (os.cpu_count() or 1) * 5 // 2
+
+
+FIRST = ("test_documentation.py", "test_compaction_of_any_log.py", "test_long_session.py", "test_properties.py")
+"""Files with the longest tests: at the end of a run, one of them would keep one worker busy and the others idle."""
+
+REPEATS_A_FILE = ("log", "maintenance", "operations", "orchestration", "projections", "subscriptions")
+"""Packages of `tests/persistence` that send a database in memory the same statements as a file.
+
+What differs in memory (connections, threads, the asynchronous driver) is tested elsewhere.
+"""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    persistence = Path(__file__).parent / "persistence"
+    repeating = tuple(persistence / name for name in REPEATS_A_FILE)
+    for item in items:
+        kinds = getattr(item, "callspec", None)
+        if kinds and "memory" in kinds.params.values() and any(map(item.path.is_relative_to, repeating)):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+def pytest_collection_finish() -> None:
+    """Excludes thousands of collected tests from later garbage collections, which some tests request."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -161,11 +191,10 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def statements_for_postgresql() -> str:
-    ini = str(alembic_folder() / "alembic.ini")
-    command = ["-c", ini, "-x", "url=postgresql+psycopg://", "upgrade", "head", "--sql"]
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", *command], capture_output=True, text=True, check=True
-    ).stdout
+    config = Config(output_buffer=StringIO(), cmd_opts=Namespace(x=["url=postgresql+psycopg://"]))
+    config.set_main_option("script_location", str(alembic_folder() / "alembic"))
+    command.upgrade(config, "head", sql=True)
+    return str(config.output_buffer.getvalue())
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ an empty data directory:
 - An `sh` block runs in bash and must succeed. A `text` block right after it is its output, in which `…` stands for any
   text.
 - Blocks in lists are indented, and run too.
+- `peon` and `alembic` are started in processes that have imported them already, except on the pages in `REAL`.
 - `<!-- not run: reason -->` before an `sh` block says why the test leaves it out.
 """
 
@@ -23,6 +24,7 @@ from typing import get_args
 
 import pytest
 from helpers.event_strategies import EVENT_CLASSES
+from helpers.warm_commands import warm_commands
 from sqlalchemy import Column, Table
 
 import peon
@@ -34,6 +36,9 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = [page for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))] if page.is_file()]
 LINKING_PAGES = sorted({*PAGES, *ROOT.glob("*.md")})
+REAL = ("README.md", "docs/operations/upgrade.md")
+"""The pages on which the installed commands run, each in a new interpreter."""
+
 SHELL_SECONDS = 120
 
 NAMED_FROM = [ROOT, ROOT / "src", ROOT / "src" / "peon", ROOT / "src" / "peon" / "persistence", ROOT / "tests"]
@@ -57,6 +62,12 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Path]:
+    with warm_commands() as folder:
+        yield folder
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Changes to the working directory of a page: a copy of a checkout, with an empty data directory."""
@@ -71,8 +82,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_code_blocks_run_in_order(page: Path, checkout: Path) -> None:
+def test_code_blocks_run_in_order(
+    page: Path, checkout: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = page.read_text(encoding="utf-8")
+    if name_of(page) not in REAL and re.search(r"^ *```sh$", text, re.MULTILINE):
+        commands = request.getfixturevalue("commands")
+        monkeypatch.setenv("PATH", os.pathsep.join([str(commands), os.environ["PATH"]]))
     names: dict[str, object] = {"__name__": "documentation"}
     for block in BLOCK.finditer(text):
         code, line = dedent(block["code"]), text[: block.start("code")].count("\n")

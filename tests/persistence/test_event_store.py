@@ -203,12 +203,13 @@ class TestStream:
         assert list(database.events.stream()) == stored
         assert database.events.replay_all() == stored
 
-    @pytest.mark.parametrize("after", [0, 1, 10, 24, 25])
-    @pytest.mark.parametrize("limit", [None, 0, 1, 10, 12, 2**70])
-    def test_after_and_limit(self, database: Database, after: int, limit: int | None) -> None:
+    def test_after_and_limit(self, database: Database) -> None:
         stored = database.events.append_all(renamed(*map(str, range(25))))
 
-        assert list(database.events.stream(after=after, limit=limit)) == stored[after:][:limit]
+        for after in (0, 1, 10, 24, 25):
+            for limit in (None, 0, 1, 10, 12, 2**70):
+                found = list(database.events.stream(after=after, limit=limit))
+                assert found == stored[after:][:limit], (after, limit)
 
     def test_yields_only_the_given_types(self, database: Database) -> None:
         created = ProjectCreated(project_id=PROJECT, name="n", path="/n")

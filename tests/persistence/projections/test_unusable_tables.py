@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -117,22 +118,31 @@ def test_positions_of_other_projections_that_were_lost_are_built_again(migrated_
         assert database.projections.verify() == []
 
 
+@pytest.fixture(scope="module")
+def filled_file(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("filled") / "peon.db"
+    shutil.copy(migrated_file, path)
+    with Database.open(url=f"sqlite:///{path}") as database:
+        database.events.append_all(long_session(60))
+        # So that it has messages with chunks, which no turn has joined yet.
+        database.events.append_all(SCENE)
+        append_alone(database, renamed("x", UNKNOWN))
+        database.projections.catch_up()
+    return path
+
+
 @pytest.fixture
-def damaged(sqlite_url: URL) -> Callable[[str], Path]:
-    """Fills a file with a session, and damages a table or an index of it."""
+def damaged(sqlite_url: URL, filled_file: Path) -> Callable[[str], Path]:
+    """Makes a file with a session, and damages a table or an index of it."""
     path = Path(str(sqlite_url.database))
 
-    def fill_and_damage(name: str) -> Path:
-        with Database.open(url=sqlite_url) as database:
-            database.events.append_all(long_session(60))
-            # So that it has messages with chunks, which no turn has joined yet.
-            database.events.append_all(SCENE)
-            append_alone(database, renamed("x", UNKNOWN))
-            database.projections.catch_up()
+    def copy_and_damage(name: str) -> Path:
+        path.parent.mkdir(mode=0o700)
+        shutil.copy(filled_file, path)
         damage_middle(path, name)
         return path
 
-    return fill_and_damage
+    return copy_and_damage
 
 
 def differing(database: Database) -> set[str]:

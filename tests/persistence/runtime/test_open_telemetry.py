@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from helpers.orchestration_scene import SCENE, append_alone
+from helpers.processes import PATIENCE
 from helpers.recorded_telemetry import RecordedTelemetry, attributes_of, identity_of, parent_of
 from helpers.secret import SECRET
 from opentelemetry import trace
@@ -134,17 +135,17 @@ class TestAppend:
         def hold(_: object) -> None:
             if not held.is_set():
                 held.set()
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + PATIENCE
                 while len(writer._waiting) < 3 and time.monotonic() < deadline:
                     time.sleep(0.001)
 
         event.listen(database.engine, "commit", hold)
         with ThreadPoolExecutor(4) as pool:
             first = pool.submit(database.events.append_all, [renamed()])
-            assert held.wait(20)
+            assert held.wait(PATIENCE)
             for waiting in [pool.submit(database.events.append_all, [renamed()]) for _ in range(3)]:
-                waiting.result(20)
-            first.result(20)
+                waiting.result(PATIENCE)
+            first.result(PATIENCE)
 
         assert sorted(attributes_of(span)["peon.commit.requests"] for span in recorded.spans("append")) == [1, 3, 3, 3]
         assert sum(point.count for point in recorded.points("peon.lock.wait_time")) == 2

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.processes import PATIENCE
 from sqlalchemy import URL
 
 from peon.persistence import Database
 
 STARTS = 20
 WORKERS = 4
-PATIENCE = 20
 
 
 @pytest.mark.slow

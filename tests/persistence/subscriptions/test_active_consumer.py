@@ -192,7 +192,10 @@ def test_a_forked_child_waits_for_its_parent(migrated_lasting_url: URL) -> None:
 class TestLostConnections:
     @pytest.fixture
     def store(self, migrated_postgresql_url: URL) -> Iterator[Database]:
-        with Database.open(url=migrated_postgresql_url, maintain_projections=False) as database:
+        """Returns a database whose connections have an `application_name` that no other test uses."""
+        name = str(migrated_postgresql_url.query["options"])[-40:]
+        url = migrated_postgresql_url.update_query_dict({"application_name": name})
+        with Database.open(url=url, maintain_projections=False) as database:
             database.events.append_all([ProjectRenamed(project_id=UUID(int=1), name=str(n)) for n in range(5)])
             yield database
 
@@ -236,8 +239,8 @@ class TestLostConnections:
             assert not lock.is_held
             assert next(subscription).sequence == 2
 
-    def test_the_connection_ends_with_the_subscription(self, store: Database, migrated_postgresql_url: URL) -> None:
-        engine = create_engine(migrated_postgresql_url)
+    def test_the_connection_ends_with_the_subscription(self, store: Database) -> None:
+        engine = create_engine(store.engine.url)
 
         def holders() -> int:
             with engine.connect() as connection:
@@ -248,13 +251,14 @@ class TestLostConnections:
                     )
                 ).one()
 
-        before = holders()
+        assert holders() == 0
         with store.events.durable_subscription(CONSUMER) as subscription:
             next(subscription)
-            assert holders() >= 1
+            assert holders() == 1
         deadline = time.monotonic() + PATIENCE
-        while holders() > before:
+        while holders():
             assert time.monotonic() < deadline
+            time.sleep(0.002)
         engine.dispose()
 
     def test_a_server_that_cannot_be_reached(self, store: Database) -> None:
