@@ -360,6 +360,7 @@ class Projections:
                     connection.begin()  # statements that the driver runs do not begin one
                 before = last
                 last = self._replay.apply_pages(connection, projection, before, pages=PAGES_A_COMMIT, meter=meter)
+                projection.finish(connection)
                 _require_not_compacted(connection, seen)
             if self._backend.rebuilds_in_steps:
                 connection.commit()
@@ -368,6 +369,7 @@ class Projections:
             self._backend.join_append(connection)
             own.lock_seconds = time.monotonic() - began
             last = self._replay.apply_pages(connection, projection, last, meter=meter)
+            projection.finish(connection)
             _require_not_compacted(connection, seen)
             try:
                 if unreadable is not None:
