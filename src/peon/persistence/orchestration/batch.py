@@ -80,7 +80,7 @@ class Batch:
     def load(self, connection: Connection) -> None:
         for rows in (self.projects, self.threads, self.turns, self.messages, self.approvals, self.checkpoints):
             rows.load(connection)
-            self.deletions_left |= bool(rows.deletions_left)
+            self.deletions_left |= rows.deletions_left
 
     def add(self, statement: CompiledStatement, *parameters: object) -> None:
         """Adds a row of parameters with which `write` executes the statement."""

@@ -1,8 +1,8 @@
 """Deletions: a small one removes its rows, a large one only hides them, and they are cleared in bounded steps.
 
-A hidden row stays where it is, so its identifier may be needed again. A project, thread or turn that is created under the
-identifier of a hidden one takes over its row, which becomes younger than the deletion; what belongs to the old one is
-older than the row and stays hidden. Rows to which no other refers are removed and inserted.
+A hidden row stays in its table, so its identifier may be needed again. A project, thread or turn that is created with
+the identifier of a hidden one takes over its row, which becomes younger than the deletion. What belongs to the old one
+is older than the row, and stays hidden. Rows to which no other refers are removed and inserted.
 
 Deletions are cleared in their order: the row of a turn may have come from a thread that was deleted earlier, with rows
 that refer to it.
@@ -69,17 +69,23 @@ _OF_THREAD = (
 """What belongs to a thread, except for its turns, and for chunks, which belong to a turn."""
 
 
+_ONE: ColumnElement[int] = literal_column("1")
+_MAXIMUM_COUNT: ColumnElement[int] = literal_column(str(SMALL_ROWS + 1))
+
+
 def _counts(threads: Callable[[Table], ColumnElement[bool]]) -> CompiledQuery:
     """Returns the query for the numbers of rows of threads in each table; it counts no further than it must.
 
     Args:
         threads: Returns the condition of a table's rows that belong to the threads.
     """
-    one, limit = literal_column("1"), literal_column(str(SMALL_ROWS + 1))
-    turns = select(_turns.c.id).where(threads(_turns)).limit(limit)
+    turns = select(_turns.c.id).where(threads(_turns)).limit(_MAXIMUM_COUNT)
     conditions = {table: threads(table) for table in (*_OF_THREAD, _turns)} | {_chunks: _chunks.c.turn_id.in_(turns)}
-    first = [select(one).select_from(table).where(condition).limit(limit) for table, condition in conditions.items()]
-    counts = [select(func.count()).select_from(rows.subquery()).scalar_subquery() for rows in first]
+    first = [
+        select(_ONE).select_from(table).where(condition).limit(_MAXIMUM_COUNT)
+        for table, condition in conditions.items()
+    ]
+    counts = [select(func.count()).select_from(each).scalar_subquery() for each in first]
     return CompiledQuery(select(*counts), ["of_id"] * len(counts))
 
 
@@ -88,9 +94,7 @@ _threads_of_project = select(_threads.c.id).where(_threads.c.project_id == _id)
 
 _COUNTS = {
     THREAD: _counts(lambda table: table.c.thread_id == _id),
-    PROJECT: _counts(
-        lambda table: table.c.thread_id.in_(_threads_of_project.limit(literal_column(str(SMALL_ROWS + 1))))
-    ),
+    PROJECT: _counts(lambda table: table.c.thread_id.in_(_threads_of_project.limit(_MAXIMUM_COUNT))),
 }
 _DELETE = {THREAD: statements.DELETE_THREAD, PROJECT: statements.DELETE_PROJECT}
 _DESELECT = {

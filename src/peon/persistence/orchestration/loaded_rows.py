@@ -54,7 +54,8 @@ class LoadedRows(Generic[RowT]):
         if not self.wanted:
             return
         self._keys = {identifier: str(identifier) for identifier in self.wanted}
-        for *row, visible, self.deletions_left in self._query.rows(connection, self._keys.values()):
+        for *row, visible, deletions_left in self._query.rows(connection, self._keys.values()):
+            self.deletions_left = bool(deletions_left)
             if visible:
                 self._rows[UUID(row[0])] = self._read(tuple(row))
             else:

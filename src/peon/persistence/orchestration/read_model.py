@@ -281,11 +281,12 @@ class ReadModel:
 
 def _visible_in_lists(connection: Connection) -> Callable[[type[Value]], list[ColumnElement[bool]]]:
     """Returns the conditions with which a list of all threads is read: none if no deletion is left to clear."""
-    if not connection.scalar(select(exists(select(literal_column("1")).select_from(projection_deletions)))):
-        return lambda model: []
+    is_empty = not connection.scalar(select(exists(select(projection_deletions.c.id))))
 
     def conditions(model: type[Value]) -> list[ColumnElement[bool]]:
         table = TABLES[model]
+        if is_empty:
+            return []
         if "thread_id" not in table.c:
             return [is_visible(table)]
         # By the threads that are left, because most rows of the table may be hidden.

@@ -182,5 +182,5 @@ ORDER = (
     TOUCH_THREAD,
     CHANGE_THREAD,
 )
-"""Removals of hidden rows come before all else, parents before children, inserts before updates. Deletions come last: see
+"""Removals of hidden rows come first, parents before children, inserts before updates; for deletions see
 `deletions.py`."""

@@ -1,7 +1,7 @@
 """Which rows of the read model readers see: not those of a deletion that are still to be cleared.
 
-A row of a deleted project, thread or turn is older than the event that has deleted it, and its table has the sequence of
-both. Lists compare with one number, so that they skip any number of such rows in the index.
+A row of a deleted project, thread or turn is older than the event that has deleted it, and both sequences are stored.
+Lists compare with one number, so that they skip any number of such rows in the index.
 """
 
 from collections.abc import Mapping

@@ -50,7 +50,10 @@ class Projection(ABC):
     def finish(self, connection: Connection) -> None:  # noqa: B027 - most projections put nothing off
         """Does what `apply` has put off, if it does so. A rebuild calls it before readers see the new rows."""
 
-    def visible_rows(self, tables: Mapping[str, Table]) -> Mapping[str, ColumnElement[bool]]:
+    def visible_rows(
+        self,
+        tables: Mapping[str, Table],  # noqa: ARG002 - for subclasses
+    ) -> Mapping[str, ColumnElement[bool]]:
         """Returns which rows readers see, for tables that hold others as well; `verify` compares only these.
 
         Args:

@@ -181,7 +181,7 @@ projection_selected_thread = Table(
 )
 Index(None, projection_selected_thread.c.thread_id)
 
-# What was deleted and is not cleared yet: the rows of a project, thread or turn that are older than the event `sequence`.
+# What was deleted and is not cleared yet: rows of a project, thread or turn that are older than the event `sequence`.
 # Readers do not see them, and the identifier can be used again. See `orchestration/deletions.py`.
 projection_deletions = Table(
     "projection_deletions",
