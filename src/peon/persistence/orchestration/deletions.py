@@ -81,10 +81,8 @@ def _counts(threads: Callable[[Table], ColumnElement[bool]]) -> CompiledQuery:
     """
     turns = select(_turns.c.id).where(threads(_turns)).limit(_MAXIMUM_COUNT)
     conditions = {table: threads(table) for table in (*_OF_THREAD, _turns)} | {_chunks: _chunks.c.turn_id.in_(turns)}
-    first = [
-        select(_ONE).select_from(table).where(condition).limit(_MAXIMUM_COUNT)
-        for table, condition in conditions.items()
-    ]
+    rows = [select(_ONE).select_from(table).where(condition) for table, condition in conditions.items()]
+    first = [each.limit(_MAXIMUM_COUNT).subquery() for each in rows]
     counts = [select(func.count()).select_from(each).scalar_subquery() for each in first]
     return CompiledQuery(select(*counts), ["of_id"] * len(counts))
 
