@@ -70,6 +70,7 @@ _OF_THREAD = (
 
 
 _ONE: ColumnElement[int] = literal_column("1")
+_ZERO: ColumnElement[int] = literal_column("0")  # SQLAlchemy gives SQLite an OFFSET beside LIMIT, as a parameter
 _MAXIMUM_COUNT: ColumnElement[int] = literal_column(str(SMALL_ROWS + 1))
 
 
@@ -79,10 +80,10 @@ def _counts(threads: Callable[[Table], ColumnElement[bool]]) -> CompiledQuery:
     Args:
         threads: Returns the condition of a table's rows that belong to the threads.
     """
-    turns = select(_turns.c.id).where(threads(_turns)).limit(_MAXIMUM_COUNT)
+    turns = select(_turns.c.id).where(threads(_turns)).limit(_MAXIMUM_COUNT).offset(_ZERO)
     conditions = {table: threads(table) for table in (*_OF_THREAD, _turns)} | {_chunks: _chunks.c.turn_id.in_(turns)}
     rows = [select(_ONE).select_from(table).where(condition) for table, condition in conditions.items()]
-    first = [each.limit(_MAXIMUM_COUNT).subquery() for each in rows]
+    first = [each.limit(_MAXIMUM_COUNT).offset(_ZERO).subquery() for each in rows]
     counts = [select(func.count()).select_from(each).scalar_subquery() for each in first]
     return CompiledQuery(select(*counts), ["of_id"] * len(counts))
 
@@ -92,7 +93,7 @@ _threads_of_project = select(_threads.c.id).where(_threads.c.project_id == _id)
 
 _COUNTS = {
     THREAD: _counts(lambda table: table.c.thread_id == _id),
-    PROJECT: _counts(lambda table: table.c.thread_id.in_(_threads_of_project.limit(_MAXIMUM_COUNT))),
+    PROJECT: _counts(lambda table: table.c.thread_id.in_(_threads_of_project.limit(_MAXIMUM_COUNT).offset(_ZERO))),
 }
 _DELETE = {THREAD: statements.DELETE_THREAD, PROJECT: statements.DELETE_PROJECT}
 _DESELECT = {
@@ -137,7 +138,8 @@ def delete_or_hide(connection: Connection, kind: str, key: str, sequence: int, *
 _OLDEST = CompiledQuery(
     select(_deletions.c.kind, _deletions.c.id, _deletions.c.sequence)
     .order_by(_deletions.c.sequence, _deletions.c.kind.desc(), _deletions.c.id)
-    .limit(bindparam("rows")),
+    .limit(bindparam("rows"))
+    .offset(_ZERO),
     ["rows"],
 )
 _END_DELETION = CompiledStatement(
@@ -158,6 +160,7 @@ class _RowsOfThread:
             .where(of_thread, table.c.sequence < bindparam("before"))
             .order_by(table.c.sequence)
             .limit(bindparam("rows"))
+            .offset(_ZERO)
             .subquery()
         )
         self._range = CompiledQuery(
@@ -182,19 +185,22 @@ _oldest_turns = (
     .where(_turns.c.thread_id == _id, _turns.c.sequence < bindparam("before"))
     .order_by(_turns.c.sequence)
     .limit(bindparam("turns"))
+    .offset(_ZERO)
     .subquery()
 )
 _key_of_chunk = tuple(_chunks.primary_key.columns)
 _CHUNKS_OF_TURNS = CompiledQuery(
     select(*_key_of_chunk)
     .join_from(_oldest_turns, _chunks, _chunks.c.turn_id == _oldest_turns.c.id)
-    .limit(bindparam("rows")),
+    .limit(bindparam("rows"))
+    .offset(_ZERO),
     ["of_id", "before", "turns", "rows"],
 )
 _CHUNKS_OF_TURN = CompiledQuery(
     select(*_key_of_chunk)
     .where(_chunks.c.turn_id == _id, _chunks.c.sequence < bindparam("before"))
-    .limit(bindparam("rows")),
+    .limit(bindparam("rows"))
+    .offset(_ZERO),
     ["of_id", "before", "rows"],
 )
 _DELETE_CHUNK = CompiledStatement(

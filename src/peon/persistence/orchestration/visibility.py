@@ -7,7 +7,19 @@ Lists compare with one number, so that they skip any number of such rows in the 
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import BindParameter, Column, ColumnElement, ScalarSelect, Table, case, exists, false, func, select
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    ScalarSelect,
+    Table,
+    case,
+    exists,
+    false,
+    func,
+    literal_column,
+    select,
+)
 
 from peon.persistence.schema import (
     checkpoints,
@@ -45,10 +57,12 @@ _KINDS: dict[str, tuple[str, str]] = {
 def deleted_up_to(kind: str, identifier: Identifier, deletions: Table = projection_deletions) -> ColumnElement[int]:
     """Returns the sequence below which rows of a project or thread are deleted; 0 if none is left to clear."""
     # The maximum instead of EXISTS, which PostgreSQL turns into a join that may sort a whole table for a page.
-    newest = select(func.max(deletions.c.sequence)).where(deletions.c.kind == kind, deletions.c.id == identifier)
+    # Literals, because compiled statements have only the parameters that their rows give.
+    of_kind = deletions.c.kind == literal_column(f"'{kind}'")
+    newest = select(func.max(deletions.c.sequence)).where(of_kind, deletions.c.id == identifier)
     if isinstance(identifier, Column):
         newest = newest.correlate(identifier.table)
-    return func.coalesce(newest.scalar_subquery(), 0)
+    return func.coalesce(newest.scalar_subquery(), literal_column("0"))
 
 
 def is_visible(table: Table) -> ColumnElement[bool]:
