@@ -140,7 +140,14 @@ class Schemas:
 
     def _empty(self, url: URL) -> None:
         tables = (
-            *("events", "projection_projects", "projection_deletions", "projection_positions", "projection_problems", "settings"),
+            *(
+                "events",
+                "projection_projects",
+                "projection_deletions",
+                "projection_positions",
+                "projection_problems",
+                "settings",
+            ),
             *("removed_events", "merged_events", "command_receipts", "subscription_positions"),
             *("event_tags", "tags", "tag_positions"),
         )

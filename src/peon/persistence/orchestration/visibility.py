@@ -11,6 +11,7 @@ from sqlalchemy import (
     BindParameter,
     Column,
     ColumnElement,
+    Connection,
     ScalarSelect,
     Table,
     case,
@@ -69,6 +70,12 @@ def is_visible(table: Table) -> ColumnElement[bool]:
     """Returns whether readers see a row; to look at few rows, because it looks at the deletions for each."""
     kind, column = _KINDS[table.name]
     return table.c.sequence >= deleted_up_to(kind, table.c[column])
+
+
+def visible_if_known(connection: Connection, table: Table) -> list[ColumnElement[bool]]:
+    """Returns the conditions of the rows that readers see, also in a database of an older revision, without deletions."""
+    has_deletions = connection.dialect.has_table(connection, projection_deletions.name)
+    return [is_visible(table)] if has_deletions else []
 
 
 def of_thread(table: Table, thread_id: str) -> ColumnElement[bool]:
