@@ -1,4 +1,4 @@
-"""A large deletion hides its rows from readers at once; they are cleared in bounded steps, by whichever process appends."""
+"""A large deletion hides its rows from readers at once; the next appends of any process clear them in bounded steps."""
 
 import asyncio
 from collections.abc import Callable

@@ -73,7 +73,7 @@ def is_visible(table: Table) -> ColumnElement[bool]:
 
 
 def visible_if_known(connection: Connection, table: Table) -> list[ColumnElement[bool]]:
-    """Returns the conditions of the rows that readers see, also in a database of an older revision, without deletions."""
+    """Like `is_visible`, as a list of conditions; it is empty in a database of an older revision."""
     has_deletions = connection.dialect.has_table(connection, projection_deletions.name)
     return [is_visible(table)] if has_deletions else []
 
