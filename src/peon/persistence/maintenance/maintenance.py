@@ -1,5 +1,6 @@
 """The face of the package: what an operator or a timer of the application calls."""
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from peon.persistence.maintenance.compaction import Compaction, Compactor
 from peon.persistence.maintenance.vacuum import Vacuum, vacuum
 from peon.persistence.orchestration.deletions import clear_some
 from peon.persistence.projections.replay import Progress
+from peon.persistence.runtime.event_loop import pause
 
 SEVEN_DAYS = timedelta(days=7)
 
@@ -68,9 +70,13 @@ class Maintenance:
             StoreUnavailable: The database is locked, read-only, full, damaged or not reachable.
         """
         removed = 0
-        while step := in_own_transaction(self._engine, self._driver_errors, self._clear_some):
+        while True:
+            began = time.monotonic()
+            step = in_own_transaction(self._engine, self._driver_errors, self._clear_some)
+            if not step:
+                return removed
             removed += step
-        return removed
+            pause(time.monotonic() - began, self._engine.dialect)  # half of the time is for others
 
     def _clear_some(self, connection: Connection) -> int:
         backend_of(self._engine).join_append(connection)

@@ -45,7 +45,7 @@ from peon.persistence.schema import (
 SMALL_ROWS = 500
 """A deletion of at most so many rows removes them itself. It takes as long as a step, and leaves nothing to clear."""
 
-STEP_ROWS = 500
+STEP_ROWS = 200
 """Rows that a step clears. An append with a step takes a few milliseconds longer."""
 
 STEP_DELETIONS = 25
