@@ -226,6 +226,8 @@ def clear_some(connection: Connection) -> int:
     """
     cleared = 0
     for kind, key, sequence in _OLDEST.rows(connection, STEP_DELETIONS):
+        if cleared >= STEP_ROWS:
+            break
         cleared += _clear(connection, kind, key, sequence, STEP_ROWS - cleared)
         if cleared >= STEP_ROWS:
             break
