@@ -44,7 +44,7 @@ SHELL_SECONDS = 120
 NAMED_FROM = [ROOT, ROOT / "src", ROOT / "src" / "peon", ROOT / "src" / "peon" / "persistence", ROOT / "tests"]
 """The folders from which pages name files."""
 
-EXAMPLE_NAMES = ["alembic/versions/010_what_it_does.py"]
+EXAMPLE_NAMES = ["alembic/versions/011_what_it_does.py"]
 
 BLOCK = re.compile(
     r"^(?P<indent> *)(?:<!-- not run: (?P<reason>[^\n]+) -->\n(?P=indent))?"

@@ -141,15 +141,9 @@ class Schemas:
 
     def _empty(self, url: URL) -> None:
         tables = (
-            *("events", "projection_projects", "projection_positions", "projection_problems", "settings"),
-            *(
-                "removed_events",
-                "merged_events",
-                "redactions",
-                "redacted_events",
-                "command_receipts",
-                "subscription_positions",
-            ),
+            *("events", "projection_projects", "projection_deletions", "projection_positions", "projection_problems"),
+            *("settings", "removed_events", "merged_events", "redactions", "redacted_events", "command_receipts"),
+            "subscription_positions",
             *("event_tags", "tags", "tag_positions"),
         )
         schema = self._schema(url)

@@ -87,7 +87,7 @@ def vacuum(
     yes: Yes = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Gives the space of removed rows back to the file system."""
+    """Removes what deletions have left, and gives the space of removed rows back to the file system."""
     with invocation.writing() as database:
         name = database_name(database.engine)
         found = database.maintenance.vacuum(full=full, dry_run=True)
@@ -97,6 +97,7 @@ def vacuum(
             if full:
                 invocation.note(f"It needs up to {found.needed:,} bytes on the disk, and about {found.seconds:.0f} s.")
                 invocation.confirm("Write the whole database again, while others wait?", yes=yes)
+            database.maintenance.clear_deleted()
             with invocation.progress("Vacuuming", unit="steps", when_interrupted="Nothing is lost.") as report:
                 found = database.maintenance.vacuum(full=full, progress=report)
     if dry_run:

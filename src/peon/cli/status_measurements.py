@@ -4,7 +4,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, func, inspect, select
+from sqlalchemy import ColumnElement, Connection, Engine, Table, func, inspect, select
 
 from peon.cli.log_times import first_at
 from peon.cli.status_document import LogStatus, ProjectionStatus, Status, StorageStatus
@@ -14,6 +14,7 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.backends.interface import SizeOfPart
 from peon.persistence.log.removed import number_removed
+from peon.persistence.orchestration.visibility import visible_if_known
 from peon.persistence.schema import (
     LAST_SEQUENCE,
     checkpoints,
@@ -166,13 +167,15 @@ class _Part(NamedTuple):
             return None
         from peon.orchestration import TurnStatus  # the events of the domain take long to load
 
-        is_running = projection_turns.c.status == TurnStatus.RUNNING.value
-        return self.connection.execute(select(func.count()).where(is_running)).scalar_one()
+        return self._count(projection_turns, projection_turns.c.status == TurnStatus.RUNNING.value)
 
     def pending_approvals(self) -> int | None:
         if projection_approvals.name not in self.tables:
             return None
         from peon.orchestration import ApprovalStatus
 
-        is_pending = projection_approvals.c.status == ApprovalStatus.PENDING.value
-        return self.connection.execute(select(func.count()).where(is_pending)).scalar_one()
+        return self._count(projection_approvals, projection_approvals.c.status == ApprovalStatus.PENDING.value)
+
+    def _count(self, table: Table, condition: ColumnElement[bool]) -> int:
+        visible = visible_if_known(self.connection, table)
+        return self.connection.execute(select(func.count()).where(condition, *visible)).scalar_one()

@@ -23,6 +23,7 @@ from peon.cli.thread_story import Episode, Story
 from peon.orchestration import ThreadStatus
 from peon.persistence import Database, EventQuery
 from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.orchestration.visibility import visible_if_known
 from peon.persistence.schema import (
     projection_messages,
     projection_problems,
@@ -120,6 +121,7 @@ def list_threads(
         DriverErrors(database.engine),
         database.read_transaction() as connection,
     ):
+        conditions += visible_if_known(connection, projection_threads)
         total = connection.execute(select(func.count()).select_from(projection_threads).where(*conditions)).scalar_one()
         newest = select(projection_threads.c.id).where(*conditions)
         newest = newest.order_by(projection_threads.c.updated_at.desc(), projection_threads.c.id).limit(limit)
@@ -174,7 +176,8 @@ def _identifier(invocation: Invocation, database: Database, given: str) -> UUID:
         pass
     begins = projection_threads.c.id.startswith(given.lower(), autoescape=True)
     with DriverErrors(database.engine), database.read_transaction() as connection:
-        found = connection.scalars(select(projection_threads.c.id).where(begins).limit(2)).all()
+        visible = visible_if_known(connection, projection_threads)
+        found = connection.scalars(select(projection_threads.c.id).where(begins, *visible).limit(2)).all()
     if len(found) != 1:
         what = "several threads begin" if found else "no thread begins"
         raise CommandFailed(f"{what} with {given!r}: run  peon threads{invocation.address}")
@@ -184,10 +187,12 @@ def _identifier(invocation: Invocation, database: Database, given: str) -> UUID:
 def _listed(connection: Connection, identifiers: Iterable[str]) -> list[ListedThread]:
     wanted = [*identifiers]
     threads = projection_threads.c
-    of_thread = projection_turns.c.thread_id == threads.id
-    turns = select(func.count()).select_from(projection_turns).where(of_thread).scalar_subquery()
+    of_thread = [projection_turns.c.thread_id == threads.id, *visible_if_known(connection, projection_turns)]
+    visible = visible_if_known(connection, projection_messages)
+    turns = select(func.count()).select_from(projection_turns).where(*of_thread).scalar_subquery()
     of_turn = projection_messages.c.turn_id == projection_turns.c.id
-    messages = select(func.count()).select_from(projection_messages.join(projection_turns, of_turn)).where(of_thread)
+    messages = select(func.count()).select_from(projection_messages.join(projection_turns, of_turn))
+    messages = messages.where(*of_thread, *visible)
     query = (
         select(
             *(threads[name] for name in ("id", "project_id", "title", "provider", "model", "status", "error")),
@@ -200,7 +205,7 @@ def _listed(connection: Connection, identifiers: Iterable[str]) -> list[ListedTh
         .join_from(
             projection_threads, projection_projects, projection_projects.c.id == threads.project_id, isouter=True
         )
-        .where(threads.id.in_(wanted))
+        .where(threads.id.in_(wanted), *visible_if_known(connection, projection_threads))
     )
     found = {row.id: ListedThread(**row._mapping) for row in connection.execute(query)}
     return [found[identifier] for identifier in wanted if identifier in found]

@@ -133,6 +133,7 @@ def rows_of_other_tables(
             (thread, "größe", None, None, None, 17),
         ],
         "projection_selected_thread": [(1, titled)],
+        "projection_deletions": [("thread", str(uuid4()), 17), ("turn", str(uuid4()), 2**40)],
         "projection_positions": [("orchestration", 1, 17)],
         "projection_problems": [("orchestration", 9, "MessageChunkReceived", "there is no message")],
         "tags": [(1, "type", "ProjectCreated"), (2, "thread_id", thread), (3, "größe", "ein\u2028Wert")],

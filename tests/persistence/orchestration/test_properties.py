@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from peon.orchestration import OrchestrationEvent
 from peon.persistence import Database, Difference, ProjectionError
+from peon.persistence.orchestration import deletions
 
 Opener = Callable[..., Database]
 
@@ -24,8 +25,15 @@ few_or_many_examples = pytest.mark.parametrize("examples", [4, pytest.param(16, 
 
 
 def check_any_events(check: Callable[[int, int], None], examples: int) -> None:
-    """Calls the check with seeds and numbers of events."""
-    settings(max_examples=examples, deadline=None)(given(seed=seeds, count=counts)(check))()
+    """Calls the check with seeds and numbers of events; deletions remove their rows, or hide them for some time."""
+
+    def check_with_deletions(seed: int, count: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(deletions, "SMALL_ROWS", [deletions.SMALL_ROWS, 3, -1][seed % 3])
+            patch.setattr(deletions, "STEP_ROWS", [0, 1, 4][seed // 3 % 3])
+            check(seed, count)
+
+    settings(max_examples=examples, deadline=None)(given(seed=seeds, count=counts)(check_with_deletions))()
 
 
 def told(database: Database) -> ReferenceModel:
@@ -69,6 +77,7 @@ def test_appended_rebuilt_and_caught_up_tables_match_the_reference_model(open_em
         append(live, chance, events)
         append(caught_up, chance, events)
         assert found(live) == model.state()
+        assert live.projections.verify() == []
 
         caught_up.projections.catch_up()
         assert found(caught_up) == model.state()

@@ -109,6 +109,7 @@ COLUMNS = {
         "sequence": WIDE,
     },
     "projection_selected_thread": {"number": "INTEGER NOT NULL", "thread_id": TEXT},
+    "projection_deletions": {"kind": TEXT, "id": TEXT, "sequence": WIDE},
     "projection_positions": {"name": TEXT, "version": "INTEGER NOT NULL", "sequence": WIDE},
     "projection_problems": {"projection": TEXT, "sequence": WIDE, "event_type": TEXT, "reason": TEXT},
     "settings": {"key": TEXT, "value": TEXT},
@@ -137,6 +138,7 @@ PRIMARY_KEYS = {
     "projection_message_chunks": ["turn_id", "message_id", "sequence"],
     "projection_open_tool_calls": ["thread_id", "sequence"],
     "projection_branches": ["thread_id", "name"],
+    "projection_deletions": ["kind", "id", "sequence"],
     "projection_problems": ["projection", "sequence"],
     "event_tags": ["tag_id", "sequence"],
 }
@@ -240,7 +242,7 @@ def inspector(as_opened: Engine) -> Inspector:
 
 
 def test_there_are_exactly_these_tables_and_that_of_alembic(inspector: Inspector) -> None:
-    assert len(COLUMNS) == 27
+    assert len(COLUMNS) == 28
     assert set(inspector.get_table_names()) == {*COLUMNS, "alembic_version"}
     assert inspector.get_view_names() == []
 

@@ -38,6 +38,10 @@ class AsyncMaintenance:
             self._maintenance.compact, older_than=older_than, progress=progress, dry_run=dry_run
         )
 
+    async def clear_deleted(self) -> int:
+        """See `Maintenance.clear_deleted`."""
+        return await self._calls.run(self._maintenance.clear_deleted)
+
     async def removed_events(self) -> list[RemovedEvents]:
         """See `Maintenance.removed_events`."""
         return await self._calls.run(self._maintenance.removed_events)

@@ -1,15 +1,17 @@
 """The face of the package: what an operator or a timer of the application calls."""
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from peon.orchestration.redaction import redacted
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
+from peon.persistence.backends.retries import in_own_transaction
 from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.query import EventQuery
 from peon.persistence.log.redacted import RecordedRedaction, recorded_redactions
@@ -17,8 +19,10 @@ from peon.persistence.log.removed import RemovedEvents, SequenceRange, lost_rang
 from peon.persistence.maintenance.compaction import Compaction, Compactor
 from peon.persistence.maintenance.redaction import Redaction, Redactor, Rule
 from peon.persistence.maintenance.vacuum import Vacuum, vacuum
+from peon.persistence.orchestration.deletions import clear_some
 from peon.persistence.projections.base import Projection
 from peon.persistence.projections.replay import Progress
+from peon.persistence.runtime.event_loop import pause
 
 SEVEN_DAYS = timedelta(days=7)
 
@@ -60,6 +64,31 @@ class Maintenance:
         if older_than < timedelta(0):
             raise ValueError("older_than is a period of time, and not negative")
         return self._compactor.compact(older_than, progress, dry_run=dry_run)
+
+    def clear_deleted(self) -> int:
+        """Removes the rows of the read model that the deletion of a large project or thread has left.
+
+        Readers do not see them any more, and each later append removes some; this removes all now. It works in
+        transactions of a few milliseconds, so appends hardly wait. An interrupted call leaves the rest to later ones.
+
+        Returns:
+            The number of rows that it has removed.
+
+        Raises:
+            StoreUnavailable: The database is locked, read-only, full, damaged or not reachable.
+        """
+        removed = 0
+        while True:
+            began = time.monotonic()
+            step = in_own_transaction(self._engine, self._driver_errors, self._clear_some)
+            if not step:
+                return removed
+            removed += step
+            pause(time.monotonic() - began, self._engine.dialect)  # half of the time is for others
+
+    def _clear_some(self, connection: Connection) -> int:
+        backend_of(self._engine).join_append(connection)
+        return clear_some(connection)
 
     def removed_events(self) -> list[RemovedEvents]:
         """Returns the gaps that compactions have left in the log, in order. No two of them are adjacent.

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from peon.persistence.backends.compiled import CompiledStatement
-from peon.persistence.orchestration import loaded_rows, statements
+from peon.persistence.orchestration import deletions, loaded_rows, statements
 from peon.persistence.orchestration.message_text import MessageTexts
 from peon.persistence.orchestration.tool_calls import ToolCalls
 from peon.persistence.schema.timestamps import format_timestamp
@@ -48,7 +48,11 @@ class ThreadChanges:
 
 
 class Batch:
-    """Collects the changes of many events, so that each table is read once and written once."""
+    """Collects the changes of many events, so that each table is read once and written once.
+
+    Attributes:
+        deletions_left: Whether a deletion is left to clear, so that rows may be hidden.
+    """
 
     def __init__(self) -> None:
         self.projects = loaded_rows.projects()
@@ -61,6 +65,8 @@ class Batch:
         self.tool_calls = ToolCalls()
         self._rows: defaultdict[CompiledStatement, list[Sequence[object]]] = defaultdict(list)
         self._touched: dict[int, ThreadChanges] = {}
+        self._deletion: tuple[str, str, int] | None = None
+        self.deletions_left = False
 
     def wanted(self) -> dict[str, dict[int, UUID]]:
         """Returns for each table the identifiers whose rows `load` loads, by their number. Add to it before `load`."""
@@ -76,10 +82,24 @@ class Batch:
     def load(self, connection: Connection) -> None:
         for rows in (self.projects, self.threads, self.turns, self.messages, self.approvals, self.checkpoints):
             rows.load(connection)
+            self.deletions_left |= rows.deletions_left
 
     def add(self, statement: CompiledStatement, *parameters: object) -> None:
         """Adds a row of parameters with which `write` executes the statement."""
         self._rows[statement].append(parameters)
+
+    def add_row(
+        self, insert: CompiledStatement, take_over: CompiledStatement, key: str, *values: object, hidden: bool
+    ) -> None:
+        """Adds a row that others refer to; if its key is that of a hidden row, it takes over that row."""
+        if hidden:
+            self.add(take_over, *values, key)
+        else:
+            self.add(insert, key, *values)
+
+    def delete(self, kind: str, key: str, sequence: int) -> None:
+        """Adds a deletion, which is the last change of a batch."""
+        self._deletion = kind, key, sequence
 
     def touch(self, event: ThreadEvent, sequence: int) -> ThreadChanges:
         """Records the activity of a thread; returns the changes of the thread, to add more."""
@@ -114,3 +134,5 @@ class Batch:
             if statement is statements.INSERT_TURN:  # messages refer to turns, and are written after them
                 self.texts.write(connection)
                 self.tool_calls.write(connection)
+        if self._deletion is not None:
+            deletions.delete_or_hide(connection, *self._deletion, deletions_left=self.deletions_left)

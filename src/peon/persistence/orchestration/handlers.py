@@ -44,6 +44,7 @@ from peon.persistence.orchestration.loaded_rows import (
     LoadedTurn,
 )
 from peon.persistence.orchestration.nul_characters import with_visible_nul
+from peon.persistence.orchestration.visibility import PROJECT, THREAD, TURN
 from peon.persistence.schema.timestamps import format_timestamp
 
 EventT = TypeVar("EventT", bound=Event)
@@ -83,10 +84,10 @@ def _turn_of(batch: Batch, event: Any) -> LoadedTurn:
 
 @handles(ProjectCreated, projects="project_id")
 def create_project(batch: Batch, event: ProjectCreated, sequence: int) -> None:
-    batch.projects.add(event.project_id, True)
-    moment = format_timestamp(event.occurred_at)
-    name, path = with_visible_nul(event.name), with_visible_nul(event.path)
-    batch.add(statements.INSERT_PROJECT, batch.projects.key(event.project_id), name, path, moment, sequence)
+    hidden = batch.projects.add(event.project_id, True)
+    values = with_visible_nul(event.name), with_visible_nul(event.path), format_timestamp(event.occurred_at), sequence
+    key = batch.projects.key(event.project_id)
+    batch.add_row(statements.INSERT_PROJECT, statements.TAKE_OVER_PROJECT, key, *values, hidden=hidden)
 
 
 @handles(ProjectRenamed, projects="project_id")
@@ -96,18 +97,19 @@ def rename_project(batch: Batch, event: ProjectRenamed, _: int) -> None:
 
 
 @handles(ProjectDeleted, projects="project_id")
-def delete_project(batch: Batch, event: ProjectDeleted, _: int) -> None:
+def delete_project(batch: Batch, event: ProjectDeleted, sequence: int) -> None:
     batch.projects.get(event.project_id)
-    batch.add(statements.DELETE_PROJECT, batch.projects.key(event.project_id))
+    batch.delete(PROJECT, batch.projects.key(event.project_id), sequence)
 
 
 @handles(ThreadCreated, projects="project_id", threads="thread_id")
 def create_thread(batch: Batch, event: ThreadCreated, sequence: int) -> None:
     batch.projects.get(event.project_id)
-    batch.threads.add(event.thread_id, True)
+    hidden = batch.threads.add(event.thread_id, True)
     moment = format_timestamp(event.occurred_at)
-    batch.add(
+    batch.add_row(
         statements.INSERT_THREAD,
+        statements.TAKE_OVER_THREAD,
         batch.threads.key(event.thread_id),
         batch.projects.key(event.project_id),
         with_visible_nul(event.title),
@@ -123,13 +125,14 @@ def create_thread(batch: Batch, event: ThreadCreated, sequence: int) -> None:
         0,
         0,
         None,
+        hidden=hidden,
     )
 
 
 @handles(ThreadDeleted, threads="thread_id")
-def delete_thread(batch: Batch, event: ThreadDeleted, _: int) -> None:
+def delete_thread(batch: Batch, event: ThreadDeleted, sequence: int) -> None:
     batch.threads.get(event.thread_id)
-    batch.add(statements.DELETE_THREAD, batch.threads.key(event.thread_id))
+    batch.delete(THREAD, batch.threads.key(event.thread_id), sequence)
 
 
 @handles(ThreadSelected, threads="thread_id")
@@ -150,18 +153,22 @@ def change_thread_status(batch: Batch, event: ThreadStatusChanged, sequence: int
 def start_turn(batch: Batch, event: TurnStarted, sequence: int) -> None:
     batch.threads.get(event.thread_id)
     thread_key = batch.threads.key(event.thread_id)
-    batch.turns.add(event.turn_id, LoadedTurn(event.thread_id, thread_key, running=True, new=True))
+    key = batch.turns.key(event.turn_id)
+    hidden = batch.turns.add(event.turn_id, LoadedTurn(event.thread_id, thread_key, running=True, new=True))
+    if hidden:
+        batch.add(statements.INSERT_DELETION, TURN, key, sequence)
     batch.touch(event, sequence).turns += 1
-    moment = format_timestamp(event.occurred_at)
-    batch.add(
+    batch.add_row(
         statements.INSERT_TURN,
-        batch.turns.key(event.turn_id),
+        statements.TAKE_OVER_TURN,
+        key,
         thread_key,
         TurnStatus.RUNNING.value,
         None,
-        moment,
+        format_timestamp(event.occurred_at),
         None,
         sequence,
+        hidden=hidden,
     )
 
 
@@ -205,7 +212,8 @@ def append_message(batch: Batch, event: MessageAppended, sequence: int) -> None:
     has_text = content.type in ("text", "thinking")
     key = batch.messages.key(event.message_id)
     message = LoadedMessage(key, turn_key, event.thread_id, event.turn_id, has_text)
-    batch.messages.add(event.message_id, message)
+    if batch.messages.add(event.message_id, message):
+        batch.add(statements.REMOVE_MESSAGE, key)
     _count_message(batch.touch(event, sequence), event)
     if content.type == "tool_call":
         batch.tool_calls.add_call(content.tool_call_id, turn.thread_key, sequence, turn_key, key)
@@ -244,11 +252,13 @@ def receive_chunk(batch: Batch, event: MessageChunkReceived, sequence: int) -> N
 @handles(ApprovalRequested, turns="turn_id", approvals="approval_id")
 def request_approval(batch: Batch, event: ApprovalRequested, sequence: int) -> None:
     turn = _turn_of(batch, event)
-    batch.approvals.add(event.approval_id, LoadedApproval(event.thread_id, event.turn_id, pending=True))
+    key = batch.approvals.key(event.approval_id)
+    if batch.approvals.add(event.approval_id, LoadedApproval(event.thread_id, event.turn_id, pending=True)):
+        batch.add(statements.REMOVE_APPROVAL, key)
     batch.touch(event, sequence)
     batch.add(
         statements.INSERT_APPROVAL,
-        batch.approvals.key(event.approval_id),
+        key,
         turn.thread_key,
         batch.turns.key(event.turn_id),
         with_visible_nul(event.action),
@@ -289,11 +299,13 @@ def reject_action(batch: Batch, event: ActionRejected, sequence: int) -> None:
 @handles(CheckpointCreated, turns="turn_id", checkpoints="checkpoint_id")
 def create_checkpoint(batch: Batch, event: CheckpointCreated, sequence: int) -> None:
     turn = _turn_of(batch, event)
-    batch.checkpoints.add(event.checkpoint_id, event.thread_id)
+    key = batch.checkpoints.key(event.checkpoint_id)
+    if batch.checkpoints.add(event.checkpoint_id, event.thread_id):
+        batch.add(statements.REMOVE_CHECKPOINT, key)
     batch.touch(event, sequence)
     batch.add(
         statements.INSERT_CHECKPOINT,
-        batch.checkpoints.key(event.checkpoint_id),
+        key,
         turn.thread_key,
         batch.turns.key(event.turn_id),
         event.git_ref,
@@ -332,6 +344,8 @@ def _add_branch(batch: Batch, event: BranchCreated | BranchPushed, sequence: int
     batch.threads.get(event.thread_id)
     batch.touch(event, sequence)
     key = batch.threads.key(event.thread_id), event.name
+    if batch.deletions_left:
+        batch.add(statements.REMOVE_DELETED_BRANCH, *key)
     batch.add(statements.ADD_BRANCH, *key, sequence, *key)
     return key
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, func, literal_column
+from sqlalchemy import ColumnElement, Connection, Table, exists, func, literal_column, select
 
 from peon.orchestration import ApprovalStatus, TurnStatus
 from peon.persistence.backends.compiled import KeyedQuery
+from peon.persistence.orchestration.visibility import is_visible
 from peon.persistence.schema import (
     checkpoints,
     projection_approvals,
+    projection_deletions,
     projection_messages,
     projection_projects,
     projection_threads,
@@ -32,11 +34,12 @@ class LoadedRows(Generic[RowT]):
 
     Args:
         noun: What a row is called in messages.
-        query: Returns rows that begin with the identifier.
+        query: Returns rows that begin with the identifier. See `_query`.
         read: Converts a row into what the handlers need of it.
 
     Attributes:
         wanted: The identifiers of the rows that `load` loads, by their number.
+        deletions_left: Whether a deletion is left to clear, as far as `load` has seen.
     """
 
     def __init__(self, noun: str, query: KeyedQuery, read: Callable[[tuple[Any, ...]], RowT]) -> None:
@@ -45,14 +48,21 @@ class LoadedRows(Generic[RowT]):
         self._read = read
         self._keys: dict[int, str] = {}
         self._rows: dict[int, RowT] = {}
+        self._hidden: set[int] = set()
         self.wanted: dict[int, UUID] = {}
+        self.deletions_left = False
 
     def load(self, connection: Connection) -> None:
         if not self.wanted:
             return
         self._keys = {number: str(identifier) for number, identifier in self.wanted.items()}
-        for row in self._query.rows(connection, self._keys.values()):
-            self._rows[UUID(row[0]).int] = self._read(row)
+        for *row, visible, deletions_left in self._query.rows(connection, self._keys.values()):
+            self.deletions_left = bool(deletions_left)
+            number = UUID(row[0]).int
+            if visible:
+                self._rows[number] = self._read(tuple(row))
+            else:
+                self._hidden.add(number)
 
     def key(self, identifier: UUID) -> str:
         """Returns the text of a wanted identifier, as it is stored."""
@@ -64,10 +74,13 @@ class LoadedRows(Generic[RowT]):
             raise Contradiction(f"there is no {self._noun} {identifier}")
         return row
 
-    def add(self, identifier: UUID, row: RowT) -> None:
-        if identifier.int in self._rows:
+    def add(self, identifier: UUID, row: RowT) -> bool:
+        """Returns whether the table has a hidden row with the identifier, of a deletion that is left to clear."""
+        number = identifier.int
+        if number in self._rows:
             raise Contradiction(f"there is a {self._noun} {identifier} already")
-        self._rows[identifier.int] = row
+        self._rows[number] = row
+        return number in self._hidden
 
 
 @dataclass(slots=True)
@@ -107,26 +120,25 @@ _BEGINNING = func.substr(
     projection_messages.c.content, literal_column("1"), literal_column(str(max(map(len, TEXT_CONTENT))))
 )
 
-_PROJECTS = KeyedQuery(projection_projects.c.id, projection_projects.c.id)
-_THREADS = KeyedQuery(projection_threads.c.id, projection_threads.c.id)
-_TURNS = KeyedQuery(
-    projection_turns.c.id, projection_turns.c.id, projection_turns.c.thread_id, projection_turns.c.status
-)
-_MESSAGES = KeyedQuery(
-    projection_messages.c.id,
-    projection_messages.c.id,
-    projection_messages.c.thread_id,
-    projection_messages.c.turn_id,
-    _BEGINNING,
-)
-_APPROVALS = KeyedQuery(
-    projection_approvals.c.id,
-    projection_approvals.c.id,
+_DELETIONS_LEFT = exists(select(literal_column("1")).select_from(projection_deletions))
+
+
+def _query(table: Table, *columns: ColumnElement[Any]) -> KeyedQuery:
+    """Returns the query for the identifier, the columns, whether the row is visible, and whether any may be hidden."""
+    return KeyedQuery(table.c.id, table.c.id, *columns, is_visible(table), _DELETIONS_LEFT)
+
+
+_PROJECTS = _query(projection_projects)
+_THREADS = _query(projection_threads)
+_TURNS = _query(projection_turns, projection_turns.c.thread_id, projection_turns.c.status)
+_MESSAGES = _query(projection_messages, projection_messages.c.thread_id, projection_messages.c.turn_id, _BEGINNING)
+_APPROVALS = _query(
+    projection_approvals,
     projection_approvals.c.thread_id,
     projection_approvals.c.turn_id,
     projection_approvals.c.status,
 )
-_CHECKPOINTS = KeyedQuery(checkpoints.c.id, checkpoints.c.id, checkpoints.c.thread_id)
+_CHECKPOINTS = _query(checkpoints, checkpoints.c.thread_id)
 
 
 def projects() -> LoadedRows[bool]:

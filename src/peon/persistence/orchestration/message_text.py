@@ -67,13 +67,13 @@ class MessageTexts:
 
 
 def _join_stored_chunks(connection: Connection, turn_key: str, before: int) -> None:
-    chunks = statements.CHUNKS_OF_TURN.rows(connection, turn_key, before)
+    chunks = statements.CHUNKS_OF_TURN.rows(connection, turn_key, turn_key, before)
     if not chunks:
         return
     deltas = {key: [from_json(delta) for _, delta in group] for key, group in groupby(chunks, key=itemgetter(0))}
     contents = [(_extended(content, deltas[key]), key) for key, content in _CONTENTS.rows(connection, deltas)]
     statements.SET_CONTENT.run(connection, contents)
-    statements.DELETE_CHUNKS_OF_TURN.run(connection, [(turn_key, before)])
+    statements.DELETE_CHUNKS_OF_TURN.run(connection, [(turn_key, turn_key, before)])
 
 
 def _extended(content: object, deltas: list[str]) -> str:

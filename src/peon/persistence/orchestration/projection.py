@@ -1,9 +1,9 @@
 """The projection of the domain: projects, threads, turns, messages, and what belongs to them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, Table
 
 from peon.orchestration import BranchCreated, BranchPushed, OrchestrationEvent, ProjectDeleted, ThreadDeleted
 from peon.persistence import schema
@@ -11,9 +11,11 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.interface import Backend
 from peon.persistence.log.stored_event import StoredEvent
 from peon.persistence.orchestration.batch import Batch
+from peon.persistence.orchestration.deletions import clear_some
 from peon.persistence.orchestration.handlers import HANDLERS
 from peon.persistence.orchestration.loaded_rows import Contradiction
 from peon.persistence.orchestration.nul_characters import IDENTIFYING_FIELDS
+from peon.persistence.orchestration.visibility import visible_rows
 from peon.persistence.projections.base import Projection, Refusal
 from peon.persistence.runtime.event_loop import with_pauses
 
@@ -22,7 +24,7 @@ class OrchestrationProjection(Projection):
     """Fills the tables of the read model. Events that are not the domain's pass by it."""
 
     name = "orchestration"
-    version = 3
+    version = 4
     tables = (
         schema.projection_projects,
         schema.projection_threads,
@@ -35,12 +37,14 @@ class OrchestrationProjection(Projection):
         schema.projection_commits,
         schema.projection_branches,
         schema.projection_selected_thread,
+        schema.projection_deletions,
     )
 
     def apply(self, connection: Connection, events: Sequence[StoredEvent[Any]]) -> Iterable[Refusal]:
         refusals: list[Refusal] = []
         backend = backend_of(connection)
         has_limits = not backend.stores_nul or backend.maximum_key_bytes is not None
+        deletions_left = False
         for part in _parts(events):
             batch = Batch()
             wanted = batch.wanted()
@@ -50,6 +54,7 @@ class OrchestrationProjection(Projection):
                         identifier = getattr(event, field)
                         wanted[table][identifier.int] = identifier
             batch.load(connection)
+            deletions_left |= batch.deletions_left
             for sequence, event, _ in with_pauses(part, connection.dialect):
                 if (handler := HANDLERS.get(type(event))) is None:
                     continue
@@ -60,7 +65,16 @@ class OrchestrationProjection(Projection):
                 except Contradiction as contradiction:
                     refusals.append(Refusal(sequence, str(contradiction)))
             batch.write(connection)
+        if deletions_left:
+            clear_some(connection)
         return refusals
+
+    def finish(self, connection: Connection) -> None:
+        while clear_some(connection):
+            pass
+
+    def visible_rows(self, tables: Mapping[str, Table]) -> Mapping[str, ColumnElement[bool]]:
+        return visible_rows(tables)
 
 
 def _parts(events: Sequence[StoredEvent[Any]]) -> Iterator[Sequence[StoredEvent[Any]]]:

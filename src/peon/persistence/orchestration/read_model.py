@@ -1,8 +1,9 @@
 """The read model: typed queries on the tables of the domain's projection."""
 
+from collections.abc import Callable
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Engine, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Engine, exists, literal_column, select
 
 from peon.orchestration import (
     Approval,
@@ -18,17 +19,20 @@ from peon.orchestration import (
     Turn,
     UnfinishedWork,
 )
+from peon.orchestration.model import Value
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.log.reader import checked_number
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.orchestration.rows import PENDING, TABLES, ValueT, place_of, read_identifier, read_values
+from peon.persistence.orchestration.visibility import is_visible, of_thread, of_turn
 from peon.persistence.schema import (
     MAXIMUM_SEQUENCE,
     checkpoints,
     projection_approvals,
     projection_branches,
     projection_commits,
+    projection_deletions,
     projection_messages,
     projection_open_tool_calls,
     projection_positions,
@@ -65,7 +69,8 @@ class ReadModel:
     def projects(
         self, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Project]:
-        return self._list(Project, limit=limit, after=_by_id(Project, after), newest_first=newest_first)
+        visible = is_visible(TABLES[Project])
+        return self._list(Project, visible, limit=limit, after=_by_id(Project, after), newest_first=newest_first)
 
     def project(self, project_id: UUID) -> Project | None:
         return self._one(Project, TABLES[Project].c.id == str(project_id))
@@ -74,8 +79,9 @@ class ReadModel:
         self, project_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Thread]:
         of_project = projection_threads.c.project_id == str(project_id)
+        visible = is_visible(projection_threads)
         return self._list(
-            Thread, of_project, limit=limit, after=_by_id(Thread, after, of_project), newest_first=newest_first
+            Thread, of_project, visible, limit=limit, after=_by_id(Thread, after, of_project), newest_first=newest_first
         )
 
     def thread(self, thread_id: UUID) -> Thread | None:
@@ -94,7 +100,9 @@ class ReadModel:
             limit: The maximum number of threads.
             after: The `last_sequence` of the last thread of the previous page.
         """
-        conditions = [] if project_id is None else [projection_threads.c.project_id == str(project_id)]
+        conditions = [is_visible(projection_threads)]
+        if project_id is not None:
+            conditions.append(projection_threads.c.project_id == str(project_id))
         order = projection_threads.c.last_sequence
         if after is not None:
             conditions.append(order < checked_number("after", after))
@@ -109,8 +117,8 @@ class ReadModel:
     def turns(
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Turn]:
-        of_thread = projection_turns.c.thread_id == str(thread_id)
-        return self._list(Turn, of_thread, limit=limit, after=_by_id(Turn, after, of_thread), newest_first=newest_first)
+        rows = of_thread(projection_turns, str(thread_id))
+        return self._list(Turn, rows, limit=limit, after=_by_id(Turn, after, rows), newest_first=newest_first)
 
     def turn(self, turn_id: UUID) -> Turn | None:
         return self._one(Turn, projection_turns.c.id == str(turn_id))
@@ -119,25 +127,22 @@ class ReadModel:
         self, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Turn]:
         """Returns the running turns of all threads. The one that `after` identifies may have ended by now."""
-        return self._list(Turn, _RUNNING, limit=limit, after=_by_id(Turn, after), newest_first=newest_first)
+        visible = is_visible(projection_turns)
+        return self._list(Turn, _RUNNING, visible, limit=limit, after=_by_id(Turn, after), newest_first=newest_first)
 
     def messages(
         self, turn_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Message]:
         """Returns the messages of a turn, with the text that was streamed to them so far."""
-        of_turn = projection_messages.c.turn_id == str(turn_id)
-        return self._list(
-            Message, of_turn, limit=limit, after=_by_id(Message, after, of_turn), newest_first=newest_first
-        )
+        rows = of_turn(projection_messages, str(turn_id))
+        return self._list(Message, rows, limit=limit, after=_by_id(Message, after, rows), newest_first=newest_first)
 
     def thread_messages(
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Message]:
         """Returns the messages of all turns of a thread, with the text that was streamed to them so far."""
-        of_thread = projection_messages.c.thread_id == str(thread_id)
-        return self._list(
-            Message, of_thread, limit=limit, after=_by_id(Message, after, of_thread), newest_first=newest_first
-        )
+        rows = of_thread(projection_messages, str(thread_id))
+        return self._list(Message, rows, limit=limit, after=_by_id(Message, after, rows), newest_first=newest_first)
 
     def message(self, message_id: UUID) -> Message | None:
         return self._one(Message, projection_messages.c.id == str(message_id))
@@ -157,7 +162,7 @@ class ReadModel:
         call that `after` identifies may be answered by now.
         """
         calls, messages = projection_open_tool_calls, projection_messages
-        conditions = [calls.c.thread_id == str(thread_id), messages.c.id == calls.c.message_id]
+        conditions = [of_thread(calls, str(thread_id)), messages.c.id == calls.c.message_id]
         if turn_id is not None:
             conditions.append(calls.c.turn_id == str(turn_id))
         place = _by_id(Message, after, messages.c.thread_id == str(thread_id))
@@ -168,9 +173,9 @@ class ReadModel:
     def checkpoints(
         self, thread_id: UUID, *, limit: int | None = None, after: UUID | None = None, newest_first: bool = False
     ) -> list[Checkpoint]:
-        of_thread = checkpoints.c.thread_id == str(thread_id)
+        rows = of_thread(checkpoints, str(thread_id))
         return self._list(
-            Checkpoint, of_thread, limit=limit, after=_by_id(Checkpoint, after, of_thread), newest_first=newest_first
+            Checkpoint, rows, limit=limit, after=_by_id(Checkpoint, after, rows), newest_first=newest_first
         )
 
     def checkpoint(self, checkpoint_id: UUID) -> Checkpoint | None:
@@ -188,9 +193,10 @@ class ReadModel:
 
         The one that `after` identifies may be decided by now.
         """
-        of_thread = () if thread_id is None else (projection_approvals.c.thread_id == str(thread_id),)
-        place = _by_id(Approval, after, *of_thread)
-        return self._list(Approval, PENDING, *of_thread, limit=limit, after=place, newest_first=newest_first)
+        approvals = projection_approvals
+        rows = is_visible(approvals) if thread_id is None else of_thread(approvals, str(thread_id))
+        place = _by_id(Approval, after, rows)
+        return self._list(Approval, PENDING, rows, limit=limit, after=place, newest_first=newest_first)
 
     def approval(self, approval_id: UUID) -> Approval | None:
         """Returns an approval, whether it is pending or decided."""
@@ -200,19 +206,19 @@ class ReadModel:
         self, thread_id: UUID, *, limit: int | None = None, after: int | None = None, newest_first: bool = False
     ) -> list[Commit]:
         """Returns the commits of a thread; `after` is a commit's `sequence`."""
-        of_thread = projection_commits.c.thread_id == str(thread_id)
+        rows = of_thread(projection_commits, str(thread_id))
         # A number that the column cannot hold does not exist either; SQLite would raise an error for it.
         sequence = 0 if after is None or abs(after) > MAXIMUM_SEQUENCE else after
-        place = None if after is None else (projection_commits.c.sequence == sequence, of_thread)
-        return self._list(Commit, of_thread, limit=limit, after=place, newest_first=newest_first)
+        place = None if after is None else (projection_commits.c.sequence == sequence, rows)
+        return self._list(Commit, rows, limit=limit, after=place, newest_first=newest_first)
 
     def branches(
         self, thread_id: UUID, *, limit: int | None = None, after: str | None = None, newest_first: bool = False
     ) -> list[Branch]:
         """Returns the branches of a thread; `after` is a branch's `name`."""
-        of_thread = projection_branches.c.thread_id == str(thread_id)
-        place = None if after is None else (projection_branches.c.name == after, of_thread)
-        return self._list(Branch, of_thread, limit=limit, after=place, newest_first=newest_first)
+        rows = of_thread(projection_branches, str(thread_id))
+        place = None if after is None else (projection_branches.c.name == after, rows)
+        return self._list(Branch, rows, limit=limit, after=place, newest_first=newest_first)
 
     def unfinished_work(self) -> UnfinishedWork:
         """Returns what is under way in all threads, in one consistent read.
@@ -221,9 +227,9 @@ class ReadModel:
         """
         with self._driver_errors, self._engine.connect() as connection:
             return UnfinishedWork.model_construct(
-                turns=tuple(read_values(connection, Turn, _RUNNING)),
-                pending_approvals=tuple(read_values(connection, Approval, PENDING)),
-                threads=tuple(read_values(connection, ThreadSummary, _UNFINISHED)),
+                turns=tuple(read_values(connection, Turn, _RUNNING, is_visible(projection_turns))),
+                pending_approvals=tuple(read_values(connection, Approval, PENDING, is_visible(projection_approvals))),
+                threads=tuple(read_values(connection, ThreadSummary, _UNFINISHED, is_visible(projection_threads))),
             )
 
     def snapshot(self, *, messages: bool = True) -> Snapshot:
@@ -235,23 +241,24 @@ class ReadModel:
         """
         with self._driver_errors, self._engine.connect() as connection:
             selected = connection.scalar(_SELECTED)
+            visible = _visible_in_lists(connection)
             # Without validation: its parts were validated one by one.
             return Snapshot.model_construct(
                 sequence=connection.scalar(_SEQUENCE) or 0,
-                projects=tuple(read_values(connection, Project)),
-                threads=tuple(read_values(connection, Thread)),
-                turns=tuple(read_values(connection, Turn)),
-                messages=tuple(read_values(connection, Message)) if messages else (),
-                checkpoints=tuple(read_values(connection, Checkpoint)),
-                pending_approvals=tuple(read_values(connection, Approval, PENDING)),
-                commits=tuple(read_values(connection, Commit)),
-                branches=tuple(read_values(connection, Branch)),
+                projects=tuple(read_values(connection, Project, *visible(Project))),
+                threads=tuple(read_values(connection, Thread, *visible(Thread))),
+                turns=tuple(read_values(connection, Turn, *visible(Turn))),
+                messages=tuple(read_values(connection, Message, *visible(Message))) if messages else (),
+                checkpoints=tuple(read_values(connection, Checkpoint, *visible(Checkpoint))),
+                pending_approvals=tuple(read_values(connection, Approval, PENDING, *visible(Approval))),
+                commits=tuple(read_values(connection, Commit, *visible(Commit))),
+                branches=tuple(read_values(connection, Branch, *visible(Branch))),
                 selected_thread_id=None if selected is None else read_identifier(selected),
             )
 
     def _one(self, model: type[ValueT], condition: ColumnElement[bool]) -> ValueT | None:
         with self._driver_errors, self._engine.connect() as connection:
-            return next(iter(read_values(connection, model, condition)), None)
+            return next(iter(read_values(connection, model, condition, is_visible(TABLES[model]))), None)
 
     def _list(
         self,
@@ -270,6 +277,23 @@ class ReadModel:
                 place = place_of(connection, model, *after)
                 conditions += (order < place if newest_first else order > place,)
             return read_values(connection, model, *conditions, order=order, newest_first=newest_first, limit=limit)
+
+
+def _visible_in_lists(connection: Connection) -> Callable[[type[Value]], list[ColumnElement[bool]]]:
+    """Returns the conditions with which a list of all threads is read: none if no deletion is left to clear."""
+    is_empty = not connection.scalar(select(exists(select(projection_deletions.c.id))))
+
+    def conditions(model: type[Value]) -> list[ColumnElement[bool]]:
+        table = TABLES[model]
+        if is_empty:
+            return []
+        if "thread_id" not in table.c:
+            return [is_visible(table)]
+        # By the threads that are left, because most rows of the table may be hidden.
+        threads = select(projection_threads.c.id).where(is_visible(projection_threads))
+        return [table.c.thread_id.in_(threads), is_visible(table)]
+
+    return conditions
 
 
 def _require_limit(limit: int | None) -> None:

@@ -23,6 +23,7 @@ from peon.orchestration import (
 from peon.orchestration.model import Value
 from peon.persistence import schema
 from peon.persistence.errors import PersistenceError
+from peon.persistence.orchestration.visibility import is_visible
 from peon.persistence.runtime.event_loop import with_pauses
 from peon.persistence.runtime.garbage_collection import garbage_collection_paused
 
@@ -46,7 +47,11 @@ PENDING = schema.projection_approvals.c.status == literal_column("'pending'")
 
 _COMPUTED: dict[tuple[type[Value], str], ColumnElement[int]] = {
     (ThreadSummary, "pending_approvals"): select(func.count())
-    .where(PENDING, schema.projection_approvals.c.thread_id == schema.projection_threads.c.id)
+    .where(
+        PENDING,
+        schema.projection_approvals.c.thread_id == schema.projection_threads.c.id,
+        schema.projection_approvals.c.sequence > schema.projection_threads.c.sequence,  # not of a deleted thread
+    )
     .scalar_subquery()
     .label("pending_approvals")
 }
@@ -64,7 +69,7 @@ _messages, _chunks = schema.projection_messages, schema.projection_message_chunk
 _CHUNKS = (
     select(_chunks.c.message_id, _chunks.c.turn_id, _chunks.c.sequence, _chunks.c.delta)
     .join(_messages, (_chunks.c.turn_id == _messages.c.turn_id) & (_chunks.c.message_id == _messages.c.id))
-    .where(_messages.c.id.in_(bindparam("keys", expanding=True)))
+    .where(_messages.c.id.in_(bindparam("keys", expanding=True)), _chunks.c.sequence > _messages.c.sequence)
 )
 
 
@@ -100,7 +105,9 @@ def place_of(connection: Connection, model: type[Value], *conditions: ColumnElem
     Raises:
         LookupError: No member meets them.
     """
-    place: int | None = connection.scalar(select(TABLES[model].c.sequence).where(*conditions))
+    place: int | None = connection.scalar(
+        select(TABLES[model].c.sequence).where(*conditions, is_visible(TABLES[model]))
+    )
     if place is None:
         noun = re.sub("(?<=[a-z])(?=[A-Z])", " ", model.__name__).lower()
         raise LookupError(f"after: that {noun} does not exist, or was deleted; read from the beginning again")

@@ -1,10 +1,10 @@
 """The base class of projections."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import ColumnElement, Connection, Table
 
 from peon.persistence.log.stored_event import StoredEvent
 
@@ -46,3 +46,20 @@ class Projection(ABC):
             `ProjectionError`; events that are stored already are recorded as problems. An exception fails the
             append, or the catch-up; it keeps its type, and gets a note with the projection and the event.
         """
+
+    def finish(self, connection: Connection) -> None:  # noqa: B027 - most projections put nothing off
+        """Does what `apply` has put off, if it does so. A rebuild calls it before readers see the new rows."""
+
+    def visible_rows(
+        self,
+        tables: Mapping[str, Table],  # noqa: ARG002 - for subclasses
+    ) -> Mapping[str, ColumnElement[bool]]:
+        """Returns which rows readers see, for tables that hold others as well; `verify` compares only these.
+
+        Args:
+            tables: The tables of the projection by name, in the schema where they are compared.
+
+        Returns:
+            Conditions by the name of the table; readers see all rows of a table without one.
+        """
+        return {}

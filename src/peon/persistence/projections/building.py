@@ -91,6 +91,7 @@ class Builder:
             require_unchanged(connection, seen)
             change.write(connection, [each for p in projections for each in _new_problems(connection, p, pair)])
             for projection, last in reached.items():
+                projection.finish(connection)
                 position = position_of(connection, projection)
                 require_not_newer(self._engine, projection, position)
                 part = table_setup.part_of(projection, pair)

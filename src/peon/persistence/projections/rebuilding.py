@@ -133,6 +133,7 @@ class Rebuild:
                     connection, self._projection, before, pages=PAGES_A_COMMIT, meter=self._meter
                 )
                 require_unchanged(connection, seen)
+            self._projection.finish(connection)
             side = None if unreadable is not None else self._side_tables(connection, pair)
             if self._backend.rebuilds_in_steps:
                 connection.commit()
@@ -146,6 +147,7 @@ class Rebuild:
         connection = own.connection
         self._lock(own)
         last = self._replay.apply_pages(connection, self._projection, last, meter=self._meter)
+        self._projection.finish(connection)
         require_unchanged(connection, seen)
         with self._faults_of_tables(handled=unreadable is None):
             if unreadable is not None:

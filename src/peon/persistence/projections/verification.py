@@ -45,9 +45,12 @@ def differences(connection: Connection, projection: Projection, replay: Replay, 
     with shadowed(connection, [*projection.tables, projection_problems]) as pair:
         replay.apply_pages(connection, projection, 0, meter=meter)
         found += _compare_problems(problems_of(connection, projection), found_problems)
+        expected_rows = projection.visible_rows({table.name: table for table in pair.shadows})
+        found_rows = projection.visible_rows({table.name: table for table in pair.hidden})
         for shadow, table in zip(pair.shadows, pair.hidden, strict=True):
             if table.name != projection_problems.name:
-                found += compare(connection, shadow, table)
+                visible = expected_rows.get(table.name), found_rows.get(table.name)
+                found += compare(connection, shadow, table, visible)
     return found
 
 
@@ -57,10 +60,19 @@ def _are_empty(connection: Connection, tables: Sequence[Table]) -> bool:
     return not any(connection.scalar(select(exists().select_from(table))) for table in existing)
 
 
-def compare(connection: Connection, expected: Table, found: Table) -> Iterator[Difference]:
-    """Yields the differences of two tables with the same columns, by key."""
-    expected_rows = _rows_of_first_only(connection, expected, found)
-    found_rows = _rows_of_first_only(connection, found, expected)
+def compare(
+    connection: Connection,
+    expected: Table,
+    found: Table,
+    visible: tuple[ColumnElement[bool] | None, ColumnElement[bool] | None] = (None, None),
+) -> Iterator[Difference]:
+    """Yields the differences of two tables with the same columns, by key.
+
+    Args:
+        visible: The conditions of the rows to compare, for each of the tables.
+    """
+    expected_rows = _rows_of_first_only(connection, expected, found, visible)
+    found_rows = _rows_of_first_only(connection, found, expected, visible[::-1])
     for key in sorted(expected_rows.keys() | found_rows.keys(), key=str):
         expected_row = expected_rows.get(key)
         found_row = found_rows.get(key)
@@ -70,9 +82,15 @@ def compare(connection: Connection, expected: Table, found: Table) -> Iterator[D
                 yield Difference(found.name, "/".join(map(str, key)), column.name, *pair)
 
 
-def _rows_of_first_only(connection: Connection, first: Table, second: Table) -> dict[tuple[Any, ...], Row[Any]]:
+def _rows_of_first_only(
+    connection: Connection, first: Table, second: Table, visible: tuple[ColumnElement[bool] | None, ...]
+) -> dict[tuple[Any, ...], Row[Any]]:
     places = [number for number, column in enumerate(first.columns) if column.primary_key]
-    rows = connection.execute(select(*_comparable(first)).except_(select(*_comparable(second))))
+    of_first, of_second = (
+        select(*_comparable(table)).where(*([] if condition is None else [condition]))
+        for table, condition in zip((first, second), visible, strict=True)
+    )
+    rows = connection.execute(of_first.except_(of_second))
     return {tuple(row[place] for place in places): row for row in rows}
 
 

@@ -192,3 +192,14 @@ projection_selected_thread = Table(
     Column("thread_id", ForeignKey("projection_threads.id", ondelete="CASCADE"), nullable=False),
 )
 Index(None, projection_selected_thread.c.thread_id)
+
+# What was deleted and is not cleared yet: rows of a project, thread or turn that are older than the event `sequence`.
+# Readers do not see them, and the identifier can be used again. See `orchestration/deletions.py`.
+projection_deletions = Table(
+    "projection_deletions",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
