@@ -49,7 +49,9 @@ COMMANDS = {
         "redaction",
         "Replaces texts, tool arguments and outputs, paths and errors by a marker, in events and in the read model.",
     ),
-    "vacuum": _Described("maintenance", "Gives the space of removed rows back to the file system."),
+    "vacuum": _Described(
+        "maintenance", "Removes what deletions have left, and gives the space of removed rows back to the file system."
+    ),
     "subscriptions": _Described("subscriptions", "Lists, moves and removes the positions of durable subscriptions."),
     "settings": _Described("settings", "Lists, reads and changes the application's settings."),
     "migrate": _Described(

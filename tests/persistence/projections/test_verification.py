@@ -69,7 +69,8 @@ def differing(database: Database) -> list[Difference]:
 
 class TestVerify:
     def test_rows_cover_every_table_of_the_projection(self) -> None:
-        assert {table for table, *_ in ROWS} == set(OrchestrationProjection.tables)
+        # What is left to clear depends on how far it was cleared, and is not compared.
+        assert {table for table, *_ in ROWS} == {*OrchestrationProjection.tables} - {schema.projection_deletions}
 
     def test_finds_a_changed_column_in_each_table(self, database: Database) -> None:
         database.events.append_all(SCENE)

@@ -36,7 +36,8 @@ from peon.persistence.log.pages import LogPages
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.runtime.instrumentation import Telemetry
 from peon.persistence.schema import events as log
-from peon.persistence.subscriptions import Tail, notifier, watcher
+from peon.persistence.subscriptions import notifier, watcher
+from peon.persistence.subscriptions.tail import Tail
 
 PATIENCE = 30
 
