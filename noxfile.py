@@ -81,8 +81,9 @@ def postgresql(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the slow proofs: killed processes and servers, a million events, and what memory repeats of a file."""
     session.install("--editable", EVERYTHING)
+    pytest(session, "-m", "slow", "-k", "memory")
     # One after the other: each starts processes of its own, and some measure time.
-    pytest(session, "-m", "slow", "-n", "0")
+    pytest(session, "-m", "slow", "-k", "not memory", "-n", "0")
 
 
 @nox.session(python=PYTHONS[1])

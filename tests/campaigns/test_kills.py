@@ -48,7 +48,7 @@ from peon.orchestration import MessageChunkReceived, OrchestrationEvent
 from peon.persistence import Database, create_engine
 from peon.persistence.operations.backups import restore_database
 
-ROUNDS = campaigns.rounds(2)
+ROUNDS = campaigns.rounds(1)
 KILLS_A_ROUND = 18
 CONSUMERS = 2
 LONGEST_WAIT_SECONDS = 0.25

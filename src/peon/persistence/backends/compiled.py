@@ -139,12 +139,14 @@ def _executed(connection: Connection, text: str, rows: Sequence[Sequence[object]
 
     It raises what `exec_driver_sql` raises.
     """
-    cursor: Any = connection.connection.cursor()
+    driver = connection.connection  # refuses a connection that is closed
+    cursor: Any = None
     try:
+        cursor = driver.cursor()
         if len(rows) == 1:
             cursor.execute(text, rows[0])
         else:
             cursor.executemany(text, rows)
     except BaseException as error:
-        raise_driver_error(connection, error, cursor, text, rows)
+        raise_driver_error(connection, error, cursor, text, tuple(rows[0]) if len(rows) == 1 else rows)
     return cursor

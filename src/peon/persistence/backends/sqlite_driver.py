@@ -108,9 +108,11 @@ class GatedConnection(sqlite3.Connection):
         with self.fork_lock:
             # SQLite keeps a closed connection and its locks until the last cursor ends. An interrupt leaves one that
             # only the garbage collector finds.
-            with suppress(sqlite3.Error):  # what is closed, or damaged, can be closed all the same
-                _rollback(self)
-            super().close()
+            try:
+                with suppress(sqlite3.Error):  # what is closed, or damaged, can be closed all the same
+                    _rollback(self)
+            finally:
+                super().close()
 
     def __del__(self) -> None:
         # Python would close it without the lock.

@@ -66,6 +66,8 @@ def can_skip_execution_context(connection: Connection) -> bool:
         or listeners.after_cursor_execute
         or of_driver.do_execute
         or of_driver.do_executemany
+        or of_driver.do_execute_no_params
+        or of_driver.handle_error
     )
 
 
@@ -76,6 +78,7 @@ def raise_driver_error(
 
     There is no public way to tell a connection that its driver has failed.
     """
-    # Without a context, SQLAlchemy would wrap all errors of a statement, not only those of the driver.
-    of_driver = isinstance(error, connection.dialect.loaded_dbapi.Error)
+    # Without a context, SQLAlchemy would wrap all errors of a statement, not only those of the driver. It does so itself
+    # where there is no cursor yet.
+    of_driver = cursor is None or isinstance(error, connection.dialect.loaded_dbapi.Error)
     connection._handle_dbapi_exception(error, statement if of_driver else None, parameters, cursor, None)
