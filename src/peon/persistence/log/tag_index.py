@@ -331,7 +331,9 @@ class TagIndex:
         Args:
             changed: The rows as they were, each with the new type and payload.
         """
-        # A transaction that fills the index locks these rows as well, and then reads the events as they are now.
+        # A transaction that fills the index locks these rows as well, and then reads the events as they are now. One
+        # that has inserted a row, which nobody sees before its commit, has read them already: wait for it.
+        self._backend.lock_tables(connection, [tag_positions])
         query = select(tag_positions.c.name, tag_positions.c.sequence).with_for_update()
         positions: dict[str, int] = {row.name: row.sequence for row in connection.execute(query)}
         added: set[tuple[int, str, str]] = set()

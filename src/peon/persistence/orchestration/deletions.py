@@ -74,26 +74,33 @@ _ZERO: ColumnElement[int] = literal_column("0")  # SQLAlchemy gives SQLite an OF
 _MAXIMUM_COUNT: ColumnElement[int] = literal_column(str(SMALL_ROWS + 1))
 
 
-def _counts(threads: Callable[[Table], ColumnElement[bool]]) -> CompiledQuery:
+_id, _sequence = bindparam("of_id", type_=Text), bindparam("at", type_=BigInteger)
+
+
+def _counts(threads: Callable[[Table], ColumnElement[bool]], *, of_project: bool = False) -> CompiledQuery:
     """Returns the query for the numbers of rows of threads in each table; it counts no further than it must.
 
     Args:
         threads: Returns the condition of a table's rows that belong to the threads.
+        of_project: Whether to count the threads as well, as those of a project.
     """
     turns = select(_turns.c.id).where(threads(_turns)).limit(_MAXIMUM_COUNT).offset(_ZERO)
     conditions = {table: threads(table) for table in (*_OF_THREAD, _turns)} | {_chunks: _chunks.c.turn_id.in_(turns)}
     rows = [select(_ONE).select_from(table).where(condition) for table, condition in conditions.items()]
+    if of_project:
+        rows.append(select(_ONE).select_from(_threads).where(_threads.c.project_id == _id))
     first = [each.limit(_MAXIMUM_COUNT).offset(_ZERO).subquery() for each in rows]
     counts = [select(func.count()).select_from(each).scalar_subquery() for each in first]
     return CompiledQuery(select(*counts), ["of_id"] * len(counts))
 
 
-_id, _sequence = bindparam("of_id", type_=Text), bindparam("at", type_=BigInteger)
 _threads_of_project = select(_threads.c.id).where(_threads.c.project_id == _id)
 
 _COUNTS = {
     THREAD: _counts(lambda table: table.c.thread_id == _id),
-    PROJECT: _counts(lambda table: table.c.thread_id.in_(_threads_of_project.limit(_MAXIMUM_COUNT).offset(_ZERO))),
+    PROJECT: _counts(
+        lambda table: table.c.thread_id.in_(_threads_of_project.limit(_MAXIMUM_COUNT).offset(_ZERO)), of_project=True
+    ),
 }
 _DELETE = {THREAD: statements.DELETE_THREAD, PROJECT: statements.DELETE_PROJECT}
 _DESELECT = {
@@ -124,7 +131,7 @@ def delete_or_hide(connection: Connection, kind: str, key: str, sequence: int, *
         deletions_left: Whether earlier deletions are left to clear. Their rows may refer to those of this one.
     """
     if not deletions_left:
-        (numbers,) = _COUNTS[kind].rows(connection, *[key] * (len(_OF_THREAD) + 2))
+        (numbers,) = _COUNTS[kind].rows(connection, *[key] * (len(_OF_THREAD) + 2 + (kind == PROJECT)))
         if sum(numbers) <= SMALL_ROWS:
             _DELETE[kind].run(connection, [(key,)])
             return

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
@@ -68,7 +69,7 @@ class Builder:
         """
         connection = own.connection
         tables = [*(table for projection in projections for table in projection.tables), projection_problems]
-        with self._backend.large_cache(connection), shadowed(connection, tables) as pair:
+        with ExitStack() as until_commit, self._backend.large_cache(connection), shadowed(connection, tables) as pair:
             seen = steps_of_compaction(connection)
             reached = dict.fromkeys(projections, 0)
             before: dict[Projection, int] = {}
@@ -79,11 +80,13 @@ class Builder:
                 before = reached.copy()
                 self._apply(connection, reached, meter, change, pages)
                 require_unchanged(connection, seen)
+            for projection in projections:
+                projection.finish(connection)  # before the lock; what comes meanwhile is little
             if self._backend.rebuilds_in_steps:
                 connection.commit()
                 connection.execution_options(**{READ_ONLY: False})
             for projection in projections:
-                self._remove_side_tables(connection, projection, table_setup.part_of(projection, pair))
+                self._remove_side_tables(connection, projection, table_setup.part_of(projection, pair), until_commit)
             began = time.monotonic()
             self._backend.join_append(connection)
             own.lock_seconds = time.monotonic() - began
@@ -101,13 +104,18 @@ class Builder:
             own.commit()
         return min(reached.values())
 
-    def _remove_side_tables(self, connection: Connection, projection: Projection, pair: Shadows) -> None:
-        """Removes the rows that a killed rebuild has left, which follow from the log too; waits for one that runs."""
+    def _remove_side_tables(
+        self, connection: Connection, projection: Projection, pair: Shadows, until_commit: ExitStack
+    ) -> None:
+        """Removes the rows that a killed rebuild has left, which follow from the log too.
+
+        It waits for a rebuild that runs, and keeps another from beginning with the old log until the commit.
+        """
         tables = [table for table in pair.hidden if table.name != projection_problems.name]
         side = self._backend.side_tables(connection, tables)
         if side is not None:
-            with alone(connection, projection):
-                remove_side_tables(connection, side)
+            until_commit.enter_context(alone(connection, projection))
+            remove_side_tables(connection, side)
 
     def _apply(
         self,

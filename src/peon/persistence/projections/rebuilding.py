@@ -177,6 +177,8 @@ class Rebuild:
         """
         connection, sources = own.connection, _without_problems(pair.shadows)
         with alone(connection, self._projection):
+            require_unchanged(connection, seen)  # a redaction may have had the lock: these rows must not be copied then
+            connection.commit()
             self._remove(connection, side)
             try:
                 with side.writing(connection):

@@ -18,6 +18,7 @@ from sqlalchemy.schema import DropTable
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.address import is_memory
 from peon.persistence.backends.interface import READ_ONLY
+from peon.persistence.schema.metadata import USED_TO_APPLY
 
 
 class Shadows(NamedTuple):
@@ -71,7 +72,7 @@ def _drop(shadows: Sequence[Table], connection: Connection) -> None:
 def _shadow_tables(tables: tuple[Table, ...], schema: str) -> Sequence[Table]:
     shadows = _copies(tables, schema)
     for shadow in shadows:
-        _keep_indexes_of_foreign_keys(shadow)
+        _keep_indexes_to_apply_with(shadow)
         shadow.dialect_options["postgresql"]["on_commit"] = "DROP"
     return shadows
 
@@ -88,12 +89,12 @@ def _copies(tables: Sequence[Table], schema: str) -> Sequence[Table]:
     return tuple(metadata.sorted_tables)
 
 
-def _keep_indexes_of_foreign_keys(table: Table) -> None:
-    """Other indexes only serve readers, which shadow tables do not have, and cost a sixth of a rebuild."""
+def _keep_indexes_to_apply_with(table: Table) -> None:
+    """Most other indexes only serve readers, which shadow tables do not have, and cost a sixth of a rebuild."""
     kept = set()
     for index in sorted(table.indexes, key=lambda index: len(index.columns)):
         column = next(iter(index.columns))
-        if column.foreign_keys and column.name not in kept:
+        if (column.foreign_keys or column.info.get(USED_TO_APPLY)) and column.name not in kept:
             kept.add(column.name)
         else:
             table.indexes.discard(index)

@@ -78,7 +78,7 @@ def raise_driver_error(
 
     There is no public way to tell a connection that its driver has failed.
     """
-    # Without a context, SQLAlchemy would wrap all errors of a statement, not only those of the driver. Where there is no
-    # cursor yet, it does.
+    # Without a context, SQLAlchemy would wrap all errors of a statement, not only those of the driver. It does wrap all
+    # where there is no cursor yet.
     of_driver = cursor is None or isinstance(error, connection.dialect.loaded_dbapi.Error)
     connection._handle_dbapi_exception(error, statement if of_driver else None, parameters, cursor, None)

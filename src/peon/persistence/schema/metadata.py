@@ -11,3 +11,6 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+USED_TO_APPLY = "peon_used_to_apply"
+"""In `Column.info`: handlers look rows up by this column, so shadow tables have its index as well."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, ColumnElement, ForeignKey, Index, Integer, Table, Text, TextClause, text
 
-from peon.persistence.schema.metadata import metadata
+from peon.persistence.schema.metadata import USED_TO_APPLY, metadata
 
 # `sequence` is the place of the event that created the row; lists are in its order. It has a default in tables that
 # are older than the column.
@@ -93,7 +93,7 @@ projection_messages = Table(
     Column("content", Text, nullable=False),
     Column("created_at", Text, nullable=False),
     _sequence(),
-    Column("thread_id", Text, nullable=False, server_default=""),  # the thread of its turn
+    Column("thread_id", Text, nullable=False, server_default="", info={USED_TO_APPLY: True}),  # the thread of its turn
 )
 Index("idx_messages_turn", projection_messages.c.turn_id, projection_messages.c.sequence)
 Index(None, projection_messages.c.thread_id, projection_messages.c.sequence)
