@@ -19,6 +19,15 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 SQLALCHEMY_LINES = ["2.0", "2.1"]
 EVERYTHING = ".[test,postgres]"
 
+# Long tests of our own logic, of the documentation, and those that a file database repeats: a third of the time. They
+# run on the first Python with the newest versions.
+LONG = (
+    *("memory", "test_properties", "test_long_session", "test_append_input", "test_documentation"),
+    *("test_unusable_tables", "test_compaction_of_any_log", "test_damaged_databases", "test_salvage"),
+    *("test_newest_first", "test_query_properties"),
+)
+SHORTER = " and ".join(f"not {name}" for name in LONG)
+
 if shutil.which("pyenv"):
     # pyenv runs an installed interpreter only if its version is selected.
     installed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout  # noqa: S607
@@ -64,10 +73,8 @@ def imports(session: nox.Session) -> None:
 def tests(session: nox.Session, sqlalchemy: str) -> None:
     """Run the test suite, without the slow proofs, on one Python and one line of SQLAlchemy."""
     session.install("--editable", EVERYTHING, f"sqlalchemy=={sqlalchemy}.*")
-    # `readme` runs everything, on the first Python. Left out on the others: the documentation's code, and what a file
-    # database repeats.
-    without = ("memory", "test_documentation")
-    pytest(session, *([] if session.python == PYTHONS[0] else ["-k", " and ".join(f"not {name}" for name in without)]))
+    # `readme` runs everything, on the first Python.
+    pytest(session, *([] if session.python == PYTHONS[0] else ["-k", SHORTER]))
 
 
 @nox.session
@@ -98,13 +105,7 @@ def lowest(session: nox.Session) -> None:
     )
     session.log("\n%s", Path(versions).read_text(encoding="utf-8"))
     session.install("--constraint", versions, "--editable", EVERYTHING)
-    # Left out: long tests of our own logic, of the documentation, and those that a file database repeats.
-    left_out = (
-        *("memory", "test_properties", "test_long_session", "test_append_input", "test_documentation"),
-        *("test_unusable_tables", "test_compaction_of_any_log", "test_damaged_databases", "test_salvage"),
-        *("test_newest_first", "test_query_properties"),
-    )
-    pytest(session, "-q", "-k", " and ".join(f"not {name}" for name in left_out))
+    pytest(session, "-q", "-k", SHORTER)
 
 
 @nox.session
