@@ -24,15 +24,21 @@ EVERYTHING = ".[test,postgres]"
 LONG = (
     *("memory", "test_properties", "test_long_session", "test_append_input", "test_documentation"),
     *("test_unusable_tables", "test_compaction_of_any_log", "test_damaged_databases", "test_salvage"),
-    *("test_newest_first", "test_query_properties"),
+    *("test_newest_first", "test_query_properties", "test_handlers"),
 )
-SHORTER = " and ".join(f"not {name}" for name in LONG)
+# What depends on the database and on the command line's libraries, rather than on Python.
+OF_ANY_PYTHON = ("cli", "test_migrations", "test_schema", "diagnosis")
 
 if shutil.which("pyenv"):
     # pyenv runs an installed interpreter only if its version is selected.
     installed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout  # noqa: S607
     selected = [version for version in installed.split() if version.rpartition(".")[0] in PYTHONS]
     os.environ.setdefault("PYENV_VERSION", ":".join(selected))
+
+
+def none_of(*names: str) -> str:
+    """Returns the expression for pytest's option `-k`."""
+    return " and ".join(f"not {name}" for name in names)
 
 
 def install_group(session: nox.Session, name: str) -> None:
@@ -74,7 +80,7 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
     """Run the test suite, without the slow proofs, on one Python and one line of SQLAlchemy."""
     session.install("--editable", EVERYTHING, f"sqlalchemy=={sqlalchemy}.*")
     # `readme` runs everything, on the first Python.
-    pytest(session, *([] if session.python == PYTHONS[0] else ["-k", SHORTER]))
+    pytest(session, *([] if session.python == PYTHONS[0] else ["-k", none_of(*LONG, *OF_ANY_PYTHON)]))
 
 
 @nox.session
@@ -88,9 +94,9 @@ def postgresql(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the slow proofs: killed processes and servers, a million events, and what memory repeats of a file."""
     session.install("--editable", EVERYTHING)
-    pytest(session, "-m", "slow", "-k", "memory")
+    pytest(session, "-m", "slow", "-k", "memory or campaigns")
     # One after the other: each starts processes of its own, and some measure time.
-    pytest(session, "-m", "slow", "-k", "not memory", "-n", "0")
+    pytest(session, "-m", "slow", "-k", none_of("memory", "campaigns"), "-n", "0")
 
 
 @nox.session(python=PYTHONS[1])
@@ -105,7 +111,7 @@ def lowest(session: nox.Session) -> None:
     )
     session.log("\n%s", Path(versions).read_text(encoding="utf-8"))
     session.install("--constraint", versions, "--editable", EVERYTHING)
-    pytest(session, "-q", "-k", SHORTER)
+    pytest(session, "-q", "-k", none_of(*LONG))
 
 
 @nox.session
