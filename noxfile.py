@@ -27,7 +27,7 @@ LONG = (
     *("test_newest_first", "test_query_properties", "test_handlers"),
 )
 # What depends on the database and on the command line's libraries, rather than on Python.
-OF_ANY_PYTHON = ("cli", "test_migrations", "test_schema", "diagnosis")
+OF_ANY_PYTHON = ("cli", "test_alembic", "test_migrations", "test_schema", "operations")
 
 if shutil.which("pyenv"):
     # pyenv runs an installed interpreter only if its version is selected.
@@ -94,9 +94,10 @@ def postgresql(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the slow proofs: killed processes and servers, a million events, and what memory repeats of a file."""
     session.install("--editable", EVERYTHING)
-    pytest(session, "-m", "slow", "-k", "memory or campaigns")
+    beside_each_other = ("memory", "campaigns", "test_properties", "test_long_session", "test_compaction_of_any_log")
+    pytest(session, "-m", "slow", "-k", " or ".join(beside_each_other))
     # One after the other: each starts processes of its own, and some measure time.
-    pytest(session, "-m", "slow", "-k", none_of("memory", "campaigns"), "-n", "0")
+    pytest(session, "-m", "slow", "-k", none_of(*beside_each_other), "-n", "0")
 
 
 @nox.session(python=PYTHONS[1])
