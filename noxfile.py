@@ -24,10 +24,13 @@ EVERYTHING = ".[test,postgres]"
 LONG = (
     *("memory", "test_properties", "test_long_session", "test_append_input", "test_documentation"),
     *("test_unusable_tables", "test_compaction_of_any_log", "test_damaged_databases", "test_salvage"),
-    *("test_newest_first", "test_query_properties", "test_handlers"),
+    *("test_newest_first", "test_query_properties", "test_handlers", "operations"),
 )
 # What depends on the database and on the command line's libraries, rather than on Python.
-OF_ANY_PYTHON = ("cli", "test_alembic", "test_migrations", "test_schema", "operations")
+OF_ANY_PYTHON = (
+    *("cli", "test_alembic", "test_migrations", "test_schema"),
+    *("projections", "maintenance", "test_read_model", "test_lists_of_threads"),
+)
 
 if shutil.which("pyenv"):
     # pyenv runs an installed interpreter only if its version is selected.
@@ -94,7 +97,7 @@ def postgresql(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the slow proofs: killed processes and servers, a million events, and what memory repeats of a file."""
     session.install("--editable", EVERYTHING)
-    beside_each_other = ("memory", "campaigns", "test_properties", "test_long_session", "test_compaction_of_any_log")
+    beside_each_other = ("memory", "campaigns", "test_properties", "test_compaction_of_any_log")
     pytest(session, "-m", "slow", "-k", " or ".join(beside_each_other))
     # One after the other: each starts processes of its own, and some measure time.
     pytest(session, "-m", "slow", "-k", none_of(*beside_each_other), "-n", "0")
