@@ -12,7 +12,7 @@ from peon.cli.subscription_document import Subscription, described
 from peon.persistence import migrations
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.backends.interface import SizeOfPart
+from peon.persistence.backends.sizes import SizeOfPart
 from peon.persistence.log.removed import number_removed
 from peon.persistence.orchestration.visibility import visible_if_known
 from peon.persistence.schema import (

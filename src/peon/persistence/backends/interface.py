@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table
+
+from peon.persistence.backends.side_tables import SideTables
+from peon.persistence.backends.sizes import SizeOfPart, Space, Storage
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects.postgresql import Insert as PostgreSQLInsert
     from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
-
-from peon.persistence.backends.side_tables import SideTables
 
 READ_ONLY = "peon_read_only"
 """Execution option of an engine or a connection: its transactions only read, so they never wait for a writer."""
@@ -25,22 +26,6 @@ Synchronous = Literal["FULL", "NORMAL"]
 
 Access = Literal["write", "read", "read and compute"]
 """What connections are for. Those that read and compute may fill temporary tables, and change nothing else."""
-
-
-class Space(NamedTuple):
-    """The space that a database takes, in bytes.
-
-    Attributes:
-        total: All of it.
-        free: The part that holds no rows, as far as it is known without reading the database.
-        can_shrink: Whether a part of `free` can be given back without writing everything again.
-        available: What is free on the disk; `None` if it is not known.
-    """
-
-    total: int
-    free: int
-    can_shrink: bool
-    available: int | None
 
 
 class LogHead(ABC):
@@ -102,32 +87,6 @@ class ConsumerLock(ABC):
     @abstractmethod
     def release(self) -> None:
         """Lets another consumer acquire the lock; does nothing if it is not held. Never waits for the database."""
-
-
-class Storage(NamedTuple):
-    """The bytes that a database takes.
-
-    Attributes:
-        database: In its file, or in the tables and indexes of its schema.
-        write_ahead_log: In the -wal file; `None` if it has none of its own.
-        free: In pages that can be used again; `None` if that is unknown.
-    """
-
-    database: int
-    write_ahead_log: int | None
-    free: int | None
-
-
-class SizeOfPart(NamedTuple):
-    """The bytes of one table or index, which belongs to a table."""
-
-    name: str
-    table: str
-    bytes: int
-
-    @property
-    def is_index(self) -> bool:
-        return self.name != self.table
 
 
 class Backend(ABC):

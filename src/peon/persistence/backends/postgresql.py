@@ -22,9 +22,6 @@ from peon.persistence.backends.interface import (
     Backend,
     ConsumerLock,
     LogHead,
-    SizeOfPart,
-    Space,
-    Storage,
     Synchronous,
 )
 from peon.persistence.backends.postgresql_consumer_lock import PostgreSQLConsumerLock
@@ -33,6 +30,7 @@ from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limi
 from peon.persistence.backends.postgresql_log_head import CREATE_LOCK_ROW, PostgreSQLLogHead
 from peon.persistence.backends.postgresql_privileges import no_schema
 from peon.persistence.backends.postgresql_watching import SCHEMA_OF_LOG
+from peon.persistence.backends.sizes import SizeOfPart, Space, Storage
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.runtime.log_records import CONNECTIONS, report
 from peon.persistence.schema import append_lock, complete_partial_indexes

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, text
 
-from peon.persistence.backends.interface import SizeOfPart, Storage
+from peon.persistence.backends.sizes import SizeOfPart, Storage
 
 # A table with what it keeps outside of its pages, and each index by itself.
 _PARTS = text(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine, text
 
-from peon.persistence.backends.interface import Space
+from peon.persistence.backends.sizes import Space
 from peon.persistence.schema import metadata
 
 OLD_ROWS = (

@@ -23,12 +23,10 @@ from peon.persistence.backends.interface import (
     Backend,
     ConsumerLock,
     LogHead,
-    SizeOfPart,
-    Space,
-    Storage,
     Synchronous,
 )
 from peon.persistence.backends.side_tables import SideTables
+from peon.persistence.backends.sizes import SizeOfPart, Space, Storage
 from peon.persistence.backends.sqlite_connections import (
     WRITE_LOCK_TIMEOUT,
     create_private_file,

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from peon.persistence.backends.interface import SizeOfPart, Storage
+from peon.persistence.backends.sizes import SizeOfPart, Storage
 
 _PAGES = (
     "SELECT (SELECT page_size FROM pragma_page_size), (SELECT page_count FROM pragma_page_count), "

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from peon.persistence.backends.driver_errors import database_name
-from peon.persistence.backends.interface import READ_ONLY, Space
+from peon.persistence.backends.interface import READ_ONLY
+from peon.persistence.backends.sizes import Space
 from peon.persistence.errors import StoreUnavailable
 from peon.persistence.runtime.event_loop import pause
 

@@ -1,4 +1,4 @@
-"""The record of redactions: who has replaced the content of which events, without the content."""
+"""The record of redactions: who has replaced the content of which events, and when."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Table
 
 from peon.persistence.backends import backend_of
 from peon.persistence.backends.interface import READ_ONLY
@@ -111,8 +111,7 @@ class Builder:
 
         It waits for a rebuild that runs, and keeps another from beginning with the old log until the commit.
         """
-        tables = [table for table in pair.hidden if table.name != projection_problems.name]
-        side = self._backend.side_tables(connection, tables)
+        side = self._backend.side_tables(connection, without_problems(pair.hidden))
         if side is not None:
             until_commit.enter_context(alone(connection, projection))
             remove_side_tables(connection, side)
@@ -135,6 +134,10 @@ def require_unchanged(connection: Connection, seen: int) -> None:
     """Raises `LogChanged` if the log is not what it was when `steps_of_compaction` was `seen`."""
     if steps_of_compaction(connection) != seen:
         raise LogChanged
+
+
+def without_problems(tables: Sequence[Table]) -> list[Table]:
+    return [table for table in tables if table.name != projection_problems.name]
 
 
 def _new_problems(connection: Connection, projection: Projection, pair: Shadows) -> list[Problem]:

@@ -17,7 +17,7 @@ from peon.persistence.backends.side_tables import SideTables, TablesChanged
 from peon.persistence.log.removed import steps_of_compaction
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
-from peon.persistence.projections.building import LogChanged, require_unchanged
+from peon.persistence.projections.building import LogChanged, require_unchanged, without_problems
 from peon.persistence.projections.log_records import ProjectionLog
 from peon.persistence.projections.positions import position_of, require_not_newer, set_position
 from peon.persistence.projections.replay import Meter, Replay
@@ -164,7 +164,7 @@ class Rebuild:
 
     def _side_tables(self, connection: Connection, pair: Shadows) -> SideTables | None:
         """Returns what creates the side tables; `None` if the rows of the real tables cannot be exchanged."""
-        side = self._backend.side_tables(connection, _without_problems(pair.hidden))
+        side = self._backend.side_tables(connection, without_problems(pair.hidden))
         kept = {table.name for table in self._kept_tables(connection)}
         # Those that a new version has changed are created again instead.
         new = [table for table in self._projection.tables if table.name not in kept]
@@ -175,7 +175,7 @@ class Rebuild:
 
         A rebuild that is killed leaves side tables, which the next one removes.
         """
-        connection, sources = own.connection, _without_problems(pair.shadows)
+        connection, sources = own.connection, without_problems(pair.shadows)
         with alone(connection, self._projection):
             require_unchanged(connection, seen)  # a redaction may have had the lock: these rows must not be copied then
             connection.commit()
@@ -252,10 +252,6 @@ class Rebuild:
     def _is_fault_of_tables(self, error: Exception) -> bool:
         cause = self._driver_errors.cause_of(error)
         return cause is not None and self._backend.is_fault_of_tables(cause)
-
-
-def _without_problems(tables: Sequence[Table]) -> list[Table]:
-    return [table for table in tables if table.name != projection_problems.name]
 
 
 def _created_and_filled(connection: Connection, side: SideTables, sources: Sequence[Table]) -> Iterator[None]:
