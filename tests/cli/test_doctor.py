@@ -36,7 +36,9 @@ def test_a_failure_is_told_with_the_command_that_helps(peon: Peon, at: tuple[str
     (told,) = [each for each in done.document["checks"] if each["outcome"] == "failure"]
     assert (told["check"], told["reason"][:23]) == ("projected rows", "5 values differ from th")
     assert "peon rebuild --url" in told["advice"]
-    assert "peon rebuild --url" in "".join(peon("doctor", "--deep", *at).out.split("\n")).replace("│", "")
+    shown = peon("doctor", "--deep", *at).out
+    assert "peon rebuild --url" in "".join(shown.split("\n")).replace("│", "")
+    assert "\n1 failure, " in shown
 
 
 def test_no_database_is_not_available(peon: Peon, sqlite_url: URL) -> None:

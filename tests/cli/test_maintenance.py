@@ -32,7 +32,7 @@ def test_compact(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> 
 
     done = peon("compact", "--older-than", "0d", "--yes", *at)
 
-    assert (done.code, "Removed 299 events; their text is in 1 events." in done.out) == (0, True)
+    assert (done.code, "Removed 299 events; the text is in 1 event." in done.out) == (0, True)
     with Database.open(url=migrated_lasting_url) as database:
         assert list(deltas(database).values()) == ["ebb" * 100]
         database.events.append_all([ended_thread])

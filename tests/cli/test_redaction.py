@@ -57,4 +57,4 @@ def test_events_of_an_application_are_reported(peon: Peon, at: tuple[str, str], 
     with Database.open(url=migrated_lasting_url, codec=codec) as database:
         place = database.events.append_all([noted(SECRET, THREAD)])[0].sequence
     done = peon("redact", "--thread", str(THREAD), "--yes", *at)
-    assert (done.code, f"1 events cannot be decoded, and are as they were: {place}." in done.out) == (1, True)
+    assert (done.code, f"1 event cannot be decoded, and is as it was: {place}." in done.out) == (1, True)

@@ -62,8 +62,8 @@ MOMENT = datetime(2026, 1, 31, tzinfo=UTC)
     [
         ([renamed("b", occurred_at=MOMENT)], r"event 0 \(ProjectRenamed\) has another name"),
         ([renamed("a", occurred_at=MOMENT.replace(year=2027))], "has another occurred_at"),
-        ([], "has stored 1 events, and these are 0"),
-        ([renamed("a", occurred_at=MOMENT)] * 2, "and these are 2"),
+        ([], "has stored 1 event, and was now given 0"),
+        ([renamed("a", occurred_at=MOMENT)] * 2, "and was now given 2"),
         ([ThreadDeleted(thread_id=PROJECT)], "was ProjectRenamed, and is ThreadDeleted"),
     ],
 )

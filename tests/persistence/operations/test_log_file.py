@@ -408,7 +408,7 @@ def test_a_command_that_both_logs_have_is_stored_once(pair: tuple[Database, Data
     assert import_log(target.engine, io.BytesIO(content), append=True) == (0, 1, 0, 1)
     source.events.append_all(renamed("b", "c"), command_id=EMPTY_COMMAND)
     target.events.append_all(renamed("b"), command_id=EMPTY_COMMAND)
-    with pytest.raises(CommandConflict, match="stored 1 events here, and 2 in the exported log"):
+    with pytest.raises(CommandConflict, match="stored 1 event here, and 2 in the exported log"):
         import_log(target.engine, io.BytesIO(exported(source)), append=True)
     assert len(rows_of(target)[0]) == 2
 

@@ -133,7 +133,7 @@ def test_a_recorded_gap_is_explained(migrated_sqlite_url: URL) -> None:
             connection.exec_driver_sql(f"INSERT INTO events VALUES ({sequence}, 'A', '{{}}', 'now')")
     assert found_by("sequences", migrated_sqlite_url).reason == "5 events are missing: 1 to 2, 4, 6 to 7"
     record_gaps(migrated_sqlite_url, (1, 2), (6, 6), (7, 7))
-    assert found_by("sequences", migrated_sqlite_url).reason == "1 events are missing: 4"
+    assert found_by("sequences", migrated_sqlite_url).reason == "1 event is missing: 4"
     record_gaps(migrated_sqlite_url, (1, 4), (6, 7))
     assert found_by("sequences", migrated_sqlite_url).outcome is Outcome.OK
 
