@@ -75,7 +75,8 @@ def test_a_log_is_exported_and_imported(
     with Database.open(url=f"sqlite:///{target[1]}/peon.db", migrate=False) as imported:
         assert imported.read_model.projects()[0].name == "Gezeiten"
         assert imported.projections.position() == 2
-    assert peon("import", file, *target).code == 2  # no longer empty
+    refused = peon("import", file, *target)
+    assert (refused.code, "is not empty" in refused.err, "peon import --append" in refused.err) == (2, True, True)
     appended = peon("import", file, *target, "--append", "--json").document
     assert (appended["events"], appended["skipped"], appended["last_sequence"]) == (0, 2, 2)
 
@@ -89,7 +90,9 @@ def test_a_cut_file_fails_with_1(peon: Peon, url: URL, empty: Callable[[str], tu
     assert f"peon: {file} was cut or altered after it was exported" in done.err
 
 
-def test_pipes(peon: Peon, url: URL, empty: Callable[[str], tuple[str, str]]) -> None:
+def test_a_log_is_exported_and_imported_through_pipes(
+    peon: Peon, url: URL, empty: Callable[[str], tuple[str, str]]
+) -> None:
     at, target = ("--url", address(url)), empty("target")
     done = peon("export", "-", *at)
     assert done.err == "Exported 2 events and 1 receipt of commands.\n"
@@ -97,7 +100,7 @@ def test_pipes(peon: Peon, url: URL, empty: Callable[[str], tuple[str, str]]) ->
     assert peon("import", "-", *target, input=done.out).code == 0
 
 
-def test_a_reader_that_has_enough_ends_an_export(url: URL) -> None:
+def test_an_export_ends_when_its_reader_closes_the_pipe(url: URL) -> None:
     with Database.open(url=url) as database:  # more than a pipe holds
         database.events.append_all([ProjectRenamed(project_id=PROJECT, name="x" * 1_000)] * 200)
     command = [sys.executable, "-m", "peon", "export", "-", "--url", address(url)]

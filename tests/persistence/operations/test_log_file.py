@@ -310,8 +310,11 @@ def test_only_an_empty_log_at_the_newest_revision_keeps_sequences(log_alone: Dat
     log_alone.events.append_all(renamed("a"))
     export_log(log_alone.engine, file)
     before = rows_of(log_alone)
-    with pytest.raises(PersistenceError, match=r"is not empty: it holds rows of events\. Nothing was stored"):
+    with pytest.raises(
+        PersistenceError, match=r"is not empty: it holds rows of events\. Nothing was stored"
+    ) as refused:
         import_log(log_alone.engine, file)
+    assert "append=True" in str(refused.value)
     assert rows_of(log_alone) == before
     with log_alone.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '003_projections'"))
