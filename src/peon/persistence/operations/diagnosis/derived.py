@@ -6,6 +6,7 @@ from collections import Counter
 from sqlalchemy import func, select
 
 from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.side_tables import SIDE_PREFIX
 from peon.persistence.log.pages import LogPages
 from peon.persistence.log.query import keys_in
 from peon.persistence.operations.diagnosis.findings import Findings, failure, not_checked, warning
@@ -80,6 +81,16 @@ def projection_rows(subject: Subject) -> Findings:
             f"see them with  {subject.peon('verify')} , then run  {subject.peon('rebuild')}",
         )
     return "equal to the log"
+
+
+def side_tables(subject: Subject) -> Findings:
+    """Tables that a killed rebuild has left are mentioned: they only take space, and the next rebuild removes them."""
+    found = [name for name in subject.tables if name.startswith(SIDE_PREFIX)]
+    yield from ()
+    if not found:
+        return "none"
+    number = counted(len(found), "table")
+    return f"{number} named {SIDE_PREFIX}…: a rebuild is running, or was killed, and the next one removes them"
 
 
 def subscriptions(subject: Subject) -> Findings:
