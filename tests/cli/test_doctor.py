@@ -27,7 +27,7 @@ def test_a_sound_database_passes(peon: Peon, at: tuple[str, str]) -> None:
     assert "projected rows" in done.out
 
 
-def test_a_failure_is_told_with_the_command_that_helps(peon: Peon, at: tuple[str, str]) -> None:
+def test_a_failure_is_shown_with_the_command_that_repairs_it(peon: Peon, at: tuple[str, str]) -> None:
     bare_sql("DELETE FROM projection_commits")(make_url(at[1]))
     assert peon("doctor", *at).code == 0
     done = peon("doctor", "--deep", "--json", *at)

@@ -112,7 +112,7 @@ def test_a_repeat_does_not_check_its_condition_again(database: Database) -> None
     assert database.events.append_all([renamed()], command_id=command, condition=condition) == stored
 
 
-def test_a_repeat_within_a_transaction(database: Database) -> None:
+def test_a_repeat_in_the_same_transaction_returns_the_stored_events(database: Database) -> None:
     command = uuid4()
     with database.engine.begin() as connection:
         stored = database.events.append_all([renamed()], command_id=command, connection=connection)
