@@ -134,3 +134,15 @@ for _ in range(2):
         print(error)
 """
     assert run(program).count("extra 'async'") == 2
+
+
+def test_without_the_extra_async_a_star_import_leaves_out_the_asynchronous_names() -> None:
+    program = """
+import sys
+sys.modules["greenlet"] = None  # as if it were not installed
+from peon import *
+print(*(name for name in globals()))
+"""
+    asynchronous = {name for name in PUBLIC.split() if name.startswith("Async") or name == "create_async_engine"}
+
+    assert {*run(program).split()} & {*PUBLIC.split()} == {*PUBLIC.split()} - asynchronous

@@ -1,7 +1,8 @@
 """Persistence for applications that run coding agents: an append-only event log that survives restarts.
 
 The names below are the whole public interface, together with the domain's events and values in `peon.orchestration`.
-The names that begin with `Async`, and `create_async_engine`, need the extra `async`.
+The names that begin with `Async`, and `create_async_engine`, need the extra `async`: without it, `from peon import *`
+leaves them out, and using one raises an `ImportError` that says what to install.
 """
 
 from importlib import import_module
@@ -168,8 +169,11 @@ _MODULES = {
 _PACKAGES = ("config", "orchestration", "persistence")
 
 
-# Type checkers would take it for a promise of any name.
+# Type checkers would take `__getattr__` for a promise of any name, and need all of `__all__`.
 if not TYPE_CHECKING:
+    # `from peon import *` loads each name of `__all__`, and would fail for those that cannot be loaded.
+    if find_spec("greenlet") is None:
+        __all__ = [name for name in __all__ if not _MODULES[name].endswith(".asynchronous")]
 
     def __getattr__(name: str) -> Any:
         """Loads a name when it is first used: a program loads only what it uses, and threads need no extra."""
@@ -186,4 +190,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})

@@ -52,10 +52,10 @@ ROUNDS = campaigns.rounds(1)
 KILLS_A_ROUND = 18
 CONSUMERS = 2
 LONGEST_WAIT_SECONDS = 0.25
-"""Before a kill: a few operations, on this machine. What is true afterwards does not depend on it."""
+"""The longest time before a kill: long enough for a few operations. The checks do not depend on it."""
 
 REVISIONS = [file.stem for file in sorted(FROZEN.glob("*.db"))[:6]]
-"""Later ones have gaps beyond the end of their log, which no campaign would leave."""
+"""The databases of later revisions have gaps beyond the end of their log, which no campaign would leave."""
 
 _STORY = f"""\
 Then {WRITERS} processes append streamed messages in batches of random sizes. {CONSUMERS} processes wait for one durable
@@ -206,7 +206,7 @@ def wait_for_orphans(url: URL) -> None:
 
 
 def begin(campaign: Campaign, revision: str | None) -> tuple[set[int], Shortcomings]:
-    """Kills the first processes while they migrate the database; returns what it lacks from the beginning."""
+    """Kills the first processes while they migrate the database; returns its removed events and shortcomings."""
     if revision:
         thaw(revision, file_of(campaign.url))
     for victim in [campaign.start("migration", 0, operate, "vacuum", "first") for _ in range(2)]:
@@ -217,7 +217,7 @@ def begin(campaign: Campaign, revision: str | None) -> tuple[set[int], Shortcomi
         database.events.append_all(scene())
         # From here on, a compaction leaves what the consumer has not read.
         database.events.durable_subscription(CONSUMER).close()
-        with database.engine.begin() as connection:  # other consumers, which never read on
+        with database.engine.begin() as connection:  # other consumers, which would never continue
             connection.execute(text("DELETE FROM subscription_positions WHERE name <> :name"), {"name": CONSUMER})
         return set(numbers(database.maintenance.removed_events())), shortcomings(database)
 

@@ -35,16 +35,16 @@ RESULT = Path(__file__).parents[1] / "data" / "campaigns" / "pair_of_servers.jso
 ROUNDS = int(os.environ.get("CAMPAIGN_ROUNDS", "2"))
 
 PATIENCE = 300
-"""After this many seconds, something is considered to hang."""
+"""After this many seconds, a condition that does not hold fails the test."""
 
 APPENDERS = 4
-"""Threads, and as many tasks. Every second one of them gives its appends a command."""
+"""The number of threads, and of tasks. Half of them give each append a command identifier."""
 
 EACH = 20
-"""How many appends each of them makes at least between two kills; a random number comes on top."""
+"""The least number of appends that each of them makes between two kills; a random number is added."""
 
 PAUSE_SECONDS = 0.05
-"""Before a call that found no server is repeated, so that the callers leave the processors to the servers."""
+"""The wait before a call that found no server is repeated: it leaves the processors to the servers."""
 
 WHAT = f"""\
 Two PostgreSQL servers on one machine, the standby synchronous, and an address with both. {APPENDERS} threads and
@@ -76,7 +76,7 @@ def created(name: str) -> ProjectCreated:
 
 
 class Appender:
-    """What one thread or task was told about its appends."""
+    """The outcomes of the appends of one thread or task."""
 
     def __init__(self, name: str, *, repeats: bool) -> None:
         self.name = name
@@ -129,7 +129,7 @@ class Campaign:
         return sum(len(appender.stored) for appender in self.appenders)
 
     def goal(self, more: int) -> Callable[[], bool]:
-        """Returns a condition: each appender has made so many more appends."""
+        """Returns a condition: each appender has made this many more appends."""
         goals = [len(appender.stored) + more for appender in self.appenders]
         return lambda: all(len(each.stored) >= goal for each, goal in zip(self.appenders, goals, strict=True))
 
@@ -255,14 +255,14 @@ def wait_until(condition: Callable[[], bool], work: list[Any]) -> None:
         for ended in work:
             if ended.done():
                 ended.result()
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.01)
 
 
 def lose_a_commit(pair: PairOfServers, campaign: Campaign, work: list[Any]) -> None:
     """Returns when the primary has written a commit that the standby never gets. It must not be acknowledged."""
     pair.cut_replication()
-    # Answers that were on their way do not count.
+    # Answers that are still under way do not count.
     several = campaign.acknowledged() + 2 * len(campaign.appenders)
     wait_until(lambda: pair.has_waiting_commits() or campaign.acknowledged() > several, work)
 

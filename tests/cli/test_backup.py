@@ -129,7 +129,7 @@ def test_a_missing_database_is_unavailable(peon: Peon, tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
-def test_postgresql(peon: Peon, migrated_postgresql_url: URL, tmp_path: Path) -> None:
+def test_postgresql_is_backed_up_and_restored(peon: Peon, migrated_postgresql_url: URL, tmp_path: Path) -> None:
     if shutil.which("pg_dump") is None:
         pytest.skip("pg_dump is not installed")
     with Database.open(url=migrated_postgresql_url) as database:

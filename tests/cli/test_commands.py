@@ -116,7 +116,7 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert raising(BrokenPipeError()).exit_code == ExitCode.FINE
 
 
-def test_both_names_of_a_database_are_wrong_usage(peon: Peon) -> None:
+def test_two_addresses_of_a_database_are_wrong_usage(peon: Peon) -> None:
     done = peon("settings", "list", "--url", "sqlite:///x.db", "--data-dir", "x")
     assert done.code == ExitCode.USAGE
     assert "--url or --data-dir" in done.err

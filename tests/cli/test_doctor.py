@@ -27,7 +27,7 @@ def test_a_sound_database_passes(peon: Peon, at: tuple[str, str]) -> None:
     assert "projected rows" in done.out
 
 
-def test_a_failure_is_told_with_the_command_that_helps(peon: Peon, at: tuple[str, str]) -> None:
+def test_a_failure_is_shown_with_the_command_that_repairs_it(peon: Peon, at: tuple[str, str]) -> None:
     bare_sql("DELETE FROM projection_commits")(make_url(at[1]))
     assert peon("doctor", *at).code == 0
     done = peon("doctor", "--deep", "--json", *at)
@@ -36,7 +36,9 @@ def test_a_failure_is_told_with_the_command_that_helps(peon: Peon, at: tuple[str
     (told,) = [each for each in done.document["checks"] if each["outcome"] == "failure"]
     assert (told["check"], told["reason"][:23]) == ("projected rows", "5 values differ from th")
     assert "peon rebuild --url" in told["advice"]
-    assert "peon rebuild --url" in "".join(peon("doctor", "--deep", *at).out.split("\n")).replace("│", "")
+    shown = peon("doctor", "--deep", *at).out
+    assert "peon rebuild --url" in "".join(shown.split("\n")).replace("│", "")
+    assert "\n1 failure, " in shown
 
 
 def test_no_database_is_not_available(peon: Peon, sqlite_url: URL) -> None:

@@ -80,11 +80,11 @@ def test_each_event_is_a_line_with_its_whole_payload(peon: Peon, at: tuple[str, 
         (["--until", "2999-01-01"], [1, 2, 3, 4, 5, 6]),
     ],
 )
-def test_filters(peon: Peon, at: tuple[str, str], options: list[str], expected: list[int]) -> None:
+def test_filters_select_events(peon: Peon, at: tuple[str, str], options: list[str], expected: list[int]) -> None:
     assert sequences(peon("events", "--json", *options, *at)) == expected
 
 
-def test_times_are_found_by_halving(peon: Peon, migrated_sqlite_url: URL) -> None:
+def test_since_and_until_find_times_in_a_log_with_gaps(peon: Peon, migrated_sqlite_url: URL) -> None:
     with Database.open(url=migrated_sqlite_url) as database, database.engine.begin() as connection:
         for sequence in (*range(1, 20), *range(40, 60)):  # some were removed by hand
             stored_at = f"2026-01-{1 + sequence // 3:02}T00:00:00.000000Z"
@@ -112,7 +112,7 @@ def test_people_are_shown_short_payloads(peon: Peon, at: tuple[str, str]) -> Non
     assert len(short.splitlines()) == len(full.splitlines()) == 7
 
 
-def test_what_cannot_be_decoded_is_shown(peon: Peon, migrated_lasting_url: URL) -> None:
+def test_events_that_cannot_be_decoded_are_shown(peon: Peon, migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url) as database, database.engine.begin() as connection:
         rows = [("MyOwnEvent", '{"type":"MyOwnEvent","a":1}', "2026-01-01T00:00:00.000000Z"), ("Broken", "{", "never")]
         for event_type, payload, stored_at in rows:
@@ -133,7 +133,7 @@ def test_a_tag_may_be_one_of_a_list(peon: Peon, migrated_lasting_url: URL) -> No
     assert sequences(done) == [1, 2]
 
 
-def test_hostile_rows_are_shown(peon: Peon, migrated_sqlite_url: URL) -> None:
+def test_rows_that_peon_would_never_write_are_shown(peon: Peon, migrated_sqlite_url: URL) -> None:
     with Database.open(url=migrated_sqlite_url) as database, database.engine.begin() as connection:
         connection.execute(text("INSERT INTO events VALUES (1, X'ff00', X'fe', 7), (2, 'a', '\"\\ud800\"', 'x')"))
     assert sequences(peon("events", "--json", "--url", address(migrated_sqlite_url))) == [1, 2]
@@ -166,7 +166,7 @@ def test_an_old_revision_is_read_with_filters(peon: Peon, sqlite_url: URL, revis
         ["--follow", "--to", "3"],
     ],
 )
-def test_wrong_usage(peon: Peon, at: tuple[str, str], options: list[str]) -> None:
+def test_options_with_wrong_values_are_wrong_usage(peon: Peon, at: tuple[str, str], options: list[str]) -> None:
     assert peon("events", *options, *at).code == 2
 
 

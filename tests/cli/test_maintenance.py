@@ -24,7 +24,7 @@ def at(migrated_lasting_url: URL) -> tuple[str, str]:
     return "--url", address(migrated_lasting_url)
 
 
-def test_compact(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
+def test_compact_merges_chunks_after_a_question(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
     assert "No finished turn has chunks that are older than 7d" in peon("compact", "--yes", *at).out
     planned = peon("compact", "--older-than", "0d", "--dry-run", "--json", *at).document
     assert (planned["removed"], planned["messages"], planned["done"]) == (299, 1, False)
@@ -32,7 +32,7 @@ def test_compact(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> 
 
     done = peon("compact", "--older-than", "0d", "--yes", *at)
 
-    assert (done.code, "Removed 299 events; their text is in 1 events." in done.out) == (0, True)
+    assert (done.code, "Removed 299 events; the text is in 1 event." in done.out) == (0, True)
     with Database.open(url=migrated_lasting_url) as database:
         assert list(deltas(database).values()) == ["ebb" * 100]
         database.events.append_all([ended_thread])
@@ -42,7 +42,7 @@ def test_compact(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> 
     assert "subscription mail at" in peon("compact", "--older-than", "0s", "--yes", *at).out
 
 
-def test_vacuum(peon: Peon, at: tuple[str, str]) -> None:
+def test_vacuum_says_how_large_the_database_was_and_is(peon: Peon, at: tuple[str, str]) -> None:
     peon("compact", "--older-than", "0d", "--yes", *at)
     assert "bytes; this needs up to" in peon("vacuum", "--dry-run", *at).out
 
@@ -57,11 +57,11 @@ def test_vacuum(peon: Peon, at: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"), [("7d", timedelta(7)), ("90m", timedelta(0, 5400)), ("0w", timedelta(0))]
 )
-def test_a_period(text: str, expected: timedelta) -> None:
+def test_a_period_has_a_number_and_a_unit(text: str, expected: timedelta) -> None:
     assert period(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1.5h", "7 d", "9999999d"])
-def test_what_is_not_a_period(text: str) -> None:
+def test_a_text_that_is_no_period_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="not a period"):
         period(text)

@@ -101,7 +101,7 @@ def test_options_may_stand_before_the_name_of_a_subcommand(peon: Peon, migrated_
     assert peon(*arguments).document["revision"] == HEAD
 
 
-def test_the_version_table_of_another_tree_is_told(peon: Peon, migrated_sqlite_url: URL) -> None:
+def test_the_version_table_of_another_tree_is_reported(peon: Peon, migrated_sqlite_url: URL) -> None:
     set_revision(file_of(migrated_sqlite_url), "a1b2c3")
     for command in ("migrate", "settings set a 1"):
         done = peon(*command.split(), "--url", address(migrated_sqlite_url))

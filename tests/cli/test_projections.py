@@ -27,7 +27,7 @@ def damage(url: URL) -> None:
         connection.execute(text("UPDATE projection_projects SET name = 'wrong' WHERE name = 'project 1'"))
 
 
-def test_equal_tables_are_fine(peon: Peon, at: tuple[str, str]) -> None:
+def test_equal_tables_end_with_0(peon: Peon, at: tuple[str, str]) -> None:
     done = peon("verify", *at)
     assert (done.code, done.err) == (0, "")
     assert "equal" in done.out
@@ -51,7 +51,7 @@ def test_differences_are_shown_and_end_with_1(peon: Peon, at: tuple[str, str], m
     )
 
 
-def test_a_rebuild_repairs(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
+def test_a_rebuild_repairs_the_tables(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
     damage(migrated_lasting_url)
     assert peon("rebuild", "--dry-run", *at).code == 0
     assert peon("verify", *at).code == 1
@@ -94,7 +94,7 @@ def test_a_projection_that_cannot_be_imported_is_wrong_usage(peon: Peon, at: tup
     assert peon("verify", "--projection", name, *at).code == 2
 
 
-def test_an_older_revision_is_told(peon: Peon, sqlite_url: URL) -> None:
+def test_an_older_revision_is_reported(peon: Peon, sqlite_url: URL) -> None:
     path = thaw("001_initial", file_of(sqlite_url))
     before = path.read_bytes()
     for command in ("verify", "rebuild"):

@@ -26,7 +26,7 @@ def stored(url: URL) -> str:
         return str(database.events.replay_all()) + str(database.read_model.snapshot())
 
 
-def test_a_thread(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
+def test_the_events_of_a_thread_are_redacted(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
     planned = peon("redact", "--thread", str(THREAD), "--dry-run", "--json", *at).document
     assert (planned["events"], planned["done"]) == (1 + len(SECRET), False)
     assert peon("redact", "--thread", str(THREAD), *at, input="n\n").code == 1
@@ -42,19 +42,21 @@ def test_a_thread(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) ->
     assert "Redacted 0 events." in peon("redact", "--thread", str(THREAD), "--yes", *at).out
 
 
-def test_a_project(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
+def test_the_events_of_a_project_are_redacted(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
     done = peon("redact", "--project", str(PROJECT), "--yes", "--json", *at).document
     assert (done["events"], done["undecodable"], done["done"]) == (2 + len(SECRET), [], True)
     assert "tide-table" not in stored(migrated_lasting_url)
 
 
-def test_one_of_both_is_given(peon: Peon, at: tuple[str, str]) -> None:
+def test_either_a_thread_or_a_project_must_be_given(peon: Peon, at: tuple[str, str]) -> None:
     assert peon("redact", "--yes", *at).code == 2
     assert peon("redact", "--yes", "--thread", str(UUID(int=1)), "--project", str(UUID(int=1)), *at).code == 2
 
 
-def test_events_of_an_application_are_reported(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
+def test_events_that_cannot_be_decoded_are_reported_and_end_with_1(
+    peon: Peon, at: tuple[str, str], migrated_lasting_url: URL
+) -> None:
     with Database.open(url=migrated_lasting_url, codec=codec) as database:
         place = database.events.append_all([noted(SECRET, THREAD)])[0].sequence
     done = peon("redact", "--thread", str(THREAD), "--yes", *at)
-    assert (done.code, f"1 events cannot be decoded, and are as they were: {place}." in done.out) == (1, True)
+    assert (done.code, f"1 event cannot be decoded, and is as it was: {place}." in done.out) == (1, True)

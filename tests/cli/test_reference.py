@@ -47,10 +47,10 @@ LINES = [
     "import FOLDER/other.jsonl --append",
     "copy --to sqlite:///FOLDER/copy.db",
 ]
-"""A use of each command, in an order in which they work."""
+"""One use of each command, in an order in which each of them succeeds."""
 
 LINES_WITH_PG_DUMP = ["backup FOLDER/backup", "restore FOLDER/backup --dry-run"]
-"""On PostgreSQL, these need its programs."""
+"""On PostgreSQL, these need pg_dump."""
 
 
 def functions(group: typer.Typer = LOADED, *path: str) -> Iterator[tuple[str, Any]]:

@@ -32,7 +32,7 @@ def status(peon: Peon, *arguments: str) -> Status:
     return Status.model_validate(peon("status", "--json", *arguments).document)
 
 
-def test_everything_is_told(peon: Peon, at: tuple[str, str]) -> None:
+def test_the_document_has_every_part_of_the_state(peon: Peon, at: tuple[str, str]) -> None:
     found = status(peon, *at)
     assert (found.revision, found.newest_revision) == (revisions()[-1], revisions()[-1])
     assert (found.log.events, found.log.first_sequence, found.log.last_sequence) == (10, 1, 10)
@@ -52,13 +52,13 @@ def test_everything_is_told(peon: Peon, at: tuple[str, str]) -> None:
     assert 0 <= pointers <= (4096 if storage.write_ahead_log is not None else 0)
 
 
-def test_people_are_told_the_same(peon: Peon, at: tuple[str, str]) -> None:
+def test_people_are_shown_the_same(peon: Peon, at: tuple[str, str]) -> None:
     shown = peon("status", *at).out
     for part in ("10, 10 in the last 24 hours", "orchestration", "mails", "pending approvals", "the newest"):
         assert part in shown
 
 
-def test_an_empty_log(peon: Peon, migrated_lasting_url: URL) -> None:
+def test_an_empty_log_has_no_first_event(peon: Peon, migrated_lasting_url: URL) -> None:
     found = status(peon, "--url", address(migrated_lasting_url))
     assert (found.log.events, found.log.first_sequence, found.log.last_sequence) == (0, None, 0)
     assert peon("status", "--url", address(migrated_lasting_url)).code == 0
@@ -108,7 +108,7 @@ def test_a_large_write_ahead_log_is_noticed(peon: Peon, migrated_sqlite_url: URL
 
 
 @pytest.mark.parametrize("revision", revisions())
-def test_every_revision_is_told_and_an_old_one_fails_the_check(peon: Peon, sqlite_url: URL, revision: str) -> None:
+def test_every_revision_is_shown_and_an_old_one_fails_the_check(peon: Peon, sqlite_url: URL, revision: str) -> None:
     path = thaw(revision, file_of(sqlite_url))
     before = path.read_bytes()
     found = status(peon, "--url", address(sqlite_url))
@@ -121,7 +121,7 @@ def test_every_revision_is_told_and_an_old_one_fails_the_check(peon: Peon, sqlit
     assert path.read_bytes() == before
 
 
-def test_a_database_that_is_none_is_not_available(peon: Peon, sqlite_url: URL) -> None:
+def test_a_file_that_is_not_a_database_is_not_available(peon: Peon, sqlite_url: URL) -> None:
     path = file_of(sqlite_url)
     path.parent.mkdir()
     path.write_bytes(b"something else" * 100)

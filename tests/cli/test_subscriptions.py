@@ -31,7 +31,7 @@ def position(peon: Peon, at: tuple[str, str]) -> int | None:
     return next((each["position"] for each in found if each["name"] == NAME), None)
 
 
-def test_they_are_listed(peon: Peon, at: tuple[str, str]) -> None:
+def test_subscriptions_are_listed(peon: Peon, at: tuple[str, str]) -> None:
     document = peon("subscriptions", "list", "--json", *at).document
     (found,) = document["subscriptions"]
     assert document["last_sequence"] == 10
@@ -43,7 +43,9 @@ def test_they_are_listed(peon: Peon, at: tuple[str, str]) -> None:
     ("target", "expected", "effect"),
     [("1", 1, "3 events are delivered again"), ("end", 10, "6 events are skipped"), ("0", 0, "4 events are delivered")],
 )
-def test_one_is_moved_after_a_warning(peon: Peon, at: tuple[str, str], target: str, expected: int, effect: str) -> None:
+def test_a_subscription_is_moved_after_a_warning(
+    peon: Peon, at: tuple[str, str], target: str, expected: int, effect: str
+) -> None:
     assert effect in peon("subscriptions", "set-position", NAME, target, "--dry-run", *at).out
     refused = peon("subscriptions", "set-position", NAME, target, *at, input="n\n")
     assert effect in refused.err
@@ -59,7 +61,7 @@ def test_the_consumer_continues_at_the_new_position(peon: Peon, at: tuple[str, s
         assert next(subscription).sequence == 8
 
 
-def test_one_is_deleted_after_a_warning(peon: Peon, at: tuple[str, str]) -> None:
+def test_a_subscription_is_deleted_after_a_warning(peon: Peon, at: tuple[str, str]) -> None:
     assert "4 events again" in peon("subscriptions", "delete", NAME, "--dry-run", *at).out
     assert peon("subscriptions", "delete", NAME, *at, input="n\n").code == 1
     assert position(peon, at) == 4
@@ -100,7 +102,7 @@ def test_the_functions_refuse_what_the_command_refuses(peon: Peon, at: tuple[str
             assert [(each.name, each.sequence) for each in saved_positions(connection)] == [(NAME, 4)]
 
 
-def test_a_position_beyond_the_end_is_told(peon: Peon, sqlite_url: URL) -> None:
+def test_a_position_beyond_the_end_is_reported(peon: Peon, sqlite_url: URL) -> None:
     thaw("005_log_identity", file_of(sqlite_url))
     with Database.open(url=sqlite_url) as database, database.engine.begin() as connection:
         end = database.events.last_sequence()

@@ -90,12 +90,12 @@ def test_threads_are_filtered(peon: Peon, at: tuple[str, str], options: list[str
     assert sorted(each["id"] for each in found) == sorted(map(str, expected))
 
 
-def test_a_cut_list_says_so(peon: Peon, at: tuple[str, str]) -> None:
+def test_a_list_that_was_cut_says_so(peon: Peon, at: tuple[str, str]) -> None:
     assert "1 more" in peon("threads", "-n", "1", *at).out
     assert peon("threads", "-n", "1", "--json", *at).document["total"] == 2
 
 
-def test_a_thread_is_told_beside_its_sequences(peon: Peon, at: tuple[str, str]) -> None:
+def test_each_episode_of_a_thread_has_its_sequences(peon: Peon, at: tuple[str, str]) -> None:
     document = shown(peon, at)
     assert (document["created"], document["provider"], document["model"]) == (True, "claude", "a-model")
     assert document["read_model"]["turns"] == 2
@@ -115,7 +115,7 @@ def test_a_thread_is_told_beside_its_sequences(peon: Peon, at: tuple[str, str]) 
     assert wrong == [[12]]
 
 
-def test_the_rest_of_the_events(peon: Peon, at: tuple[str, str]) -> None:
+def test_all_other_events_of_a_thread_are_shown(peon: Peon, at: tuple[str, str]) -> None:
     text = MessageAppended(message_id=UNKNOWN, role=MessageRole.USER, content=TextContent(text="Hi"), **ON_TURN)
     append(
         at,

@@ -1,4 +1,4 @@
-"""What the campaigns append, and what must be true of the log afterwards, whatever has happened meanwhile."""
+"""What the campaigns append, and what must be true of the log afterwards, whatever happened meanwhile."""
 
 import json
 import os
@@ -170,7 +170,7 @@ def numbers(ranges: Collection[Any]) -> Iterator[int]:
 
 
 class Shortcomings(NamedTuple):
-    """What verifications and `peon doctor` say against a database: nothing, unless it began with a contradiction."""
+    """What verifications and `peon doctor` find wrong: nothing, unless the database began with a contradiction."""
 
     differences: list[Difference]
     problems: list[Problem]
@@ -213,7 +213,9 @@ def check(
         merged = set(connection.scalars(text("SELECT sequence FROM merged_events")))
         effects = connection.execute(text("SELECT sequence, message, delta FROM effects ORDER BY sequence")).all()
 
-    assert [row.sequence for row in effects] == sorted(everything - set(removed_before)), "not exactly once"
+    assert [row.sequence for row in effects] == sorted(everything - set(removed_before)), (
+        "an event was not handled exactly once"
+    )
     seen: dict[str, str] = {}
     for row in effects:
         seen[row.message] = seen.get(row.message, "") + row.delta
@@ -239,10 +241,12 @@ def check(
     for writer, turn in {attempt.batch[:2] for attempt in notes}:
         batches = batches_of(writer, turn)
         told = texts.get(message_id(writer, turn), "")
-        # A batch that was on its way may have been stored as a whole; a part of a batch never is.
-        assert told in {text_of(batches[:length]) for length in range(len(batches) + 1)}, "half a batch, or twice"
+        # A batch without an answer may have been stored as a whole, but never in part.
+        assert told in {text_of(batches[:length]) for length in range(len(batches) + 1)}, (
+            "a batch was stored in part or twice"
+        )
         assert len(told) >= len(text_of(batches[: acknowledged.get((writer, turn), -1) + 1]))
-        assert seen.get(str(message_id(writer, turn)), "") == told, "the consumer was told something else"
+        assert seen.get(str(message_id(writer, turn)), "") == told, "the consumer received another text"
         assert starts.get(turn_id(writer, turn), 0) <= 1
     stored_turns = [event for event in log.values() if not isinstance(event, MessageChunkReceived)]
     for writer, turn, number in failed:
@@ -265,7 +269,7 @@ def _check_acknowledged(
     found = log.get(sequence)
     if found is None:
         assert isinstance(event, MessageChunkReceived)
-        assert sequence in removed, "an acknowledged event is lost"
+        assert sequence in removed, "an acknowledged event was lost"
     elif found != event:
         assert isinstance(found, MessageChunkReceived)
         assert isinstance(event, MessageChunkReceived)
@@ -275,7 +279,7 @@ def _check_acknowledged(
 
 
 def check_sound(file: Path) -> None:
-    """Asks SQLite itself, without our engine."""
+    """Checks the file with SQLite itself, without Peon's engine."""
     engine = sqlalchemy.create_engine(f"sqlite:///{file}")
     with engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalars().all() == ["ok"]

@@ -235,7 +235,7 @@ DAMAGES = [
     Damage(
         "an event of an unknown type",
         bare_sql(f"INSERT INTO events VALUES ({NEXT}, 'Strange', '{{}}', {AT_NOON})"), "decoding", "warning",
-        "1 events of the type 'Strange'", "newer version",
+        "1 event of the type 'Strange'", "newer version",
     ),
     Damage(
         "a time that is none", sql("UPDATE events SET stored_at = 'yesterday' WHERE sequence = 2"), "decoding",
@@ -247,7 +247,7 @@ DAMAGES = [
     ),
     Damage(
         "the first event was removed", sql("DELETE FROM events WHERE sequence = 1"), "sequences", "warning",
-        "1 events are missing: 1", "restore a backup",
+        "1 event is missing: 1", "restore a backup",
     ),
     Damage(
         "the last events were removed", sql("DELETE FROM events WHERE sequence > 15"), "sequences", "warning",
@@ -270,7 +270,7 @@ DAMAGES = [
     Damage(
         "an event from the future",
         sql("UPDATE events SET stored_at = '2999-01-01T00:00:00.000000Z' WHERE sequence = 19"),
-        "clock", "warning", "1 events are from the future", "NTP",
+        "clock", "warning", "1 event is from the future", "NTP",
     ),
     Damage(
         "an edited event", sql(f"UPDATE events SET payload = {EDITED} WHERE sequence < 3"), "projected rows",
@@ -295,7 +295,7 @@ DAMAGES = [
     Damage(
         "an event that was not applied",
         bare_sql("INSERT INTO projection_problems VALUES ('orchestration', 3, 'A', 'wrong')"), "projections",
-        "warning", "could not apply 1 events, the first is 3", "projection_problems",
+        "warning", "could not apply 1 event, the first is 3", "projection_problems",
     ),
     Damage(
         "a subscription ahead of the log",
@@ -304,7 +304,7 @@ DAMAGES = [
     ),
     Damage(
         "a command ahead of the log", bare_sql(f"INSERT INTO command_receipts VALUES ('a', 18, 3, {AT_NOON})"),
-        "commands", "failure", "1 commands", "DELETE FROM command_receipts",
+        "commands", "failure", "1 command is recorded", "DELETE FROM command_receipts",
     ),
     Damage(
         "rows of the tag index are missing",
@@ -324,6 +324,6 @@ DAMAGES = [
     Damage(
         "a row without its parent",
         bare_sql("DELETE FROM projection_projects WHERE id = (SELECT project_id FROM projection_threads LIMIT 1)"),
-        "foreign keys", "failure", "rows of projection_threads refer", "peon rebuild",
+        "foreign keys", "failure", "1 row of projection_threads refers to a row of", "peon rebuild",
     ),
 ]  # fmt: skip

@@ -21,7 +21,7 @@ _FOLDER_BYTES = 4096
 
 
 class FailingDisk:
-    """Decides which writes and syncs of the files in a folder fail. None does before `fail` and after `heal`."""
+    """Decides which writes and syncs of the files in a folder fail. No call fails before `fail` and after `heal`."""
 
     def __init__(self, switches: Path, folder: Path, seed: int) -> None:
         with switches.open("r+b") as file:
@@ -39,7 +39,7 @@ class FailingDisk:
             error: Their `errno`.
             flags: `EXTENDING_ONLY`: only writes beyond the end of a file; `SHORT_WRITES`: some write half of the bytes,
                 without an error; `SYNCS`: syncs fail too; `SYNCS_ONLY`: nothing else fails.
-            after: So many calls succeed before the first one that fails.
+            after: This many calls succeed before the first one that fails.
         """
         self._seed += 1
         self._memory[: _SWITCHES.size] = _SWITCHES.pack(

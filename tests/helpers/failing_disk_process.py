@@ -155,7 +155,7 @@ def die_after_failure(app: Application) -> None:
 
 
 def fill_at_each_stage(app: Application, chance: Random) -> None:
-    """Lets the disk be full after so many writes of each action, until there are none left."""
+    """Repeats each action on a disk that becomes full a little later each time, until no write fails."""
     for action in app.actions():
         after = chance.randrange(2)
         for _ in count():

@@ -11,7 +11,7 @@ from peon.orchestration import ProjectRenamed
 from peon.persistence import Database, create_engine
 
 CHILD_SECONDS = 5
-"""After which a child is taken to hang."""
+"""After this many seconds, a child is considered to hang."""
 
 
 def renamed(name: str) -> ProjectRenamed:

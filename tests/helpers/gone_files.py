@@ -19,4 +19,4 @@ def replace(path: Path) -> None:
 
 
 WAYS = {"deleted": delete, "moved": move, "replaced": replace}
-"""By the word that the error has for it."""
+"""Ways to lose a file, by the word that the error uses."""

@@ -47,7 +47,7 @@ class InterruptAtCall:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         sys.setprofile(None)
-        return kind is not None  # pydantic and SQLAlchemy take an interrupt for an error of theirs, at times
+        return kind is not None  # pydantic and SQLAlchemy sometimes convert an interrupt to one of their errors
 
 
 def in_pool(frame: FrameType | None) -> bool:

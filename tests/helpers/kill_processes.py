@@ -75,7 +75,7 @@ OPERATIONS: dict[str, Step] = {
     "backup": back_up,
     "migration": migrate,
 }
-"""Whatever else a kill must not harm belongs here."""
+"""Operations that a kill must not harm, by name. Add any other one here."""
 
 
 def prepare_to_migrate(url: URL, folder: Path, name: str) -> URL:

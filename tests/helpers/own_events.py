@@ -35,7 +35,7 @@ notes = Table(
 
 
 class Notes(Projection):
-    """Counts the notes of each thread; refuses those of nobody."""
+    """Counts the notes of each thread; refuses notes without an author."""
 
     name = "notes"
     version = 1

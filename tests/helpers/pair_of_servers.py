@@ -51,7 +51,7 @@ class PairOfServers:
         return self._servers[self._standby].url
 
     def cut_replication(self) -> None:
-        """Lets the standby receive nothing more, and returns when the primary knows that it has no standby."""
+        """Stops the replication to the standby, and returns when the primary knows that it has no standby."""
         engine = sqlalchemy.create_engine(self.standby, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             connection.execute(text("ALTER SYSTEM RESET primary_conninfo"))
@@ -103,6 +103,6 @@ class PairOfServers:
         deadline = time.monotonic() + PATIENCE
         with engine.connect() as connection:
             while connection.scalar(text(query)) != value:
-                assert time.monotonic() < deadline, f"it never happened: {query}"
+                assert time.monotonic() < deadline, f"the result did not change in time: {query}"
                 time.sleep(0.02)
         engine.dispose()

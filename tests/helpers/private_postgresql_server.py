@@ -137,7 +137,7 @@ class PrivateServer:
 
 
 def free_port() -> int:
-    """Returns a port that is free now, and that no connection is given for its own end while it stays free."""
+    """Returns a port that is free now, and that Linux gives to no outgoing connection."""
     for port in Random().sample(range(FIRST_PORT, FIRST_EPHEMERAL_PORT), 100):
         with socket.socket() as free, suppress(OSError):
             free.bind(("127.0.0.1", port))

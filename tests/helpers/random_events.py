@@ -121,7 +121,7 @@ class _Inventor:
         return event
 
     def moment(self) -> datetime:
-        """Returns a moment that may be earlier than the last one: real clocks are sometimes set back."""
+        """Returns a moment that may be earlier than the last one, because real clocks are sometimes set back."""
         return START + timedelta(microseconds=self.chance.randrange(10**9))
 
     def text(self) -> str:

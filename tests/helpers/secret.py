@@ -14,12 +14,12 @@ def assert_secret_is_kept(error: BaseException) -> None:
 
 
 def files_with_secret(folder: Path) -> list[str]:
-    """Returns the names of the files in a folder that have the secret."""
+    """Returns the names of the files in a folder that contain the secret."""
     return [path.name for path in folder.iterdir() if SECRET.encode() in path.read_bytes()]
 
 
 def relations_with_secret(connection: Connection) -> list[str]:
-    """Returns the tables, indexes and TOAST tables of the schema whose files have the secret."""
+    """Returns the tables, indexes and TOAST tables of the schema whose files contain the secret."""
     connection.execute(text("CHECKPOINT"))
     paths = connection.execute(
         text(

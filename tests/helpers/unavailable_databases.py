@@ -69,7 +69,7 @@ def assert_sound(path: Path) -> None:
 def in_child(action: Callable[[], None], *, as_nobody: bool = False) -> None:
     """Runs the action in a child process, which may give up its rights and limits; root could write anything."""
     if as_nobody and os.geteuid() == 0:
-        # Import everything first: the user nobody may lack the right to read the modules.
+        # Import everything first: the user `nobody` may not be allowed to read the modules.
         Database.open(url="sqlite://", maintain_projections=False).close()
     reader, writer = os.pipe()
     with warnings.catch_warnings():

@@ -15,6 +15,7 @@ from peon.persistence import RestoreReport, ResumedSubscription, back_up_databas
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.backends.engine import engine_arguments
 from peon.persistence.migrations import revisions
+from peon.persistence.runtime.counts import counted
 
 
 class BackedUp(BaseModel):
@@ -96,7 +97,7 @@ def backup(
     size = done.file.stat().st_size
     document = BackedUp(database=name, bytes=size, **{**done._asdict(), "removed": list(done.removed)})
     last = f", the last with sequence {done.last_sequence:,}" if done.events else ""
-    lines = [f"{done.file}: {done.events:,} events{last}; {size:,} bytes, checked."]
+    lines = [f"{done.file}: {counted(done.events, 'event')}{last}; {size:,} bytes, checked."]
     invocation.show_sentences(document, *lines, *(f"Removed {path}" for path in done.removed))
 
 
@@ -142,7 +143,7 @@ def _show(invocation: Invocation, report: RestoreReport, name: str, file: Path, 
         **{**report._asdict(), "subscriptions": [Resumed(**each._asdict()) for each in report.subscriptions]},
     )
     verb = "Restored" if done else "Would restore"
-    lines = [f"{verb} {report.events:,} events, the last with sequence {report.last_sequence:,}, from {file}."]
+    lines = [f"{verb} {counted(report.events, 'event')}, the last with sequence {report.last_sequence:,}, from {file}."]
     if report.kept is not None:
         lines.append(f"The replaced database {'is' if done else 'would be'} kept as {report.kept}")
     last = report.previous_last_sequence

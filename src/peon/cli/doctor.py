@@ -16,6 +16,7 @@ from peon.cli.text import printable, table_of
 from peon.persistence.backends.driver_errors import database_name
 from peon.persistence.operations.diagnosis import Outcome, diagnose
 from peon.persistence.projections import Progress
+from peon.persistence.runtime.counts import counted
 
 COLOURS = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.FAILURE: "bold red", Outcome.NOT_CHECKED: "dim"}
 
@@ -76,7 +77,7 @@ def doctor(
         table.add_row(each.check, Text(each.outcome, COLOURS[each.outcome]), reason)
     failures, warnings = counts[Outcome.FAILURE], counts[Outcome.WARNING]
     document = Examined(database=name, failures=failures, warnings=warnings, checks=done)
-    invocation.show(document, table, Text(f"{failures} failures, {warnings} warnings"))
+    invocation.show(document, table, Text(f"{counted(failures, 'failure')}, {counted(warnings, 'warning')}"))
     if any(each.check == OPENING and each.outcome is Outcome.FAILURE for each in done):
         raise typer.Exit(ExitCode.UNAVAILABLE)
     if failures:

@@ -12,6 +12,7 @@ from peon.cli.commands import DryRun, Yes, command
 from peon.cli.invocation import Invocation
 from peon.cli.text import printable
 from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.runtime.counts import counted
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -63,7 +64,7 @@ def compact(
             found = database.maintenance.compact(older_than=age, progress=report, dry_run=dry_run)
         name = database_name(database.engine)
     would = "This would remove" if dry_run else "Removed"
-    shown = [Text(f"{would} {found.removed:,} events; their text is in {found.messages:,} events.")]
+    shown = [Text(f"{would} {counted(found.removed, 'event')}; the text is in {counted(found.messages, 'event')}.")]
     if not found.removed and not found.held_back_by:
         shown = [Text(f"No finished turn has chunks that are older than {older_than} and not merged.")]
     if found.held_back_by:

@@ -20,6 +20,7 @@ from peon.persistence import Database, Projection, Projections
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.projection import OrchestrationProjection
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import projection_positions
 
 SHOWN_DIFFERENCES = 100
@@ -142,7 +143,7 @@ def rebuild(
     table = table_of("projection", "version", "problems")
     for row in rebuilt:
         table.add_row(row.projection, str(row.version), f"{row.problems:,}")
-    sentence = f"{'This would rebuild' if dry_run else 'Rebuilt'} from {end:,} events:"
+    sentence = f"{'This would rebuild' if dry_run else 'Rebuilt'} from {counted(end, 'event')}:"
     invocation.show(Rebuilt(database=name, events=end, projections=rebuilt, done=not dry_run), Text(sentence), table)
 
 
@@ -182,7 +183,7 @@ def _differences_for_people(verified: ProjectionVerified) -> list[Text | Table]:
     for each in verified.differences[:SHOWN_DIFFERENCES]:
         table.add_row(each.table, printable(each.key), each.column, _value(each.expected), _value(each.found))
     cut = f", of which {SHOWN_DIFFERENCES} are shown" if count > SHOWN_DIFFERENCES else ""
-    return [Text(f"{verified.projection} has {count:,} differences from the log{cut}:"), table]
+    return [Text(f"{verified.projection} has {counted(count, 'difference')} from the log{cut}:"), table]
 
 
 def _value(value: Any) -> Text:

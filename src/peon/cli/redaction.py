@@ -15,6 +15,7 @@ from peon.cli.invocation import Invocation
 from peon.cli.text import printable
 from peon.persistence import EventQuery
 from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.runtime.counts import counted
 
 SHOWN_SEQUENCES = 10
 """Sequences of undecodable events that people are shown; the document has all."""
@@ -64,16 +65,19 @@ def redact(
         query = EventQuery(thread_id=thread) if project is None else maintenance.of_project(project)
         found = maintenance.redact(query, dry_run=True)
         if found.events and not dry_run:
-            invocation.confirm(f"Replace the content of {found.events:,} events, which cannot be undone?", yes=yes)
+            invocation.confirm(
+                f"Replace the content of {counted(found.events, 'event')}, which cannot be undone?", yes=yes
+            )
             with invocation.progress("Redacting", when_interrupted=LEFT) as report:
                 found = maintenance.redact(query, by=_user() if by is None else by, progress=report)
         name = database_name(database.engine)
     would = "This would redact" if dry_run else "Redacted"
-    shown = [Text(f"{would} {found.events:,} events.")]
+    shown = [Text(f"{would} {counted(found.events, 'event')}.")]
     if found.undecodable:
         some = ", ".join(map(str, found.undecodable[:SHOWN_SEQUENCES]))
         more = ", …" if len(found.undecodable) > SHOWN_SEQUENCES else ""
-        shown.append(Text(f"{len(found.undecodable):,} events cannot be decoded, and are as they were: {some}{more}."))
+        unchanged = "event cannot be decoded, and is as it was", "events cannot be decoded, and are as they were"
+        shown.append(Text(f"{counted(len(found.undecodable), *unchanged)}: {some}{more}."))
     if found.remains is not None:
         shown.append(printable(f"What remains: {found.remains}.", limit=1_000))
     if found.events and not dry_run:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from peon.cli.status_document import Check, Status
+from peon.persistence.runtime.counts import counted
 
 BYTES_A_MEGABYTE = 1_000_000
 
@@ -39,11 +40,11 @@ def _checks(status: Status, limits: Limits) -> Iterator[Check]:
         yield _lag(f"projection {projection.name}", projection.lag, limits)
         found, limit = projection.problems, limits.problems
         name = f"problems of {projection.name}"
-        yield Check(name=name, found=f"{found:,} events", limit=f"{limit:,} events", ok=found <= limit)
+        yield Check(name=name, found=counted(found, "event"), limit=counted(limit, "event"), ok=found <= limit)
     for subscription in status.subscriptions:
         yield _lag(f"subscription {subscription.name}", subscription.lag, limits)
 
 
 def _lag(name: str, lag: int, limits: Limits) -> Check:
-    found = f"{lag:,} events behind" if lag >= 0 else f"{-lag:,} events beyond the end of the log"
-    return Check(name=name, found=found, limit=f"{limits.lag:,} events behind", ok=0 <= lag <= limits.lag)
+    found = f"{counted(lag, 'event')} behind" if lag >= 0 else f"{counted(-lag, 'event')} beyond the end of the log"
+    return Check(name=name, found=found, limit=f"{counted(limits.lag, 'event')} behind", ok=0 <= lag <= limits.lag)

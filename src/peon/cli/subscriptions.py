@@ -14,6 +14,7 @@ from peon.cli.subscription_document import Subscription, described
 from peon.cli.text import printable, table_of
 from peon.persistence import Database
 from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import LAST_SEQUENCE
 from peon.persistence.subscriptions.administration import (
     SubscriptionPosition,
@@ -98,7 +99,8 @@ def move_subscription(
     document = MovedSubscription(
         name=name, before=before, position=wanted, delivered_again=again, skipped=skipped, done=not dry_run
     )
-    effect = f"{again:,} events are delivered again" if again else f"{skipped:,} events are skipped"
+    count, what = (again, "delivered again") if again else (skipped, "skipped")
+    effect = f"{counted(count, 'event is', 'events are')} {what}"
     move = f"{name} from {before:,} to {wanted:,}: {effect}"
     if dry_run:
         invocation.show(document, printable(f"This would move {move}."))
@@ -118,7 +120,7 @@ def delete_subscription(invocation: Invocation, name: Name, yes: Yes = False, dr
     document = MovedSubscription(
         name=name, before=before, position=None, delivered_again=again, skipped=0, done=not dry_run
     )
-    effect = f"a new consumer of the name may be given {again:,} events again"
+    effect = f"a new consumer of the name may be given {counted(again, 'event')} again"
     if dry_run:
         invocation.show(document, printable(f"This would remove {name} at {before:,}: {effect}."))
         return

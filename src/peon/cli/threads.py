@@ -24,6 +24,7 @@ from peon.orchestration import ThreadStatus
 from peon.persistence import Database, EventQuery
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.orchestration.visibility import visible_if_known
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import (
     projection_messages,
     projection_problems,
@@ -247,8 +248,9 @@ def _heading(shown: ShownThread) -> Iterator[Text]:
         yield Text("The read model has no such thread.", "red")
         return
     yield printable(
-        f"The read model says: {listed.status}{f' ({listed.error})' if listed.error else ''}, {listed.turns:,} turns, "
-        f"{listed.messages:,} messages, project {listed.project}, last activity {listed.updated_at:%Y-%m-%d %H:%M:%S}"
+        f"The read model says: {listed.status}{f' ({listed.error})' if listed.error else ''}, "
+        f"{counted(listed.turns, 'turn')}, {counted(listed.messages, 'message')}, project {listed.project}, "
+        f"last activity {listed.updated_at:%Y-%m-%d %H:%M:%S}"
     )
 
 

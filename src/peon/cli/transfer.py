@@ -12,6 +12,7 @@ from peon.cli.errors import CommandFailed, ExitCode
 from peon.cli.invocation import Invocation
 from peon.persistence import Database, PersistenceError, copy_database, export_log, import_log
 from peon.persistence.backends.driver_errors import database_name
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import projection_problems
 
 STREAM = Path("-")
@@ -91,7 +92,7 @@ def export(
                 raise error.__cause__ from None
             raise
         name = database_name(database.engine)
-    sentence = f"Exported {done.events:,} events and {done.commands:,} receipts of commands."
+    sentence = f"Exported {counted(done.events, 'event')} and {counted(done.commands, 'receipt')} of commands."
     if to_output:
         invocation.note(sentence)  # the log is on standard output
     else:
@@ -126,10 +127,10 @@ def import_(
             done = import_log(database.engine, source, append=append, progress=report)
         problems = _catch_up(invocation, database, "The log is imported")
         document = Imported(database=database_name(database.engine), file=file, problems=problems, **done._asdict())
-    skipped = f" {done.skipped:,} events were there already." if append else ""
-    refused = f" The projections cannot apply {problems:,} events." if problems else ""
-    sentence = f"Imported {done.events:,} events and {done.commands:,} receipts of commands.{skipped}{refused}"
-    invocation.show_sentences(document, sentence)
+    skipped = f" {counted(done.skipped, 'event was', 'events were')} there already." if append else ""
+    refused = f" The projections cannot apply {counted(problems, 'event')}." if problems else ""
+    sentence = f"Imported {counted(done.events, 'event')} and {counted(done.commands, 'receipt')} of commands."
+    invocation.show_sentences(document, f"{sentence}{skipped}{refused}")
 
 
 def copy(
@@ -167,14 +168,14 @@ def copy(
             f"the copy ends with event {last:,}, but {names[0]} now ends with event {newest:,}: stop all writers, and "
             "copy into a new database"
         )
-    end = f"Copied {events:,} events, the last with sequence {last:,}; every row was compared"
+    end = f"Copied {counted(events, 'event')}, the last with sequence {last:,}; every row was compared"
     if differences:
         invocation.show_sentences(
             document,
-            f"{end}, but the projections differ from the log in {differences:,} values: run  peon verify",
+            f"{end}, but the projections differ from the log in {counted(differences, 'value')}: run  peon verify",
         )
         raise typer.Exit(ExitCode.FAILED)
-    refused = f", except for {problems:,} events that they cannot apply" if problems else ""
+    refused = f", except for {counted(problems, 'event')} that they cannot apply" if problems else ""
     invocation.show_sentences(document, f"{end}, and the projections are verified{refused}.")
 
 

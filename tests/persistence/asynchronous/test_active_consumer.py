@@ -59,7 +59,7 @@ def test_a_task_waits_for_a_thread(migrated_lasting_url: URL) -> None:
 
 
 @pytest.mark.parametrize("end", ["cancel", "close", "stop"])
-def test_the_wait_for_the_active_one_can_be_ended(url: URL, migrated: None, end: str) -> None:
+def test_the_wait_for_the_active_consumer_can_be_ended(url: URL, migrated: None, end: str) -> None:
     async def story() -> None:
         async with opened(url) as database:
             stop = asyncio.Event()
@@ -102,7 +102,7 @@ def test_a_place_that_was_being_taken_is_given_up_by_close(url: URL, migrated: N
     asyncio.run(story())
 
 
-def test_one_that_is_no_longer_used_gives_its_place_up(url: URL, migrated: None) -> None:
+def test_a_consumer_that_is_no_longer_used_gives_its_place_up(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with opened(url) as database:
             async for stored in database.events.durable_subscription("mailer"):

@@ -1,4 +1,4 @@
-"""Folders whose permissions, and disks whose space, the tests of the backends remove."""
+"""Folders without permissions and disks without space, for the tests of the backends."""
 
 import subprocess
 import tempfile
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Returns a folder that the user nobody can enter, unlike pytest's temporary folders."""
+    """Returns a folder that the user `nobody` can enter, unlike pytest's temporary folders."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o755)

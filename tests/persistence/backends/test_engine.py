@@ -1,3 +1,5 @@
+"""Engines on an SQLite file or in memory: settings of connections, transactions, permissions and paths."""
+
 import multiprocessing
 import stat
 import threading

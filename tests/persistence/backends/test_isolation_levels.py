@@ -1,3 +1,5 @@
+"""Isolation levels: AUTOCOMMIT works for the application's own statements, and Peon refuses to write in it."""
+
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator

@@ -156,7 +156,7 @@ def test_a_migration_that_waits_for_another_migration_times_out(lasting_url: URL
         Database.open(IMPATIENT, url=lasting_url, maintain_projections=False)
     engine.dispose()
 
-    # Patient: tests in other schemas of the server migrate at the same time, under the same lock.
+    # A long timeout: tests in other schemas of the server migrate at the same time, under the same lock.
     Database.open(url=lasting_url, maintain_projections=False).close()
 
 

@@ -1,3 +1,5 @@
+"""The size of the connection pool, and arguments that are passed on to the driver."""
+
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack

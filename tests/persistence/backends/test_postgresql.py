@@ -75,7 +75,7 @@ def named_url(migrated_postgresql_url: URL, database: Database) -> URL:
 def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.002)
 
 
@@ -522,7 +522,7 @@ def test_an_event_loop_runs_while_a_transaction_waits_to_be_repeated(
     migrated_postgresql_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def block(seconds: float) -> None:
-        raise AssertionError("the event loop is held up")
+        raise AssertionError("the event loop is blocked")
 
     async def set_one() -> None:
         async with await AsyncDatabase.open(url=migrated_postgresql_url) as database:

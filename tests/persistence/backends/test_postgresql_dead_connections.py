@@ -1,4 +1,4 @@
-"""What the system is told about connections to a server, so that a dead one is noticed."""
+"""Timeouts of connections to a server, with which the operating system notices a dead one."""
 
 import asyncio
 import socket
@@ -56,17 +56,17 @@ def limits(request: pytest.FixtureRequest) -> Callable[[URL], Limits]:
     return request.param  # type: ignore[no-any-return]
 
 
-def test_defaults(postgresql_server: URL, limits: Callable[[URL], Limits]) -> None:
+def test_each_connection_has_the_limits_of_peon(postgresql_server: URL, limits: Callable[[URL], Limits]) -> None:
     assert limits(postgresql_server) == DEFAULTS
 
 
-def test_the_address_takes_precedence(postgresql_server: URL, limits: Callable[[URL], Limits]) -> None:
+def test_limits_in_the_address_take_precedence(postgresql_server: URL, limits: Callable[[URL], Limits]) -> None:
     url = postgresql_server.update_query_dict({"tcp_user_timeout": "7000", "keepalives_idle": "60"})
     assert limits(url) == DEFAULTS | {"tcp_user_timeout": 7000, "keepalives_idle": 60}
 
 
 @pytest.mark.parametrize("named_by", ["address", "environment"])
-def test_a_service_file_takes_precedence(
+def test_limits_in_a_service_file_take_precedence(
     named_by: str,
     postgresql_server: URL,
     limits: Callable[[URL], Limits],
@@ -84,7 +84,9 @@ def test_a_service_file_takes_precedence(
     assert limits(url) == DEFAULTS | {"tcp_user_timeout": 8000, "keepalives_count": 9}
 
 
-def test_connecting_is_limited(postgresql_server: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connecting_ends_after_a_timeout_that_can_be_set(
+    postgresql_server: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def timeout_of(url: URL) -> object:
         engine = create_engine(url)
         with engine.connect() as connection:

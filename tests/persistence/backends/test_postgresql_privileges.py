@@ -44,7 +44,7 @@ LOG_GRANTS = [
 
 
 class Roles(NamedTuple):
-    """Two roles and a schema, whose names nothing else on the server has."""
+    """Two roles and a schema, with names that nothing else on the server uses."""
 
     administrator: Engine
     migrator: URL

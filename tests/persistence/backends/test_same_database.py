@@ -129,7 +129,9 @@ def test_a_connection_that_cannot_be_queried_is_unavailable(migrated_postgresql_
         database.events.append_all([RENAMED], connection=connection)
 
 
-def test_in_an_event_loop(migrated_lasting_url: URL, other_url: URL, same_url: URL) -> None:
+def test_connections_of_an_event_loop_are_accepted_and_refused_alike(
+    migrated_lasting_url: URL, other_url: URL, same_url: URL
+) -> None:
     def asynchronous(url: URL) -> URL:
         return url.set(drivername={"sqlite": "sqlite+aiosqlite"}.get(url.drivername, url.drivername))
 

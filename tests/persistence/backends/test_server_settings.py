@@ -125,12 +125,12 @@ class TestPrivileges:
         yield with_option(migrated_postgresql_url, f"role={role}")
         execute(migrated_postgresql_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
-    def test_the_error_for_a_role_without_privileges(self, guest_url: URL) -> None:
+    def test_the_error_for_a_role_without_privileges_names_the_missing_grant(self, guest_url: URL) -> None:
         named = rf"permission denied for table alembic_version: run  GRANT SELECT ON alembic_version {END_OF_ADVICE}"
         with pytest.raises(StoreUnavailable, match=named):
             Database.open(url=guest_url)
 
-    def test_the_error_for_a_write_by_a_role_that_may_only_read(
+    def test_the_error_for_a_write_by_a_role_that_may_only_read_names_the_missing_grant(
         self, migrated_postgresql_url: URL, guest_url: URL, schema: str
     ) -> None:
         role = f"guest_of_{schema}"

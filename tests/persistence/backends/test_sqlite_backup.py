@@ -18,7 +18,7 @@ from peon.orchestration import ProjectRenamed
 from peon.persistence import Database, back_up_database, create_engine
 
 EVENTS = 40_000
-"""About 20 MB: a backup of so much takes several of the writer's commits."""
+"""About 20 MB, so that the writer commits several times during a backup."""
 
 FINISHES_WITHIN_SECONDS = 20
 

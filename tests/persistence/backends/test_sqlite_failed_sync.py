@@ -1,4 +1,4 @@
-"""A commit whose sync has failed is not there, but a start after a kill may find it; the error says so."""
+"""A commit whose sync failed is not visible, but a start after a kill may find it; the error says so."""
 
 from pathlib import Path
 

@@ -92,7 +92,7 @@ def test_each_call_says_what_happened(
     assert names_in(path.parent) == names
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux knows where an open file is")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux shows where an open file is")
 def test_the_error_says_where_the_file_is_now(database: Database, path: Path) -> None:
     move(path)
     with pytest.raises(StoreUnavailable, match=f"moved to {path.with_name('moved.db')} while"):
@@ -180,7 +180,7 @@ def test_a_waiting_subscription_gets_the_error(database: Database, path: Path, w
 def test_the_watcher_of_a_closed_database_creates_no_file(database: Database, path: Path) -> None:
     errors: list[Exception] = []
     with Database.open(url=database.engine.url) as other, other.events.subscribe(after=1) as subscription:
-        first = wait_for_the_next(database.events.subscribe(after=1), [])  # the watcher has the engine of this one
+        first = wait_for_the_next(database.events.subscribe(after=1), [])  # the watcher uses this engine
         waiter = wait_for_the_next(subscription, errors)
         database.close()
         first.join(PATIENCE)
@@ -288,7 +288,7 @@ def test_appends_without_their_write_ahead_log_are_soon_refused_and_saved_by_clo
         assert len(again.events.append_all([created("after")])) == 1
 
 
-def test_a_folder_that_may_not_be_entered_any_more_is_told(folder: Path) -> None:
+def test_a_folder_that_may_no_longer_be_entered_is_reported(folder: Path) -> None:
     path = folder / "data" / "peon.db"
     Database.open(url=sqlite(path), maintain_projections=False).close()
     if os.geteuid() == 0:

@@ -1,4 +1,4 @@
-"""File systems that cannot lock files are told from locks that other connections hold."""
+"""An error tells a file system that cannot lock files from a lock that another connection holds."""
 
 import os
 import re
@@ -120,7 +120,7 @@ def fail_without_locks(tmp_path: Path, shim: Path, script: str) -> float:
     return float(seconds)
 
 
-def test_a_lock_of_another_connection_is_told_as_before(tmp_path: Path) -> None:
+def test_a_lock_of_another_connection_is_reported_as_a_lock(tmp_path: Path) -> None:
     path = tmp_path / "peon.db"
     fill(sqlite(path))
     with (

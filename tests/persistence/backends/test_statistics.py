@@ -36,7 +36,7 @@ def test_the_write_ahead_log_is_measured(migrated_sqlite_url: URL) -> None:
         assert size == file_of(migrated_sqlite_url).with_name("peon.db-wal").stat().st_size > 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows which processes have a file open")
 def test_a_process_that_has_the_file_open_is_named(migrated_sqlite_url: URL) -> None:
     path = file_of(migrated_sqlite_url)
     with path.open("rb") as file, subprocess.Popen(["sleep", "30"], stdin=file) as process:

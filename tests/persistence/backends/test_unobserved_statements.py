@@ -1,4 +1,4 @@
-"""Compiled statements skip SQLAlchemy's execution context if nobody listens, and nothing else changes."""
+"""Compiled statements skip SQLAlchemy's execution context if no listener is registered, and nothing else changes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +76,9 @@ def test_a_listener_of_all_engines_sees_each_statement(database: Database) -> No
 
 
 @pytest.mark.parametrize(("name", "expected"), [("do_execute", ["SELECT"]), ("do_executemany", ["INSERT"])])
-def test_a_listener_that_executes_for_the_driver_is_asked(database: Database, name: str, expected: list[str]) -> None:
+def test_a_listener_that_executes_statements_itself_is_called(
+    database: Database, name: str, expected: list[str]
+) -> None:
     statements: list[str] = []
     end = listen(database.engine, name, statements)
     try:

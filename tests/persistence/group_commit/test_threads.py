@@ -200,7 +200,7 @@ def test_the_leader_waits_for_threads_that_shared_the_last_commit(
 ) -> None:
     """Otherwise, the first thread that returns would commit alone, and the others would share the next commit."""
     append_in_threads(database, [[renamed(str(number))] for number in range(6)])
-    monkeypatch.setattr(threads, "GATHERING_SECONDS", 20)  # on a busy machine, too
+    monkeypatch.setattr(threads, "GATHERING_SECONDS", 20)  # long enough for a busy machine
     commits: list[object] = []
     event.listen(database.engine, "commit", lambda connection: commits.append(connection))
 

@@ -43,7 +43,7 @@ def log_of_a_project() -> list[OrchestrationEvent]:
     ]
 
 
-def test_an_event_matches_if_one_item_does_and_is_given_once(database: Database, read: None) -> None:
+def test_an_event_matches_if_one_item_does_and_is_returned_once(database: Database, read: None) -> None:
     stored = database.events.append_all(log_of_a_project())
     query = EVERYTHING_OF_A_PROJECT
     assert list(database.events.stream(query=query)) == stored[:3]
@@ -136,7 +136,7 @@ def test_subscriptions_follow_several_items(database: Database) -> None:
                 subscription.save_position()
 
 
-def test_an_event_loop_asks_for_several_items(migrated_lasting_url: URL) -> None:
+def test_a_query_of_several_items_works_in_an_event_loop(migrated_lasting_url: URL) -> None:
     query = EVERYTHING_OF_A_PROJECT
 
     async def work() -> None:

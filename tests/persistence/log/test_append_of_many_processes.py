@@ -16,7 +16,7 @@ from peon.persistence import Database
         pytest.param("migrated_postgresql_url", 8, 500, 4, marks=pytest.mark.slow),
     ],
 )
-def test_writers_and_readers(
+def test_many_writers_and_readers_lose_repeat_and_reorder_no_event(
     request: pytest.FixtureRequest, database: str, writers: int, appends: int, readers: int
 ) -> None:
     url = request.getfixturevalue(database).render_as_string(hide_password=False)

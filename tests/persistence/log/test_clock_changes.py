@@ -98,7 +98,7 @@ class Planned(BaseModel):
     at: AwareDatetime = Field(default_factory=constant)
 
 
-def test_a_factory_that_always_gives_the_same_hour_says_something_about_the_command(database: Database) -> None:
+def test_a_field_whose_factory_always_gives_the_same_hour_is_part_of_the_command(database: Database) -> None:
     store: EventStore[Planned] = EventStore(database.engine, EventCodec(Planned))
     command = uuid4()
     store.append_all([Planned(at=USUAL)], command_id=command)
@@ -114,7 +114,7 @@ class Loose(BaseModel):
 
 
 @pytest.mark.parametrize("value", [(1, 2), {1: 2}, {1}, REPEATED, Place(seen=REPEATED), Span(REPEATED, REPEATED)])
-def test_what_json_does_not_carry_is_still_refused_in_this_hour(memory: Database, value: Any) -> None:
+def test_a_value_that_is_not_read_back_equal_is_still_refused_in_this_hour(memory: Database, value: Any) -> None:
     store: EventStore[Loose] = EventStore(memory.engine, EventCodec(Loose))
     with pytest.raises(EventEncodeError, match="what is read back is not equal to it"):
         store.append_all([Loose(value=value)])
@@ -146,7 +146,7 @@ def test_times_are_compared_as_instants(one: object, other: object, equal: bool)
 
 
 class OfOneName(BaseModel):
-    """Compares itself by its name alone, of which pydantic knows nothing."""
+    """Compares itself by its name alone, which pydantic does not know."""
 
     name: str
     at: AwareDatetime

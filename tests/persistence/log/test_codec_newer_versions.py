@@ -64,7 +64,7 @@ def test_a_payload_of_a_newer_version_is_refused(model: type[BaseModel]) -> None
 
 @every_model
 @pytest.mark.parametrize("version", ['"2"', "2.0", "null", "[2]", "0"])
-def test_a_version_that_is_not_this_one_is_refused(model: type[BaseModel], version: str) -> None:
+def test_a_payload_of_another_version_is_refused(model: type[BaseModel], version: str) -> None:
     payload = f'{{"type":"Deposited","schema_version":{version},"amount":1}}'
     decode_error(EventCodec(model), "Deposited", payload)
 

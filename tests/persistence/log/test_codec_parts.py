@@ -15,7 +15,7 @@ def checks(name: str, into: list[str]) -> Any:
     return lambda event: into.append(f"{name}:{event.type}")
 
 
-def test_it_has_the_tags_upcasters_and_checks_of_its_parts() -> None:
+def test_a_codec_has_the_tags_upcasters_and_checks_of_its_parts() -> None:
     checked: list[str] = []
     whole = EventCodec(
         TideForecast | TideMeasured | StationClosed, check=checks("whole", checked), upcasters=[OTHER_LIFT], tags=["by"]

@@ -115,7 +115,7 @@ CODEC: EventCodec[Any] = EventCodec(
 @pytest.mark.parametrize(
     "query",
     [
-        EventQuery(event_types=["PaidInCash"]),  # only an upcaster knows it, and what it has as fields is unknown
+        EventQuery(event_types=["PaidInCash"]),  # only an upcaster knows it, so its fields are unknown
         EventQuery(event_types=["PaidInCash"], tags={"account": "a", "owners": ["b", "c"]}),
         EventQuery(event_types=["Noted"], tags={"account": "a", "owners": "b"}),
         EventQuery(event_types=["Shared"], tags={"owners": ["a", "b"]}),

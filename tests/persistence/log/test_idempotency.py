@@ -62,8 +62,8 @@ MOMENT = datetime(2026, 1, 31, tzinfo=UTC)
     [
         ([renamed("b", occurred_at=MOMENT)], r"event 0 \(ProjectRenamed\) has another name"),
         ([renamed("a", occurred_at=MOMENT.replace(year=2027))], "has another occurred_at"),
-        ([], "has stored 1 events, and these are 0"),
-        ([renamed("a", occurred_at=MOMENT)] * 2, "and these are 2"),
+        ([], "has stored 1 event, and was now given 0"),
+        ([renamed("a", occurred_at=MOMENT)] * 2, "and was now given 2"),
         ([ThreadDeleted(thread_id=PROJECT)], "was ProjectRenamed, and is ThreadDeleted"),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_repeat_does_not_check_its_condition_again(database: Database) -> None
     assert database.events.append_all([renamed()], command_id=command, condition=condition) == stored
 
 
-def test_a_repeat_within_a_transaction(database: Database) -> None:
+def test_a_repeat_in_the_same_transaction_returns_the_stored_events(database: Database) -> None:
     command = uuid4()
     with database.engine.begin() as connection:
         stored = database.events.append_all([renamed()], command_id=command, connection=connection)

@@ -39,7 +39,7 @@ class Moments(BaseModel):
 
 
 class Colour:
-    """A type of the application's own, whose text in Python is another one for each object."""
+    """An application's own type, whose `repr` differs for each object."""
 
     def __init__(self, code: int) -> None:
         self.code = code

@@ -8,7 +8,7 @@ from peon.persistence import Database, copy_database
 from peon.persistence.asynchronous import AsyncDatabase
 
 
-def test_it_stays_until_it_is_renewed(migrated_lasting_url: URL) -> None:
+def test_the_identity_stays_until_it_is_renewed(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         first = database.events.log_id()
         assert database.events.log_id() == first
@@ -19,7 +19,7 @@ def test_it_stays_until_it_is_renewed(migrated_lasting_url: URL) -> None:
         assert database.events.log_id() == second
 
 
-def test_each_database_has_its_own(url: URL, sqlite_url: URL) -> None:
+def test_each_database_has_its_own_identity(url: URL, sqlite_url: URL) -> None:
     other_url = sqlite_url.set(database=f"{sqlite_url.database}.other")
     with (
         Database.open(url=url, maintain_projections=False) as database,
@@ -31,7 +31,7 @@ def test_each_database_has_its_own(url: URL, sqlite_url: URL) -> None:
         assert other.events.log_id() == before
 
 
-def test_in_an_event_loop(url: URL, migrated: None) -> None:
+def test_the_identity_is_read_and_renewed_in_an_event_loop(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with await AsyncDatabase.open(url=url, maintain_projections=False) as database:
             first = await database.events.log_id()

@@ -46,7 +46,7 @@ REFUSED: list[tuple[str, OrchestrationEvent]] = [
 
 
 @pytest.mark.parametrize(("place", "event"), REFUSED, ids=lambda value: getattr(value, "type", value))
-def test_the_refusal_tells_where_the_text_is(memory: Database, place: str, event: OrchestrationEvent) -> None:
+def test_the_error_names_the_field_of_the_text(memory: Database, place: str, event: OrchestrationEvent) -> None:
     assert_refused(memory, event, reason=f"{place}: {REASON}")
 
 
@@ -85,7 +85,7 @@ class Seen(BaseModel):
         ("(unknown)", {"more": HALF}),
     ],
 )
-def test_the_place_is_told_for_any_model(memory: Database, place: str, fields: dict[str, Any]) -> None:
+def test_the_error_names_the_field_of_any_model(memory: Database, place: str, fields: dict[str, Any]) -> None:
     store: EventStore[Seen] = EventStore(memory.engine, EventCodec(Seen))
     with pytest.raises(EventEncodeError) as caught:
         store.append_all([Seen(**fields)])

@@ -63,7 +63,7 @@ def test_the_events_are_those_of_a_stream_in_the_opposite_order(database: Databa
 
 @pytest.mark.usefixtures("small_pages")
 @pytest.mark.parametrize("event_types", [None, ["TurnCompleted"], ["TurnStarted", "ThreadSelected"]])
-def test_without_a_query_too(database: Database, event_types: list[str] | None) -> None:
+def test_events_are_also_reversed_without_a_query(database: Database, event_types: list[str] | None) -> None:
     fill(database)
     read = database.events.stream
     forwards = list(read(event_types=event_types))
@@ -74,13 +74,15 @@ def test_without_a_query_too(database: Database, event_types: list[str] | None) 
 
 
 @pytest.mark.parametrize("query", [None, EventQuery(thread_id=THREAD)])
-def test_pages_go_on_before_the_last_event_of_the_page_before(database: Database, query: EventQuery | None) -> None:
+def test_the_next_page_continues_before_the_last_event_of_the_previous_one(
+    database: Database, query: EventQuery | None
+) -> None:
     fill(database)
     everything, before = [], None
     while page := list(database.events.stream(query=query, newest_first=True, limit=7, before=before)):
         everything += page
         before = page[-1].sequence
-        database.events.append_all([ThreadSelected(thread_id=THREAD)])  # moves no page
+        database.events.append_all([ThreadSelected(thread_id=THREAD)])  # changes no later page
     assert everything == list(database.events.stream(query=query, newest_first=True, before=everything[0].sequence + 1))
 
 
@@ -97,7 +99,7 @@ def test_large_events_end_a_page_early(database: Database, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("read")
 @pytest.mark.parametrize("query", [None, EventQuery(thread_id=THREAD)])
-def test_events_that_are_stored_meanwhile_are_not_read(database: Database, query: EventQuery | None) -> None:
+def test_events_that_are_stored_during_the_read_are_not_read(database: Database, query: EventQuery | None) -> None:
     fill(database)
     expected = list(database.events.stream(newest_first=True, query=query))
     stream = database.events.stream(newest_first=True, query=query)
@@ -106,7 +108,7 @@ def test_events_that_are_stored_meanwhile_are_not_read(database: Database, query
     assert [*found, *stream] == expected
 
 
-def test_an_event_that_cannot_be_decoded_is_met_from_the_other_side(database: Database) -> None:
+def test_an_undecodable_last_event_is_the_first_to_be_read(database: Database) -> None:
     fill(database)
     with database.engine.begin() as connection:
         connection.execute(text("INSERT INTO events VALUES (1000, 'Unknown', '{}', '2025-03-14T09:26:53.589793Z')"))
@@ -117,7 +119,7 @@ def test_an_event_that_cannot_be_decoded_is_met_from_the_other_side(database: Da
 
 
 @pytest.mark.parametrize(("before", "error"), [(-1, ValueError), ("3", TypeError), (True, TypeError)])
-def test_a_wrong_number_is_refused_at_once(memory: Database, before: Any, error: type[Exception]) -> None:
+def test_a_wrong_value_of_before_is_refused_by_the_call(memory: Database, before: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="before is a number from 0 on"):
         memory.events.stream(newest_first=True, before=before)
 
@@ -127,7 +129,7 @@ def test_before_without_newest_first_is_refused(memory: Database) -> None:
         memory.events.stream(before=5)
 
 
-def test_the_numbers_may_be_as_large_as_python_has_them(memory: Database) -> None:
+def test_before_may_be_any_large_number(memory: Database) -> None:
     fill(memory)
     assert next(memory.events.stream(newest_first=True, before=10**30)).sequence == memory.events.last_sequence()
 

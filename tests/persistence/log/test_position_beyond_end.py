@@ -58,13 +58,13 @@ def test_a_read_after_the_end_finds_nothing_and_one_beyond_it_is_refused(
 
 
 @pytest.mark.parametrize("position", [2**63, 2**80])
-def test_a_number_that_no_database_takes_is_refused_too(database: Database, position: int) -> None:
+def test_a_position_too_large_for_a_database_is_refused_too(database: Database, position: int) -> None:
     for read in READS.values():
         with pytest.raises(PositionBeyondEnd):
             read(database, position)
 
 
-def test_an_empty_log_has_only_the_position_0(log_alone: Database) -> None:
+def test_an_empty_log_refuses_every_position_but_0(log_alone: Database) -> None:
     assert log_alone.events.replay_from(1) == log_alone.events.replay_all() == []
     with pytest.raises(PositionBeyondEnd):
         log_alone.events.replay_from(2)
@@ -83,7 +83,7 @@ def test_a_condition_beyond_the_end_is_refused(database: Database) -> None:
     assert database.events.last_sequence() == 10
 
 
-def test_a_subscription_that_waits_at_the_end_notices_nothing(database: Database) -> None:
+def test_a_subscription_at_the_end_waits_without_an_error(database: Database) -> None:
     with database.events.subscribe(after=8) as subscription:
         batches = subscription.batches(timeout=0)
         assert next(batches) == []
@@ -92,7 +92,7 @@ def test_a_subscription_that_waits_at_the_end_notices_nothing(database: Database
         assert next(batches) == []
 
 
-def test_in_an_event_loop(url: URL, migrated: None) -> None:
+def test_a_position_beyond_the_end_is_refused_in_an_event_loop(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with await AsyncDatabase.open(url=url, maintain_projections=False) as database:
             await database.events.append_all([RENAMED])

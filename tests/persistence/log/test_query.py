@@ -210,7 +210,7 @@ def test_an_event_has_each_value_of_a_list_as_its_tag(database: Database, read: 
 
 
 def test_a_tag_that_becomes_a_list_is_indexed_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An index that was filled when an event had one value knows nothing of the lists before its position."""
+    """An index that was filled when an event had one value lacks the values of lists before its position."""
     monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)
     store = EventStore(database.engine, LABELLED)
     stored = store.append_all([Labelled(label="a"), Labelled(label=["a", "b"])])

@@ -47,7 +47,7 @@ def repeat(database: Database, events: list[Any], command: UUID) -> CommandEvent
     return caught.value
 
 
-def test_a_command_of_one_event(database: Database) -> None:
+def test_a_repeated_command_whose_only_event_was_removed_is_refused(database: Database) -> None:
     command = uuid4()
     database.events.append_all([renamed()], command_id=command)
     database.events.append_all([renamed()])
@@ -58,7 +58,7 @@ def test_a_command_of_one_event(database: Database) -> None:
 
 @pytest.mark.parametrize("removed", [[2], [3], [4], [2, 4], [2, 3, 4]])
 @pytest.mark.parametrize("page_events", [2, 1_000])
-def test_a_command_of_several_events(
+def test_the_error_says_how_many_events_of_the_command_were_removed(
     database: Database, monkeypatch: pytest.MonkeyPatch, removed: list[int], page_events: int
 ) -> None:
     monkeypatch.setattr(pages, "PAGE_EVENTS", page_events)
@@ -72,7 +72,7 @@ def test_a_command_of_several_events(
     assert f"{len(removed)} of its 3 events" in str(error)
 
 
-def test_commands_beside_a_hole_are_answered_with_their_events(database: Database) -> None:
+def test_commands_before_and_after_a_gap_return_their_events(database: Database) -> None:
     commands = [uuid4() for _ in range(3)]
     stored = [database.events.append_all([renamed(), renamed()], command_id=command) for command in commands]
     remove(database, 3)
@@ -80,7 +80,7 @@ def test_commands_beside_a_hole_are_answered_with_their_events(database: Databas
     assert database.events.append_all([renamed(), renamed()], command_id=commands[2]) == stored[2]
 
 
-def test_the_last_event_whose_number_postgresql_uses_again(database: Database) -> None:
+def test_a_removed_last_event_is_not_taken_for_the_next_event_with_its_number(database: Database) -> None:
     command = uuid4()
     database.events.append_all([renamed()], command_id=command)
     remove(database, 1)
@@ -88,7 +88,7 @@ def test_the_last_event_whose_number_postgresql_uses_again(database: Database) -
     repeat(database, [renamed()], command)
 
 
-def test_in_a_transaction_of_yours_too(database: Database) -> None:
+def test_a_repeat_in_a_transaction_of_the_caller_is_refused_too(database: Database) -> None:
     command = uuid4()
     database.events.append_all([renamed()], command_id=command)
     remove(database, 1)
@@ -99,7 +99,7 @@ def test_in_a_transaction_of_yours_too(database: Database) -> None:
     assert [each.sequence for each in database.events.replay_all()] == [stored.sequence]
 
 
-def test_its_neighbours_in_a_shared_transaction_are_stored(database: Database) -> None:
+def test_a_refused_repeat_does_not_fail_appends_in_the_same_transaction(database: Database) -> None:
     command = uuid4()
     database.events.append_all([renamed()], command_id=command)
     remove(database, 1)
@@ -111,7 +111,7 @@ def test_its_neighbours_in_a_shared_transaction_are_stored(database: Database) -
     assert database.events.replay_all() == stored
 
 
-def test_without_its_receipt_the_command_is_carried_out_again(database: Database) -> None:
+def test_a_command_whose_receipt_was_deleted_is_carried_out_again(database: Database) -> None:
     command = uuid4()
     database.events.append_all([renamed()], command_id=command)
     remove(database, 1)
@@ -121,7 +121,7 @@ def test_without_its_receipt_the_command_is_carried_out_again(database: Database
     assert database.events.append_all([renamed()], command_id=command) == [stored]
 
 
-def test_a_command_without_events_has_none_to_lose(database: Database) -> None:
+def test_a_command_without_events_can_be_repeated_after_a_removal(database: Database) -> None:
     command = uuid4()
     condition = AppendCondition(EventQuery(project_id=PROJECT), after=0)
     assert database.events.append_all([], command_id=command, condition=condition) == []

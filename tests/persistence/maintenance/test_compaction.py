@@ -1,4 +1,4 @@
-"""The chunks of a message become one event; what is still read in pieces stays."""
+"""The chunks of a message become one event, unless a consumer has still to read them one by one."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -83,7 +83,7 @@ def test_a_reader_in_the_middle_of_a_message_is_given_all_of_its_text(database: 
     assert [stored.sequence for stored in database.events.stream(newest_first=True)] == [8, 7, 4, 3, 2, 1]
 
 
-def test_messages_that_were_streamed_at_the_same_time(database: Database) -> None:
+def test_messages_that_were_streamed_at_the_same_time_are_merged_apart(database: Database) -> None:
     both = [each for a, b in zip("ebb", "ABC", strict=True) for each in (chunk(a), chunk(b, OTHER_TURN, OTHER_MESSAGE))]
     opened = [*SCENE, *started(), *started(OTHER_TURN, OTHER_MESSAGE)]
     database.events.append_all([*opened, *both, ended()])
@@ -99,7 +99,7 @@ def test_messages_that_were_streamed_at_the_same_time(database: Database) -> Non
     assert database.projections.verify() == []
 
 
-def test_what_is_not_merged(database: Database) -> None:
+def test_single_late_and_unfinished_chunks_are_not_merged(database: Database) -> None:
     database.events.append_all([*SCENE, *whole("e"), *chunks("bb")])  # one chunk, and late ones
     database.events.append_all([*started(OTHER_TURN, OTHER_MESSAGE), *chunks("run", OTHER_TURN, OTHER_MESSAGE)])
     before = deltas(database)
@@ -110,7 +110,7 @@ def test_what_is_not_merged(database: Database) -> None:
     assert database.projections.verify() == []
 
 
-def test_events_that_are_younger_are_not_merged(database: Database) -> None:
+def test_events_younger_than_the_limit_are_not_merged(database: Database) -> None:
     database.events.append_all([*SCENE, *whole("ebb")])
 
     assert database.maintenance.compact().removed == 0
@@ -179,7 +179,7 @@ def test_a_long_message_is_merged_in_steps_and_into_events_of_limited_size(
     assert compact(database)[:2] == (0, 0)
 
 
-def test_a_message_identifier_that_is_used_again_after_a_deletion(database: Database) -> None:
+def test_chunks_before_and_after_a_deletion_are_merged_apart(database: Database) -> None:
     deleted = [*SCENE, *started(), *chunks("old"), ended_thread(), SCENE[1], *whole("new")]
     database.events.append_all(deleted)
 
@@ -189,7 +189,7 @@ def test_a_message_identifier_that_is_used_again_after_a_deletion(database: Data
     assert database.projections.verify() == []
 
 
-def test_a_message_identifier_that_is_used_again_in_another_turn(database: Database) -> None:
+def test_chunks_of_a_running_turn_that_uses_an_old_message_identifier_stay(database: Database) -> None:
     recreated = [
         ended_thread(),
         SCENE[1],
@@ -239,7 +239,7 @@ def test_another_compaction_at_the_same_time_ends_this_one(database: Database, m
     assert deltas(database) == {7: "ebb"}
 
 
-def test_the_index_of_tags_follows(database: Database) -> None:
+def test_the_index_of_tags_has_only_the_remaining_events(database: Database) -> None:
     database.events.append_all([*SCENE, *whole("flow" * 300)])
     query = EventQuery(turn_id=TURN)
     assert len(list(database.events.stream(query=query))) == 1203
@@ -281,7 +281,7 @@ def test_a_repeated_command_whose_events_were_merged_stores_nothing(database: Da
         database.events.append_all([ended(OTHER_TURN)], command_id=other)
 
 
-def test_copies_know_the_gaps(database: Database, open_empty: Opener) -> None:
+def test_copies_have_the_recorded_gaps(database: Database, open_empty: Opener) -> None:
     database.events.append_all([*SCENE, *started()])
     command = uuid4()
     database.events.append_all([chunk("e"), chunk("b")], command_id=command)

@@ -36,7 +36,7 @@ def refused(url: URL, change: str) -> str:
             return str(caught.value)
     engine = sqlalchemy.create_engine(url)
     with pytest.raises(DBAPIError) as failed, engine.begin() as other:
-        # Neither a table that hides the real one, nor what an earlier transaction has written, opens the way.
+        # A temporary table that hides the real one does not permit the change.
         other.exec_driver_sql("CREATE TEMPORARY TABLE compaction (number integer)")
         other.exec_driver_sql("INSERT INTO compaction VALUES (1)")
         other.exec_driver_sql(change)

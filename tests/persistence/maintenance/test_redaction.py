@@ -133,7 +133,7 @@ def test_a_project_is_redacted_with_all_its_threads(migrated_lasting_url: URL) -
         assert database.projections.verify() == []
 
 
-def test_what_a_killed_rebuild_has_left_goes_too(migrated_sqlite_url: URL) -> None:
+def test_the_side_tables_of_a_killed_rebuild_lose_the_content_too(migrated_sqlite_url: URL) -> None:
     left = SIDE_PREFIX + schema.projection_messages.name
     with Database.open(url=migrated_sqlite_url) as database:
         database.events.append_all(TOLD)
@@ -237,7 +237,7 @@ def test_an_undecodable_event_stays_and_is_reported(migrated_lasting_url: URL) -
         assert database.projections.verify() == []
 
 
-def test_a_projection_that_is_not_here_could_keep_the_content(migrated_lasting_url: URL) -> None:
+def test_a_redaction_without_the_code_of_a_projection_is_refused(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, projections=[WordCount()]) as database:
         database.events.append_all(TOLD)
     with Database.open(url=migrated_lasting_url) as database:
@@ -247,7 +247,7 @@ def test_a_projection_that_is_not_here_could_keep_the_content(migrated_lasting_u
         assert SECRET in str(database.events.replay_all())
 
 
-def test_what_is_stored_meanwhile_is_redacted_too(migrated_lasting_url: URL, small_pages: None) -> None:
+def test_events_that_are_stored_meanwhile_are_redacted_too(migrated_lasting_url: URL, small_pages: None) -> None:
     with Database.open(url=migrated_lasting_url) as database, Database.open(url=migrated_lasting_url) as other:
         database.events.append_all(TOLD)
         added: list[int] = []
@@ -312,12 +312,12 @@ def test_a_durable_subscription_that_is_behind_reads_what_is_left(migrated_lasti
             assert next(iter(subscription)).event.delta == ""  # type: ignore[union-attr]
 
 
-def test_names_in_git_stay() -> None:
+def test_names_in_git_are_not_redacted() -> None:
     branch = BranchCreated(thread_id=THREAD, name="tide-table")
     assert redacted(branch) is branch
 
 
-def test_both_faces(migrated_lasting_url: URL) -> None:
+def test_the_asynchronous_api_redacts_as_the_synchronous_one_does(migrated_lasting_url: URL) -> None:
     async def redact() -> tuple[Any, ...]:
         async with await AsyncDatabase.open(url=migrated_lasting_url) as database:
             query = await database.maintenance.of_project(PROJECT)
@@ -338,7 +338,7 @@ def test_both_faces(migrated_lasting_url: URL) -> None:
         assert SECRET not in str(database.events.replay_all())
 
 
-def test_in_memory(open_empty_memory: Callable[..., Database]) -> None:
+def test_a_database_in_memory_is_redacted(open_empty_memory: Callable[..., Database]) -> None:
     database = open_empty_memory()
     database.events.append_all([*TOLD, *COMMITTED])
     assert database.maintenance.redact(OF_THREAD) == Redaction(7, (), 12, None)

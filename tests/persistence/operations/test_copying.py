@@ -228,7 +228,7 @@ def test_a_target_that_is_not_empty_is_refused(files: tuple[Database, Database],
         add(connection, table, tuple(1 if column.type.python_type is int else "x" for column in table.columns))
     before = rows_of(target)
 
-    with pytest.raises(PersistenceError, match=rf"is not empty: it holds 1 rows of {table.name}\. .* a new database"):
+    with pytest.raises(PersistenceError, match=rf"is not empty: it holds 1 row of {table.name}\. .* a new database"):
         copy_database(source, target)
 
     assert rows_of(target) == before
@@ -326,7 +326,7 @@ def test_a_row_that_the_target_added_is_reported(to_postgresql: tuple[Database, 
         values = ", ".join("'99'" for _ in table.columns)
         add_row = f"INSERT INTO {table.name} VALUES ({values}) ON CONFLICT DO NOTHING"
         effect = f"IF pg_trigger_depth() = 1 THEN {add_row}; END IF; RETURN NEW;"
-        refused_with_trigger(*to_postgresql, table, effect, f"{table.name} holds . rows after . were copied")
+        refused_with_trigger(*to_postgresql, table, effect, f"{table.name} holds . rows after the copy of .")
 
 
 def refused_with_trigger(source: Database, target: Database, table: Table, effect: str, message: str) -> None:

@@ -310,8 +310,11 @@ def test_only_an_empty_log_at_the_newest_revision_keeps_sequences(log_alone: Dat
     log_alone.events.append_all(renamed("a"))
     export_log(log_alone.engine, file)
     before = rows_of(log_alone)
-    with pytest.raises(PersistenceError, match=r"is not empty: it holds rows of events\. Nothing was stored"):
+    with pytest.raises(
+        PersistenceError, match=r"is not empty: it holds rows of events\. Nothing was stored"
+    ) as refused:
         import_log(log_alone.engine, file)
+    assert "append=True" in str(refused.value)
     assert rows_of(log_alone) == before
     with log_alone.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '003_projections'"))
@@ -408,7 +411,7 @@ def test_a_command_that_both_logs_have_is_stored_once(pair: tuple[Database, Data
     assert import_log(target.engine, io.BytesIO(content), append=True) == (0, 1, 0, 1)
     source.events.append_all(renamed("b", "c"), command_id=EMPTY_COMMAND)
     target.events.append_all(renamed("b"), command_id=EMPTY_COMMAND)
-    with pytest.raises(CommandConflict, match="stored 1 events here, and 2 in the exported log"):
+    with pytest.raises(CommandConflict, match="stored 1 event here, and 2 in the exported log"):
         import_log(target.engine, io.BytesIO(exported(source)), append=True)
     assert len(rows_of(target)[0]) == 2
 

@@ -70,7 +70,7 @@ def test_a_fork_waits_for_a_call_of_another_thread(engine: Engine) -> None:
     assert codes == [0]
 
 
-def test_a_fork_does_not_wait_for_ever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_does_not_wait_forever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forking, "FORK_WAIT_SECONDS", 0.2)
     call = Call(engine)
     start = time.monotonic()
@@ -82,12 +82,12 @@ def test_a_fork_does_not_wait_for_ever(engine: Engine, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fork that waits where it must not takes longer than one on a machine with much else to do."""
+def waits_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a fork that wrongly waits take longer than any fork on a busy machine."""
     monkeypatch.setattr(forking, "FORK_WAIT_SECONDS", PATIENCE)
 
 
-@pytest.mark.usefixtures("waits_for_ever")
+@pytest.mark.usefixtures("waits_forever")
 def test_a_fork_from_within_a_call_does_not_wait_for_itself(engine: Engine) -> None:
     start = time.monotonic()
     with closing(engine.raw_connection()) as connection:
@@ -98,7 +98,7 @@ def test_a_fork_from_within_a_call_does_not_wait_for_itself(engine: Engine) -> N
     assert time.monotonic() - start < forking.FORK_WAIT_SECONDS
 
 
-@pytest.mark.usefixtures("waits_for_ever")
+@pytest.mark.usefixtures("waits_forever")
 def test_threads_that_fork_at_the_same_time_do_not_wait_for_each_other(engine: Engine) -> None:
     codes: list[int] = []
     start = time.monotonic()

@@ -119,7 +119,9 @@ class TestAppend:
         assert attributes_of(repeated)["peon.append.repeated"] is True
         assert [point.value for point in recorded.points("peon.events.stored")] == [1]
 
-    def test_within_a_transaction_of_the_caller(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
+    def test_within_a_transaction_of_the_caller_counts_no_shared_commit(
+        self, open_empty: Opener, recorded: RecordedTelemetry
+    ) -> None:
         database = open_empty(maintain_projections=False)
         with database.engine.begin() as connection:
             database.events.append_all([renamed()], connection=connection)
@@ -163,9 +165,9 @@ class TestAppend:
 
 
 class TestStatements:
-    """The spans of statements, as of SQLAlchemy's instrumentation, belong to the append that runs them."""
+    """The spans of statements, such as those of SQLAlchemy's instrumentation, belong to the append that runs them."""
 
-    def test_of_threads(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
+    def test_of_threads_are_children_of_their_append(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
         hook = SpanOfHook()
         store: EventStore[Any] = EventStore(open_empty(maintain_projections=False).engine, on_append=hook)
 
@@ -179,7 +181,9 @@ class TestStatements:
         assert [parent_of(span) for span in spans] == [identity_of(request), None]
         assert not trace.get_current_span().get_span_context().is_valid
 
-    def test_of_tasks(self, migrated_lasting_url: URL, recorded: RecordedTelemetry) -> None:
+    def test_of_tasks_are_children_of_their_append(
+        self, migrated_lasting_url: URL, recorded: RecordedTelemetry
+    ) -> None:
         hook = SpanOfHook()
 
         async def serve() -> None:
@@ -209,7 +213,7 @@ class TestStatements:
 
 
 class TestOtherOperations:
-    def test_replay(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
+    def test_replay_has_a_span(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
         database = open_empty(maintain_projections=False)
         database.events.append_all([renamed(), renamed()])
         database.events.replay_from(2)
@@ -217,7 +221,7 @@ class TestOtherOperations:
         (span,) = recorded.spans("replay")
         assert attributes_of(span)["peon.events"] == 1
 
-    def test_replay_in_an_event_loop(self, migrated_lasting_url: URL, recorded: RecordedTelemetry) -> None:
+    def test_replay_in_an_event_loop_has_a_span(self, migrated_lasting_url: URL, recorded: RecordedTelemetry) -> None:
         async def replay() -> None:
             async with await AsyncDatabase.open(url=migrated_lasting_url, maintain_projections=False) as database:
                 await database.events.append_all([renamed(), renamed()])
@@ -227,7 +231,7 @@ class TestOtherOperations:
         (span,) = recorded.spans("replay")
         assert attributes_of(span)["peon.events"] == 2
 
-    def test_catch_up_and_rebuild(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
+    def test_catch_up_and_rebuild_have_spans(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
         database = open_empty()
         append_alone(database, *SCENE)
         recorded.forget_spans()
@@ -241,7 +245,7 @@ class TestOtherOperations:
             assert attributes_of(span)["peon.projection.name"] == "orchestration"
             assert attributes_of(span)["peon.events"] == len(SCENE)
 
-    def test_migration(self, sqlite_url: URL, recorded: RecordedTelemetry) -> None:
+    def test_migration_has_a_span(self, sqlite_url: URL, recorded: RecordedTelemetry) -> None:
         Database.open(url=sqlite_url).close()
 
         (span,) = recorded.spans("migrate")
@@ -251,7 +255,7 @@ class TestOtherOperations:
 
 
 class TestMetrics:
-    def test_of_appends(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
+    def test_count_events_and_time_appends(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
         database = open_empty(maintain_projections=False)
         database.events.append_all([renamed(), renamed()])
         database.events.append_all([renamed()])
@@ -265,7 +269,7 @@ class TestMetrics:
         (waited,) = recorded.points("peon.lock.wait_time")
         assert (waited.count, dict(waited.attributes)) == (2, place_of(database.engine.url))
 
-    def test_of_projections(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
+    def test_have_the_lag_of_each_projection(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
         database = open_empty()
         append_alone(database, *SCENE)
         seen: list[int] = []
@@ -276,7 +280,7 @@ class TestMetrics:
         (point,) = recorded.points("peon.projection.lag")
         assert (point.value, point.attributes["peon.projection.name"]) == (0, "orchestration")
 
-    def test_of_subscriptions(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
+    def test_have_the_lag_of_each_subscription(self, open_empty: Opener, recorded: RecordedTelemetry) -> None:
         database = open_empty(maintain_projections=False)
         before = datetime.now(UTC)
         (stored,) = database.events.append_all([renamed()])
@@ -288,7 +292,9 @@ class TestMetrics:
         assert all(point.count == 1 for point in points.values())
         assert timedelta(0) <= timedelta(seconds=points["mail"].sum) <= datetime.now(UTC) - before
 
-    def test_of_subscriptions_in_an_event_loop(self, migrated_lasting_url: URL, recorded: RecordedTelemetry) -> None:
+    def test_have_the_lag_of_a_subscription_in_an_event_loop(
+        self, migrated_lasting_url: URL, recorded: RecordedTelemetry
+    ) -> None:
         async def follow() -> None:
             async with await AsyncDatabase.open(url=migrated_lasting_url, maintain_projections=False) as database:
                 await database.events.append_all([renamed(), renamed()])
@@ -299,7 +305,9 @@ class TestMetrics:
         (point,) = recorded.points(LAG)
         assert (point.count, point.attributes["peon.subscription.name"]) == (1, "mail")
 
-    def test_of_retries(self, open_empty: Opener, recorded: RecordedTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_count_retries(
+        self, open_empty: Opener, recorded: RecordedTelemetry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         database = open_empty(maintain_projections=False)
         attempts = fail_once(monkeypatch)
 

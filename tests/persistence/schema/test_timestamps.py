@@ -1,3 +1,5 @@
+"""Times are stored as text in UTC that sorts like the times."""
+
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest

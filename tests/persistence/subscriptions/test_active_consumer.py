@@ -23,7 +23,7 @@ from peon.persistence.backends import postgresql_consumer_lock
 PATIENCE = 30
 
 TAKE_OVER_SECONDS = 2
-"""Documented is a tenth of a second; the machine may do other things."""
+"""The documentation promises a tenth of a second; this leaves room for a busy machine."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def waits(subscription: DurableSubscription[Any]) -> bool:
     return next(subscription.batches(timeout=0.3)) == []
 
 
-def test_the_second_waits_and_resumes_where_the_first_saved(
+def test_the_second_consumer_waits_and_resumes_where_the_first_saved(
     database: Database, active: DurableSubscription[Any], consumers: ThreadPoolExecutor
 ) -> None:
     with database.events.durable_subscription(CONSUMER) as second:
@@ -82,7 +82,7 @@ def test_saving_without_an_event_does_not_disturb_the_active_one(
 
 
 @pytest.mark.parametrize("end", ["close", "stop", "database"])
-def test_the_wait_for_the_active_one_can_be_ended(
+def test_the_wait_for_the_active_consumer_can_be_ended(
     database: Database, active: DurableSubscription[Any], consumers: ThreadPoolExecutor, end: str
 ) -> None:
     stop = threading.Event()
@@ -94,7 +94,7 @@ def test_the_wait_for_the_active_one_can_be_ended(
     assert len(consuming.result(PATIENCE)) <= (end == "database")
 
 
-def test_one_that_is_no_longer_used_gives_its_place_up(database: Database) -> None:
+def test_a_consumer_that_is_no_longer_used_gives_its_place_up(database: Database) -> None:
     for stored in database.events.durable_subscription(CONSUMER):
         assert stored.sequence == 1
         break
@@ -113,7 +113,7 @@ def test_an_error_does_not_cost_the_place(database: Database, active: DurableSub
         assert waits(second)
 
 
-def test_no_file_is_left(migrated_sqlite_url: URL) -> None:
+def test_consumers_leave_no_file(migrated_sqlite_url: URL) -> None:
     with Database.open(url=migrated_sqlite_url, maintain_projections=False) as database:
         database.events.append_all([ProjectRenamed(project_id=UUID(int=1), name="a")])
         with database.events.durable_subscription(CONSUMER) as subscription:
@@ -154,7 +154,7 @@ def test_each_event_is_delivered_once_among_processes(migrated_lasting_url: URL)
     assert delivered.empty()
 
 
-def test_another_takes_over_from_a_killed_process_although_its_child_lives(migrated_lasting_url: URL) -> None:
+def test_another_consumer_takes_over_from_a_killed_process_although_its_child_lives(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([ProjectRenamed(project_id=UUID(int=1), name=str(n)) for n in range(2)])
         active = context.Event()
@@ -222,7 +222,7 @@ class TestLostConnections:
             second.close()
             assert next(first).sequence == 3
 
-    def test_alone_it_continues(self, store: Database, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_consumer_without_competitors_continues(self, store: Database, caplog: pytest.LogCaptureFixture) -> None:
         with store.events.durable_subscription(CONSUMER) as subscription:
             assert next(subscription).sequence == 1  # not saved
             self.end_holders(store)
@@ -230,7 +230,9 @@ class TestLostConnections:
             subscription.save_position()
         assert f"the lock of subscription {CONSUMER} of" in caplog.text
 
-    def test_a_connection_that_is_silent_is_asked(self, store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_silent_connection_is_checked_before_the_next_event(
+        self, store: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with store.events.durable_subscription(CONSUMER) as subscription:
             next(subscription)
             lock = subscription._saved.consumer_lock
@@ -261,7 +263,7 @@ class TestLostConnections:
             time.sleep(0.002)
         engine.dispose()
 
-    def test_a_server_that_cannot_be_reached(self, store: Database) -> None:
+    def test_an_unreachable_server_is_an_error_until_it_answers_again(self, store: Database) -> None:
         with store.events.durable_subscription(CONSUMER) as subscription:
             url = store.engine.url
             lock = subscription._saved.consumer_lock

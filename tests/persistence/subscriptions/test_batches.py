@@ -61,7 +61,7 @@ class TestThreads:
             log_alone.events.append_all(renamed(1))
             assert sequences(coming.result(PATIENCE)) == [6]
 
-    def test_an_empty_batch_at_the_timeout(self, log_alone: Database) -> None:
+    def test_a_timeout_without_events_gives_an_empty_batch(self, log_alone: Database) -> None:
         with log_alone.events.subscribe() as subscription:
             start = time.monotonic()
             batches = subscription.batches(timeout=0.2)
@@ -89,11 +89,13 @@ class TestThreads:
             assert subscription.position == 2
 
     @pytest.mark.parametrize(("arguments", "error"), WRONG_ARGUMENTS)
-    def test_wrong_arguments(self, log_alone: Database, arguments: dict[str, Any], error: type[Exception]) -> None:
+    def test_wrong_arguments_are_refused(
+        self, log_alone: Database, arguments: dict[str, Any], error: type[Exception]
+    ) -> None:
         with log_alone.events.subscribe() as subscription, pytest.raises(error):
             subscription.batches(**arguments)
 
-    def test_it_tells_when_it_has_caught_up(self, log_alone: Database) -> None:
+    def test_the_callback_is_called_when_the_subscription_has_caught_up(self, log_alone: Database) -> None:
         log_alone.events.append_all(renamed(3))
         told: list[int] = []
         with log_alone.events.subscribe(on_caught_up=lambda: told.append(subscription.position)) as subscription:
@@ -117,7 +119,7 @@ class TestThreads:
         subscription.close()
         assert consuming.result(PATIENCE) == []
 
-    def test_a_wrong_callback(self, log_alone: Database) -> None:
+    def test_a_callback_that_cannot_be_called_is_refused(self, log_alone: Database) -> None:
         with pytest.raises(TypeError, match="on_caught_up"):
             log_alone.events.subscribe(on_caught_up=True)  # type: ignore[call-overload]
 
@@ -137,7 +139,7 @@ class TestEventLoop:
 
         asyncio.run(story())
 
-    def test_an_empty_batch_at_the_timeout_and_the_end(self, url: URL, migrated: None) -> None:
+    def test_a_timeout_gives_an_empty_batch_and_close_ends_the_batches(self, url: URL, migrated: None) -> None:
         async def story() -> None:
             told: list[int] = []
             async with opened(url) as database:
@@ -154,7 +156,9 @@ class TestEventLoop:
         asyncio.run(story())
 
     @pytest.mark.parametrize(("arguments", "error"), WRONG_ARGUMENTS)
-    def test_wrong_arguments(self, url: URL, migrated: None, arguments: dict[str, Any], error: type[Exception]) -> None:
+    def test_wrong_arguments_are_refused(
+        self, url: URL, migrated: None, arguments: dict[str, Any], error: type[Exception]
+    ) -> None:
         async def story() -> None:
             async with opened(url) as database, database.events.subscribe() as subscription:
                 with pytest.raises(error):

@@ -85,7 +85,7 @@ def test_an_event_whose_effects_were_rolled_back_is_delivered_again(
 
 
 def lose_place(subscription: DurableSubscription[Any]) -> None:
-    """Has another consumer become active, as after a lost connection to a server."""
+    """Lets another consumer become active, as after a lost connection to a server."""
     subscription._saved.consumer_lock.release()
 
 

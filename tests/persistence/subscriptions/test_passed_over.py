@@ -95,7 +95,7 @@ def test_an_event_that_was_not_saved_is_not_passed_over(log_alone: Database, fil
         assert saved(log_alone) == 23
 
 
-def test_a_transaction_of_the_consumer_is_not_waited_for(migrated_lasting_url: URL) -> None:
+def test_the_distance_is_not_saved_while_the_consumer_has_a_transaction_open(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         append(database, 1, 20)
         with database.events.durable_subscription("mailer", event_types=["ThreadSelected"]) as subscription:
@@ -109,7 +109,7 @@ def test_a_transaction_of_the_consumer_is_not_waited_for(migrated_lasting_url: U
             assert saved(database) == 22
 
 
-def test_in_an_event_loop(url: URL, migrated: None) -> None:
+def test_the_distance_is_saved_in_an_event_loop_too(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with await AsyncDatabase.open(url=url, maintain_projections=False) as database:
             await database.events.append_all([OTHER, WANTED, *[OTHER] * 20])

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from peon.persistence.backends.compiled import CompiledQuery, insert_into
 from peon.persistence.log.instants import equal_as_instants
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import command_receipts
 
 _INSERT = insert_into(command_receipts)
@@ -68,7 +69,7 @@ class Command:
             redacted: The indexes of the events of which a redaction has replaced any field. Only the type is compared.
         """
         if len(stored) != len(self._events):
-            return f"it has stored {len(stored)} events, and these are {len(self._events)}"
+            return f"it has stored {counted(len(stored), 'event')}, and was now given {len(self._events):,}"
         for index, (before, now) in enumerate(zip(stored, self._events, strict=True)):
             if type(before) is not type(now):
                 return f"event {index} was {type(before).__name__}, and is {type(now).__name__}"

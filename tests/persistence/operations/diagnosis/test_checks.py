@@ -12,8 +12,10 @@ from helpers.migrated_databases import file_of
 from sqlalchemy import URL, delete, insert
 
 from peon import Database
+from peon.persistence.backends.sqlite_side_tables import SQLiteSideTables
 from peon.persistence.operations.diagnosis import Finding, Outcome, diagnose, files, postgresql
 from peon.persistence.operations.reading import opened_for_reading
+from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.schema import removed_events
 
 PAGE = Path(__file__).parents[4] / "docs" / "reference" / "checks.md"
@@ -133,9 +135,25 @@ def test_a_recorded_gap_is_explained(migrated_sqlite_url: URL) -> None:
             connection.exec_driver_sql(f"INSERT INTO events VALUES ({sequence}, 'A', '{{}}', 'now')")
     assert found_by("sequences", migrated_sqlite_url).reason == "5 events are missing: 1 to 2, 4, 6 to 7"
     record_gaps(migrated_sqlite_url, (1, 2), (6, 6), (7, 7))
-    assert found_by("sequences", migrated_sqlite_url).reason == "1 events are missing: 4"
+    assert found_by("sequences", migrated_sqlite_url).reason == "1 event is missing: 4"
     record_gaps(migrated_sqlite_url, (1, 4), (6, 7))
     assert found_by("sequences", migrated_sqlite_url).outcome is Outcome.OK
+
+
+def test_the_tables_of_a_killed_rebuild_are_mentioned_but_are_no_problem(migrated_sqlite_url: URL) -> None:
+    assert found_by("tables of a rebuild", migrated_sqlite_url) == Finding(Outcome.OK, "none")
+    with Database.open(url=migrated_sqlite_url) as database, database.engine.begin() as connection:
+        SQLiteSideTables(OrchestrationProjection.tables).create(connection)
+
+    with opened_for_reading(url=migrated_sqlite_url) as database:
+        found = {each.check: each.finding for each in diagnose(database)}
+    told = found["tables of a rebuild"]
+    assert (told.outcome, "named peon_rebuild_" in told.reason) == (Outcome.OK, True)
+    assert [name for name, finding in found.items() if finding.outcome is Outcome.FAILURE] == []
+
+    with Database.open(url=migrated_sqlite_url) as database:
+        database.projections.rebuild()
+    assert found_by("tables of a rebuild", migrated_sqlite_url) == Finding(Outcome.OK, "none")
 
 
 def test_the_page_of_checks_has_each_of_them() -> None:

@@ -22,6 +22,7 @@ from peon.persistence.runtime.compression import (
     compression_of,
     decompressing,
 )
+from peon.persistence.runtime.counts import counted
 from peon.persistence.runtime.new_files import new_file, private_file_beside
 
 Bytes = Callable[[int, int], None]
@@ -86,8 +87,8 @@ def back_up_database(
             expected = events_up_to(engine, contents.last_sequence)
         if expected != contents.events:
             raise PersistenceError(
-                f"{database_name(engine)} holds {expected:,} events up to {contents.last_sequence:,}, but the backup "
-                f"has {contents.events:,}: was an event removed meanwhile? Make another backup"
+                f"{database_name(engine)} holds {counted(expected, 'event')} up to {contents.last_sequence:,}, but the "
+                f"backup has {contents.events:,}: was an event removed meanwhile? Make another backup"
             )
     removed = () if keep is None else _remove_all_but(keep, file)
     return BackupReport(target, contents.events, contents.last_sequence, contents.revision, removed)

@@ -16,6 +16,7 @@ from peon.persistence.log.idempotency import Receipt, add_receipt, receipt_of
 from peon.persistence.log.pages import PAGE_CHARACTERS, PAGE_EVENTS
 from peon.persistence.operations.copying.log_lines import EventRow, ReceiptRow
 from peon.persistence.projections.replay import Meter
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema.timestamps import format_timestamp
 
 _NAMESPACE = UUID("6a8f5d0e-3c0b-4f0e-9a51-5b2b8a7c1d94")
@@ -134,7 +135,7 @@ def _append(own: OwnTransaction, group: list[Batch], log_id: UUID, ahead: int) -
             elif receipt.events == len(rows):
                 skipped += len(rows)
             else:
-                reason = f"it has stored {receipt.events} events here, and {len(rows)} in the exported log"
+                reason = f"it has stored {counted(receipt.events, 'event')} here, and {len(rows)} in the exported log"
                 raise CommandConflict(command_id, reason)
             continue
         while rows:

@@ -152,7 +152,8 @@ def _keep(own: OwnTransaction, log: LogFile, header: Header, meter: Meter) -> Im
     if present := [table.name for table in (events, command_receipts) if stored.count(table)]:
         raise PersistenceError(
             f"{stored.database} is not empty: it holds rows of {' and '.join(present)}. Nothing was stored; choose a "
-            "new database, or append the events as new ones"
+            "new database, or store the events as new ones after those of the log: with append=True, or  peon import "
+            "--append"
         )
     for table in (*INDEX_TABLES, *_GAP_TABLES.values()):  # may be left from a log that was deleted by hand
         own.connection.execute(delete(table))

@@ -14,6 +14,7 @@ from peon.persistence.database import Database
 from peon.persistence.errors import PersistenceError
 from peon.persistence.log.pages import LogPages
 from peon.persistence.migrations import require_head
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import (
     command_receipts,
     event_tags,
@@ -167,7 +168,7 @@ def place_of(table: Table, row: Row) -> str:
 
 def _require_empty(target: Rows) -> None:
     counts = {table.name: target.count(table) for table in COPIED_TABLES}
-    present = [f"{count:,} rows of {name}" for name, count in counts.items() if count]
+    present = [f"{counted(count, 'row')} of {name}" for name, count in counts.items() if count]
     if present:
         raise PersistenceError(
             f"{target.database} is not empty: it holds {', '.join(present)}. Nothing was copied; choose a new "

@@ -9,6 +9,7 @@ from peon.persistence.database import Database
 from peon.persistence.errors import PersistenceError
 from peon.persistence.operations.copying.transaction import COPIED_TABLES, Row, Rows, in_copy_transaction, place_of
 from peon.persistence.projections.replay import Meter, Progress
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import events
 
 
@@ -89,6 +90,6 @@ def _compare(table: Table, source: Rows, target: Rows, meter: Meter) -> None:
     counts = source.count(table), target.count(table)
     if counts[0] != counts[1]:
         raise PersistenceError(
-            f"{target.database}: {table.name} holds {counts[1]:,} rows after {counts[0]:,} were copied; the copy was "
-            "rolled back. Check whether a trigger of the target adds rows"
+            f"{target.database}: {table.name} holds {counted(counts[1], 'row')} after the copy of "
+            f"{counts[0]:,}; the copy was rolled back. Check whether a trigger of the target adds rows"
         )

@@ -91,6 +91,7 @@ CHECKS = (
         derived.projection_state,
         tables=(events.name, projection_positions.name, projection_problems.name),
     ),
+    Check("tables of a rebuild", derived.side_tables, SQLITE),
     Check("projected rows", derived.projection_rows, tables=(events.name, projection_positions.name), is_deep=True),
 )
 """All checks, in the order in which they are done."""

@@ -6,6 +6,7 @@ from collections import Counter
 from sqlalchemy import func, select
 
 from peon.persistence.backends.driver_errors import DriverErrors
+from peon.persistence.backends.side_tables import SIDE_PREFIX
 from peon.persistence.log.pages import LogPages
 from peon.persistence.log.query import keys_in
 from peon.persistence.operations.diagnosis.findings import Findings, failure, not_checked, warning
@@ -14,6 +15,7 @@ from peon.persistence.operations.diagnosis.subject import Subject
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.projections import Projections
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import (
     command_receipts,
     event_tags,
@@ -35,21 +37,22 @@ def projection_state(subject: Subject) -> Findings:
     with subject.reading() as connection:
         positions = connection.execute(select(columns.name, columns.version, columns.sequence).order_by(columns.name))
         found = {name: (version, sequence) for name, version, sequence in positions}
-        counted = select(
+        by_projection = select(
             projection_problems.c.projection, func.count(), func.min(projection_problems.c.sequence)
         ).group_by(projection_problems.c.projection)
-        problems = connection.execute(counted.order_by(projection_problems.c.projection)).all()
+        problems = connection.execute(by_projection.order_by(projection_problems.c.projection)).all()
     if ours.name not in found and end:
         yield warning(f"the projection {ours.name} has no position", rebuild)
     for name, (version, sequence) in found.items():
         if sequence > end:
             yield failure(
-                f"the projection {name} has applied {sequence:,} events, and the log ends with {end:,}, {RESTORED}",
+                f"the projection {name} has applied {counted(sequence, 'event')}, and the log ends with {end:,}, "
+                f"{RESTORED}",
                 f"{rebuild} ; applications also do when they open the database",
             )
         elif sequence < end:
             yield warning(
-                f"the projection {name} is {end - sequence:,} events behind",
+                f"the projection {name} is {counted(end - sequence, 'event')} behind",
                 f"open the database with an application, or {rebuild}",
             )
         if name == ours.name and version != ours.version:
@@ -58,7 +61,7 @@ def projection_state(subject: Subject) -> Findings:
             yield warning(f"{age} version of peon has built the projection {name}", fix)
     for name, count, first in problems:
         yield warning(
-            f"the projection {name} could not apply {count:,} events, the first is {first}",
+            f"the projection {name} could not apply {counted(count, 'event')}, the first is {first}",
             "see the table projection_problems for the reasons",
         )
     return f"at event {end:,}"
@@ -80,6 +83,16 @@ def projection_rows(subject: Subject) -> Findings:
     return "equal to the log"
 
 
+def side_tables(subject: Subject) -> Findings:
+    """Tables that a killed rebuild has left are mentioned: they only take space, and the next rebuild removes them."""
+    found = [name for name in subject.tables if name.startswith(SIDE_PREFIX)]
+    yield from ()
+    if not found:
+        return "none"
+    number = counted(len(found), "table")
+    return f"{number} named {SIDE_PREFIX}…: a rebuild is running, or was killed, and the next one removes them"
+
+
 def subscriptions(subject: Subject) -> Findings:
     """No durable subscription is beyond the end of the log."""
     end = subject.end
@@ -88,11 +101,11 @@ def subscriptions(subject: Subject) -> Findings:
     for each in found:
         if each.sequence > end:
             yield failure(
-                f"the subscription {each.name!r:.100} has handled {each.sequence:,} events, and the log ends with "
-                f"{end:,}, {RESTORED}",
+                f"the subscription {each.name!r:.100} has handled {counted(each.sequence, 'event')}, and the log ends "
+                f"with {end:,}, {RESTORED}",
                 f"run  {subject.peon(f'subscriptions set-position {shlex.quote(each.name)} {end}')}",
             )
-    return f"{len(found):,} subscriptions"
+    return counted(len(found), "subscription")
 
 
 def command_receipts_in_log(subject: Subject) -> Findings:
@@ -103,7 +116,8 @@ def command_receipts_in_log(subject: Subject) -> Findings:
         count = connection.scalar(select(func.count()).select_from(command_receipts).where(last > end))
     if count:
         yield failure(
-            f"{count:,} commands are recorded as done whose events are beyond the end of the log, {RESTORED}",
+            f"{counted(count, 'command is', 'commands are')} recorded as done whose events are beyond the end of the "
+            f"log, {RESTORED}",
             f"run  DELETE FROM command_receipts WHERE first_sequence + events > {end + 1}  to repeat them",  # noqa: S608
         )
     return "in the log"
@@ -138,8 +152,10 @@ def tag_index(subject: Subject) -> Findings:
     expected = _tags_in_log(subject, positions)
     wrong = sum(indexed.get(tag) != expected.get(tag) for tag in indexed.keys() | expected.keys())
     if wrong:
-        yield failure(f"{wrong:,} of {len(expected):,} tags have other entries than the log gives", EMPTY_TAG_INDEX)
-    return f"{len(expected):,} tags"
+        have = "has" if wrong == 1 else "have"
+        reason = f"{wrong:,} of {counted(len(expected), 'tag')} {have} other entries than the log gives"
+        yield failure(reason, EMPTY_TAG_INDEX)
+    return counted(len(expected), "tag")
 
 
 def _tags_in_log(subject: Subject, positions: dict[str, int]) -> dict[tuple[str, str], tuple[int, int]]:

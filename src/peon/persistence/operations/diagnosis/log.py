@@ -9,6 +9,7 @@ from peon.persistence.log.removed import SequenceRange, lost_ranges
 from peon.persistence.operations.diagnosis.findings import Findings, failure, warning
 from peon.persistence.operations.diagnosis.subject import Subject
 from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import MAXIMUM_SEQUENCE, events
 from peon.persistence.schema.timestamps import format_timestamp
 
@@ -41,7 +42,7 @@ def sequences(subject: Subject) -> Findings:
                 missing = sum(gap.last - gap.first + 1 for gap in found)
                 # A warning: an event that was removed as docs/how-to/remove-an-event.md says leaves the same gap.
                 yield warning(
-                    f"{missing:,} events are missing: {shown}",
+                    f"{counted(missing, 'event is', 'events are')} missing: {shown}",
                     "restore a backup, unless they were removed by hand or lost in a salvage",
                 )
         assigned = subject.backend.last_assigned_sequence(connection)
@@ -50,7 +51,7 @@ def sequences(subject: Subject) -> Findings:
                 f"the last events were removed: {assigned} was assigned, and the log ends with {last or 0}",
                 "restore a backup, unless they were removed by hand",
             )
-    return f"{count:,} events without a gap"
+    return f"{counted(count, 'event')} without a gap"
 
 
 def _text(gap: SequenceRange) -> str:
@@ -65,7 +66,8 @@ def sequence_range(subject: Subject) -> Findings:
     if left < MINIMUM_LEFT:
         kind = failure if left == 0 else warning
         yield kind(
-            f"{left:,} sequences are left: an event, or the row of sqlite_sequence, was given the number {used}",
+            f"{counted(left, 'sequence is', 'sequences are')} left: an event, or the row of sqlite_sequence, was given "
+            f"the number {used}",
             "restore a backup, or copy the events before it with copy_database",
         )
     return "enough are left"
@@ -85,12 +87,12 @@ def times(subject: Subject) -> Findings:
         ).one()
     if count:
         yield warning(
-            f"the clock was set back {count:,} times, first before event {first}",
+            f"the clock was set back {counted(count, 'time')}, first before event {first}",
             "choose events by sequence and not by time, and keep the clocks of machines that append with NTP",
         )
     if ahead:
         yield warning(
-            f"{ahead:,} events are from the future, the first is {first_ahead}",
+            f"{counted(ahead, 'event is', 'events are')} from the future, the first is {first_ahead}",
             "set the clocks of this machine and of those that append, with NTP",
         )
     return "in the order of the sequences"
@@ -115,7 +117,7 @@ def undecodable(subject: Subject) -> Findings:
     for (name, is_known), first in found.items():
         total = counts[name, is_known]
         shown = ", ".join(map(str, first)) + (", …" if total > len(first) else "")
-        what = f"{total:,} events of the type {name or '(empty)'!r:.100} cannot be decoded ({shown})"
+        what = f"{counted(total, 'event')} of the type {name or '(empty)'!r:.100} cannot be decoded ({shown})"
         kind = failure if is_known else warning
         yield kind(
             f"{what}: {reasons[name, is_known]}",

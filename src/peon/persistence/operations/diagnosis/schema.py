@@ -12,6 +12,7 @@ from peon.persistence.backends.version_table import version_table_of
 from peon.persistence.operations.diagnosis.findings import Finding, Findings, failure, not_checked, warning
 from peon.persistence.operations.diagnosis.subject import Subject
 from peon.persistence.orchestration.projection import OrchestrationProjection
+from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import (
     event_tags,
     events,
@@ -158,7 +159,7 @@ def foreign_keys(subject: Subject) -> Findings:
             subject.report(number, len(pairs))
             if key["referred_table"] in subject.tables or key["referred_schema"] not in (None, schema):
                 yield from _orphans(subject, connection, name, key, schema)
-    return f"{len(pairs)} keys hold"
+    return counted(len(pairs), "key holds", "keys hold")
 
 
 def _orphans(subject: Subject, connection: Connection, name: str, key: Any, schema: str | None) -> Iterator[Finding]:
@@ -174,4 +175,6 @@ def _orphans(subject: Subject, connection: Connection, name: str, key: Any, sche
     count = connection.scalar(select(func.count()).select_from(child).where(is_given, ~is_there))
     if count:
         fix = f"run  {subject.peon('rebuild')}" if name in metadata.tables else "delete or repair these rows"
-        yield failure(f"{count:,} rows of {name} refer to rows of {key['referred_table']} that do not exist", fix)
+        refer = counted(count, f"row of {name} refers to a row", f"rows of {name} refer to rows")
+        missing = "that does not exist" if count == 1 else "that do not exist"
+        yield failure(f"{refer} of {key['referred_table']} {missing}", fix)

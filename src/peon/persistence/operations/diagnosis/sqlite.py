@@ -5,6 +5,7 @@ import sqlite3
 
 from peon.persistence.operations.diagnosis.findings import Findings, failure, warning
 from peon.persistence.operations.diagnosis.subject import Subject
+from peon.persistence.runtime.counts import counted
 
 MESSAGES = 20
 """Messages of `integrity_check` that are asked for; one damaged page may cause thousands."""
@@ -73,7 +74,8 @@ def values(subject: Subject) -> Findings:
         ).one()
     if count:
         yield failure(
-            f"{count:,} events hold something else than text, the first is {first}: they were not written by Peon",
+            f"{counted(count, 'event holds', 'events hold')} something else than text, the first is {first}: another "
+            "program has written that",
             "restore a backup",
         )
     return "only text"
