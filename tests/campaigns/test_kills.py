@@ -6,11 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 from uuid import uuid4
 
 import pytest
@@ -34,7 +34,9 @@ from helpers.campaign_workload import (
 )
 from helpers.kill_processes import (
     BEGUN,
+    DONE,
     OPERATIONS,
+    WRITES,
     acknowledged_redactions,
     consume,
     migrated_databases,
@@ -52,12 +54,21 @@ from peon.persistence import Database, create_engine
 from peon.persistence.operations.backups import restore_database
 
 ROUNDS = campaigns.rounds(1)
-KINDS = [*OPERATIONS, *OPERATIONS, "writer", "writer", "consumer", "consumer", "all", "all"]
+REDACTION_THAT_WRITES = "redaction that writes"
+"""A kill after the redaction has read the log, which takes most of its time."""
+
+KINDS = [
+    *OPERATIONS,
+    *OPERATIONS,
+    *["writer", "consumer", "all", REDACTION_THAT_WRITES] * 2,
+]
 """What is killed in a round, in a random order."""
 
 CONSUMERS = 2
 LONGEST_WAIT_SECONDS = 0.25
 """Before a kill: a few operations, on this machine. What is true afterwards does not depend on it."""
+LONGEST_WRITE_SECONDS = 1.5
+"""Before the kill of a redaction that writes, and has to wait for the writers: a part of the redactions is done."""
 
 REVISIONS = [file.stem for file in sorted(FROZEN.glob("*.db"))[:6]]
 """Later ones have gaps beyond the end of their log, which no campaign would leave."""
@@ -89,11 +100,13 @@ KILLS, LOST = "Kills", "Events lost or doubled"
 Log = dict[int, OrchestrationEvent]
 
 
-class Running(NamedTuple):
+@dataclass(eq=False)
+class Running:
     kind: str
     number: int
     process: BaseProcess
     report: Pipe
+    said: str = ""
 
 
 class Campaign:
@@ -128,19 +141,28 @@ class Campaign:
         self.last_operation += 1
         return self.start(operation, 0, operate, operation, f"step_{self.last_operation}")
 
+    def wait_for(self, process: Running, report: str) -> None:
+        while process.said != report:
+            assert process.report.poll(PATIENCE), self.failures()
+            try:
+                process.said = process.report.recv()
+            except EOFError:
+                raise AssertionError(self.failures()) from None
+
     def kill(self, victim: Running) -> None:
         victim.process.kill()
         victim.process.join(PATIENCE)
         assert victim.process.exitcode == -signal.SIGKILL, self.failures()
         self.running.remove(victim)
-        last = None
+        last = victim.said
         try:
             while True:
                 last = victim.report.recv()
         except EOFError:
             victim.report.close()
         self.counts[f"kills: {victim.kind}"] += 1
-        self.counts["kills within an operation"] += victim.kind in OPERATIONS and last == BEGUN
+        self.counts["kills within an operation"] += victim.kind in OPERATIONS and last != DONE
+        self.counts["kills of a redaction that writes"] += last == WRITES
 
     def replace(self, victim: Running) -> None:
         if victim.kind == "writer":
@@ -149,19 +171,23 @@ class Campaign:
             self.start_consumer()
 
     def kill_one(self, kind: str) -> None:
-        if kind in OPERATIONS:
+        if kind == REDACTION_THAT_WRITES:
+            victim = self.start_operation("redaction")
+            self.wait_for(victim, WRITES)
+        elif kind in OPERATIONS:
             victim = self.start_operation(kind)
-            assert victim.report.poll(PATIENCE), self.failures()
+            self.wait_for(victim, BEGUN)
         else:
             victim = self.chance.choice([each for each in self.running if each.kind == kind])
-        time.sleep(self.chance.uniform(0, LONGEST_WAIT_SECONDS))
+        longest = LONGEST_WRITE_SECONDS if kind == REDACTION_THAT_WRITES else LONGEST_WAIT_SECONDS
+        time.sleep(self.chance.uniform(0, longest))
         self.kill(victim)
         self.replace(victim)
 
     def kill_all(self) -> None:
         operations = [self.start_operation(each) for each in self.chance.sample(list(OPERATIONS), 2)]
         for each in operations:
-            assert each.report.poll(PATIENCE), self.failures()
+            self.wait_for(each, BEGUN)
         time.sleep(self.chance.uniform(0, LONGEST_WAIT_SECONDS))
         killed = list(self.running)
         for each in killed:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -30,8 +30,14 @@ class Acknowledged(NamedTuple):
     events: int
 
 
-def redact_some(database: Database, threads: Collection[UUID], name: str) -> Acknowledged | None:
-    """Redacts a few turns; on SQLite, looks for their content in the files if nothing of it should remain."""
+def redact_some(
+    database: Database, threads: Collection[UUID], name: str, before_writing: Callable[[], None]
+) -> Acknowledged | None:
+    """Redacts a few turns; on SQLite, looks for their content in the files if nothing of it should remain.
+
+    Args:
+        before_writing: Called when the new rows are built, and most of what is left is to write.
+    """
     turns = [[turn.id for turn in database.read_model.turns(thread)] for thread in threads]
     chosen = [of_thread.pop() for of_thread in turns if of_thread]
     if not chosen:
@@ -43,7 +49,12 @@ def redact_some(database: Database, threads: Collection[UUID], name: str) -> Ack
     by = f"{name} after {database.events.last_sequence()}"
     told = (stored.event for stored in database.events.stream(query=query))
     parts = {part for event in told if isinstance(event, MessageChunkReceived) for part in _PART.findall(event.delta)}
-    done = database.maintenance.redact(query, by=by)
+
+    def report(done: int, total: int) -> None:
+        if done >= total:
+            before_writing()
+
+    done = database.maintenance.redact(query, by=by, progress=report)
     if done.events and done.remains is None and database.engine.dialect.name == "sqlite":
         assert found_in_files(file_of(database.engine.url), parts) == set(), "the content is still in the files"
     return Acknowledged(by, done.events)

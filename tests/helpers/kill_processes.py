@@ -31,7 +31,11 @@ from peon.persistence.maintenance import redaction, streamed_messages
 from peon.persistence.operations.backups import back_up_database
 from peon.persistence.projections import manager
 
-BEGUN, DONE = "begun", "done"
+BEGUN, WRITES, DONE = "begun", "writes", "done"
+"""What a process reports. Only a redaction says when it is about to write: it reads the whole log before."""
+
+reports: list[Pipe] = []
+"""Where this process reports, if it is one of many."""
 
 Step = Callable[[Database, Path, str], object]
 """An operation, with the folder of the campaign and a name that no other step has."""
@@ -54,7 +58,11 @@ def compact(database: Database, folder: Path, name: str) -> None:
 
 
 def redact(database: Database, folder: Path, name: str) -> Acknowledged | None:
-    return redact_some(database, [thread_of(writer) for writer in range(WRITERS)], name)
+    def before_writing() -> None:
+        for each in reports:
+            each.send(WRITES)
+
+    return redact_some(database, [thread_of(writer) for writer in range(WRITERS)], name, before_writing)
 
 
 def vacuum(database: Database, folder: Path, name: str) -> None:
@@ -161,6 +169,7 @@ def _consume(database: Database) -> None:
 
 
 def operate(folder: str, url: str, operation: str, name: str, report: Pipe) -> None:
+    reports.append(report)
     use_small_steps()
     with Database.open(url=url) as database:
         for number in count():
