@@ -57,6 +57,7 @@ def perform_round(shim: Path, folder: Path, mode: str, number: int, counts: Coun
         assert set(numbers(database.maintenance.lost_events())) == set()
         found = check(database, notes, set(), failed=failed_batches(notes))
     counts["acknowledged events"] += found.acknowledged
+    counts["events redacted"] += found.redacted
     counts["effects of the consumer"] += found.effects
     for backup in [*disk.glob("*.copy"), *disk.glob("*.backup")]:  # the latter are of migrations
         check_sound(backup)

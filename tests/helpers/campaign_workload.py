@@ -1,5 +1,6 @@
 """What the campaigns append, and what must be true of the log afterwards, whatever happened meanwhile."""
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy
+from helpers.campaign_redactions import Acknowledged, Redacted, redacted_by_campaign
 from helpers.orchestration_scene import project, thread
 from helpers.random_events import START
 from sqlalchemy import Connection, text
@@ -131,16 +133,19 @@ def text_of(batches: list[list[OrchestrationEvent]]) -> str:
 
 
 class Found(NamedTuple):
-    """What a check has counted."""
+    """What a check has counted. `erased` is the text of the acknowledged chunks that were redacted."""
 
     acknowledged: int
     merged: int
+    redactions: int
+    redacted: int
     effects: int
+    erased: list[str]
 
 
 def create_effects(database: Database) -> None:
     with database.engine.begin() as connection:
-        connection.execute(text("CREATE TABLE IF NOT EXISTS effects (sequence BIGINT, message TEXT, delta TEXT)"))
+        connection.execute(text("CREATE TABLE IF NOT EXISTS effects (sequence BIGINT, message TEXT, digest TEXT)"))
 
 
 def take_effect(connection: Connection, stored: StoredEvent[OrchestrationEvent]) -> None:
@@ -149,9 +154,14 @@ def take_effect(connection: Connection, stored: StoredEvent[OrchestrationEvent])
     values = {
         "sequence": stored.sequence,
         "message": str(event.message_id) if is_chunk else "",
-        "delta": event.delta if is_chunk and "\0" not in event.delta else "",
+        "digest": digest(event.delta) if is_chunk else "",
     }
-    connection.execute(text("INSERT INTO effects VALUES (:sequence, :message, :delta)"), values)
+    connection.execute(text("INSERT INTO effects VALUES (:sequence, :message, :digest)"), values)
+
+
+def digest(delta: str) -> str:
+    """Returns what an effect keeps of a text, which may have to leave the database; nothing of a redacted one."""
+    return hashlib.sha256(delta.encode()).hexdigest() if delta else ""
 
 
 def consume_all(database: Database) -> None:
@@ -194,6 +204,7 @@ def check(
     removed_before: Collection[int],
     *,
     failed: Collection[Batch] = (),
+    redactions: Collection[Acknowledged] = (),
     before: Shortcomings = NONE,
 ) -> Found:
     """Compares the database with what was acknowledged, after the consumer has handled all events.
@@ -202,6 +213,7 @@ def check(
         notes: All that was tried, and all that was acknowledged.
         removed_before: The sequences without an event when the consumer was created.
         failed: Batches whose append has failed with the promise that nothing was stored.
+        redactions: What redactions have answered.
         before: The shortcomings that the database has begun with.
     """
     log = {stored.sequence: stored.event for stored in database.events.stream()}
@@ -209,27 +221,28 @@ def check(
     everything = set(range(1, database.events.last_sequence() + 1))
     assert everything - log.keys() == removed, "a gap without a record"
     assert database.maintenance.lost_events() == []
+    redacted = redacted_by_campaign(database, redactions)
     with database.engine.connect() as connection:
         merged = set(connection.scalars(text("SELECT sequence FROM merged_events")))
-        effects = connection.execute(text("SELECT sequence, message, delta FROM effects ORDER BY sequence")).all()
+        effects = connection.execute(text("SELECT sequence, message, digest FROM effects ORDER BY sequence")).all()
 
     assert [row.sequence for row in effects] == sorted(everything - set(removed_before)), (
         "an event was not handled exactly once"
     )
-    seen: dict[str, str] = {}
+    seen: dict[str, list[str]] = {}
     for row in effects:
-        seen[row.message] = seen.get(row.message, "") + row.delta
+        seen.setdefault(row.message, []).append(row.digest)
 
-    acknowledged: dict[tuple[int, int], int] = {}
+    acknowledged: dict[tuple[int, int], dict[int, int]] = {}
     count = 0
     for (writer, turn, number), first, last in notes:
         if first is not None and last is not None and first != FAILED:
-            acknowledged[writer, turn] = max(number, acknowledged.get((writer, turn), 0))
             expected = batches_of(writer, turn)[number]
             assert last - first + 1 == len(expected)
             count += len(expected)
+            acknowledged.setdefault((writer, turn), {})[number] = first
             for sequence, event in zip(range(first, last + 1), expected, strict=True):
-                _check_acknowledged(sequence, event, log, removed, merged)
+                _check_acknowledged(sequence, event, turn_id(writer, turn), log, removed, merged, redacted)
 
     texts: dict[UUID, str] = {}
     starts: dict[UUID, int] = {}
@@ -238,15 +251,12 @@ def check(
             texts[event.message_id] = texts.get(event.message_id, "") + event.delta
         elif isinstance(event, TurnStarted):
             starts[event.turn_id] = starts.get(event.turn_id, 0) + 1
+    erased: list[str] = []
     for writer, turn in {attempt.batch[:2] for attempt in notes}:
-        batches = batches_of(writer, turn)
-        told = texts.get(message_id(writer, turn), "")
-        # A batch without an answer may have been stored as a whole, but never in part.
-        assert told in {text_of(batches[:length]) for length in range(len(batches) + 1)}, (
-            "a batch was stored in part or twice"
-        )
-        assert len(told) >= len(text_of(batches[: acknowledged.get((writer, turn), -1) + 1]))
-        assert seen.get(str(message_id(writer, turn)), "") == told, "the consumer received another text"
+        message = message_id(writer, turn)
+        until = redacted.until.get(turn_id(writer, turn), 0)
+        firsts = acknowledged.get((writer, turn), {})
+        erased += _check_text(writer, turn, firsts, until, texts.get(message, ""), seen.get(str(message), []))
         assert starts.get(turn_id(writer, turn), 0) <= 1
     stored_turns = [event for event in log.values() if not isinstance(event, MessageChunkReceived)]
     for writer, turn, number in failed:
@@ -256,26 +266,78 @@ def check(
             else:
                 assert event not in stored_turns, "an append that failed was stored"
     assert shortcomings(database) == before
-    return Found(count, len(removed), len(effects))
+    return Found(count, len(removed), redacted.acts, len(redacted.sequences), len(effects), erased)
 
 
 def _check_acknowledged(
     sequence: int,
     event: OrchestrationEvent,
+    turn: UUID,
     log: dict[int, OrchestrationEvent],
     removed: Collection[int],
     merged: Collection[int],
+    redacted: Redacted,
 ) -> None:
     found = log.get(sequence)
+    without_content = with_marker(event)
+    is_redacted = sequence <= redacted.until.get(turn, 0) and without_content != event
     if found is None:
         assert isinstance(event, MessageChunkReceived)
         assert sequence in removed, "an acknowledged event was lost"
+    elif is_redacted:
+        assert found == without_content, "a redaction was stored in part"
+        assert sequence in redacted.sequences
     elif found != event:
         assert isinstance(found, MessageChunkReceived)
         assert isinstance(event, MessageChunkReceived)
         assert sequence in merged
         assert found.message_id == event.message_id
         assert found.delta.endswith(event.delta)
+    if found is not None and not is_redacted:
+        assert sequence not in redacted.sequences
+
+
+def with_marker(event: OrchestrationEvent) -> OrchestrationEvent:
+    """Returns what a redaction must leave of an event of the workload."""
+    if isinstance(event, MessageAppended):
+        return event.model_copy(update={"content": TextContent(text="[redacted]")})
+    if isinstance(event, MessageChunkReceived):
+        return event.model_copy(update={"delta": ""})
+    return event
+
+
+def _check_text(writer: int, turn: int, firsts: dict[int, int], until: int, stored: str, seen: list[str]) -> list[str]:
+    """Checks the text of a message: what is stored, and what the consumer was told.
+
+    Args:
+        firsts: Where each acknowledged batch begins.
+        until: The sequence up to which the text was redacted.
+
+    Returns:
+        The text of the acknowledged chunks that were redacted.
+    """
+    deltas: list[str] = []
+    ends = [0]  # the number of chunks after each number of batches
+    sequences: dict[int, int] = {}
+    for number, batch in enumerate(batches_of(writer, turn)):
+        for place, event in enumerate(batch):
+            if isinstance(event, MessageChunkReceived):
+                if number in firsts:
+                    sequences[len(deltas)] = firsts[number] + place
+                deltas.append(event.delta)
+        ends.append(len(deltas))
+    # A batch that was on its way may have been stored as a whole; a part of a batch never is.
+    end = len(seen)
+    assert end in ends[max(firsts, default=-1) + 1 :], "half a batch, or twice"
+    gone = [each for each, sequence in sequences.items() if sequence <= until]
+    left = [each for each, sequence in sequences.items() if sequence > until]
+    # Chunks of a batch without an answer may have been redacted, or appended later.
+    least = max(gone, default=-1) + 1 if until else 0
+    most = min(left, default=end) if until else 0
+    assert stored in {"".join(deltas[first:end]) for first in range(least, most + 1)}, "another text"
+    for number, told in enumerate(seen):
+        assert told == digest(deltas[number]) or (told == "" and number < most), "the consumer was told something else"
+    return [deltas[each] for each in gone]
 
 
 def check_sound(file: Path) -> None:

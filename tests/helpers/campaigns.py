@@ -1,11 +1,13 @@
 """The results of the campaigns, and the page that shows them.
 
 A campaign is a slow test that breaks things at random, very often. With the environment variable RECORD_CAMPAIGNS, it
-writes its result to tests/data/campaigns. `python tests/helpers/campaigns.py` makes the page from the results.
+writes its result to tests/data/campaigns; with RECORD_CAMPAIGNS=add, some campaigns continue the result that is there,
+so that a long one can be run in portions. `python tests/helpers/campaigns.py` makes the page from the results.
 """
 
 import os
 import platform
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import fill
@@ -31,6 +33,8 @@ export RECORD_CAMPAIGNS=1 CAMPAIGN_FACTOR=5
 python -m pytest -m slow -n 0 tests/campaigns
 python tests/helpers/campaigns.py
 ```
+
+With `RECORD_CAMPAIGNS=add`, a run of `test_kills.py` adds its rounds to those on this page.
 """
 
 
@@ -55,6 +59,17 @@ def rounds(few: int) -> int:
     return few * int(os.environ.get("CAMPAIGN_FACTOR", "1"))
 
 
+def so_far(name: str, what: str) -> tuple[int, Counter[str]]:
+    """Returns the rounds and the counts of earlier runs, if this one is added to them and does the same."""
+    file = RESULTS / f"{name}.json"
+    if os.environ.get("RECORD_CAMPAIGNS") != "add" or not file.exists():
+        return 0, Counter()
+    found = CampaignResult.model_validate_json(file.read_bytes())
+    if found.what != _in_one_line(what):
+        return 0, Counter()
+    return found.rounds, Counter({each.name: each.value for each in found.results if isinstance(each.value, int)})
+
+
 def record(name: str, title: str, what: str, rounds: int, figures: dict[str, str | int]) -> None:
     """Writes the result to its file, if the run is meant for the page."""
     if os.environ.get("RECORD_CAMPAIGNS"):
@@ -63,9 +78,13 @@ def record(name: str, title: str, what: str, rounds: int, figures: dict[str, str
             "When": f"{datetime.now(UTC):%Y-%m-%d}",
         }
         results = [Figure(name=name, value=value) for name, value in figures.items()]
-        result = CampaignResult(title=title, what=" ".join(what.split()), rounds=rounds, results=results)
+        result = CampaignResult(title=title, what=_in_one_line(what), rounds=rounds, results=results)
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _in_one_line(what: str) -> str:
+    return " ".join(what.split())
 
 
 def page() -> str:

@@ -1,5 +1,6 @@
 """The processes of the campaign of kills: writers, consumers, and operations that run again and again."""
 
+import json
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
 import sqlalchemy
+from helpers.campaign_redactions import Acknowledged, redact_some
 from helpers.campaign_workload import (
     CONSUMER,
     NO_AGE,
@@ -25,11 +27,15 @@ from sqlalchemy import URL, make_url, text
 
 from peon.persistence import Database, ProjectionError, SubscriptionConflict
 from peon.persistence.log import pages
-from peon.persistence.maintenance import streamed_messages
+from peon.persistence.maintenance import redaction, streamed_messages
 from peon.persistence.operations.backups import back_up_database
 from peon.persistence.projections import manager
 
-BEGUN, DONE = "begun", "done"
+BEGUN, WRITES, DONE = "begun", "writes", "done"
+"""What a process reports. Only a redaction says when it is about to write: it reads the whole log before."""
+
+reports: list[Pipe] = []
+"""Where this process reports, if it is one of many."""
 
 Step = Callable[[Database, Path, str], object]
 """An operation, with the folder of the campaign and a name that no other step has."""
@@ -40,6 +46,7 @@ def use_small_steps() -> None:
     pages.PAGE_EVENTS = 50
     manager.PAGES_A_COMMIT = 1
     streamed_messages.STEP_EVENTS = 20
+    redaction.WRITTEN_AT_ONCE = 20
 
 
 def rebuild(database: Database, folder: Path, name: str) -> None:
@@ -48,6 +55,14 @@ def rebuild(database: Database, folder: Path, name: str) -> None:
 
 def compact(database: Database, folder: Path, name: str) -> None:
     database.maintenance.compact(older_than=NO_AGE)
+
+
+def redact(database: Database, folder: Path, name: str) -> Acknowledged | None:
+    def before_writing() -> None:
+        for each in reports:
+            each.send(WRITES)
+
+    return redact_some(database, [thread_of(writer) for writer in range(WRITERS)], name, before_writing)
 
 
 def vacuum(database: Database, folder: Path, name: str) -> None:
@@ -70,6 +85,7 @@ def migrate(database: Database, folder: Path, name: str) -> None:
 OPERATIONS: dict[str, Step] = {
     "rebuild": rebuild,
     "compaction": compact,
+    "redaction": redact,
     "vacuum": vacuum,
     "full vacuum": full_vacuum,
     "backup": back_up,
@@ -153,12 +169,21 @@ def _consume(database: Database) -> None:
 
 
 def operate(folder: str, url: str, operation: str, name: str, report: Pipe) -> None:
+    reports.append(report)
     use_small_steps()
     with Database.open(url=url) as database:
         for number in count():
             report.send(BEGUN)
-            OPERATIONS[operation](database, Path(folder), f"{name}_{number}")
+            done = OPERATIONS[operation](database, Path(folder), f"{name}_{number}")
+            if isinstance(done, Acknowledged):
+                file = Path(folder, f"{name}_{number}.partial")
+                file.write_text(json.dumps(done))
+                file.rename(file.with_suffix(".redaction"))
             report.send(DONE)
+
+
+def acknowledged_redactions(folder: Path) -> list[Acknowledged]:
+    return [Acknowledged(*json.loads(file.read_text())) for file in folder.glob("*.redaction")]
 
 
 def migrated_databases(url: URL, folder: Path) -> Iterator[str]:
