@@ -50,7 +50,7 @@ class Projections:
         table_setup.check(projections)
         self._engine = engine
         self._backend = backend_of(engine)
-        self._reads = self._backend.consistent_reads(engine)
+        self._reads = self._backend.projection_reads(engine)
         self._projections = tuple(projections)
         self._replay = Replay(engine, codec)
         self._known_types = codec.decoders.keys()
