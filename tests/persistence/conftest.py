@@ -25,10 +25,11 @@ Opener = Callable[..., Database]
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shrinks pages, so that a few events need several pages and several transactions."""
+    """Shrinks pages, so that a few events need several pages and several transactions, and few rows count as many."""
     monkeypatch.setattr(pages, "PAGE_EVENTS", 4)
     monkeypatch.setattr(manager, "PAGES_A_COMMIT", 2)
     monkeypatch.setattr(rebuilding, "PAGES_A_COMMIT", 2)
+    monkeypatch.setattr(rebuilding, "FEW_ROWS", 0)
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ class Database(Generic[EventT]):
 
         It never waits for a writer, and no writer waits for it.
         """
-        with backend_of(self.engine).consistent_reads(self.engine).begin() as connection:
+        with backend_of(self.engine).projection_reads(self.engine).begin() as connection:
             yield connection
 
     def close(self) -> None:

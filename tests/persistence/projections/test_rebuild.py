@@ -148,11 +148,12 @@ class TestRebuild:
         seen: list[State] = []
 
         with another(database) as reader:
-            event.listen(database.engine, "commit", lambda _: seen.append(found(reader)))
+            if not is_postgresql(database):  # there, a reader waits for the commit that replaces the tables
+                event.listen(database.engine, "commit", lambda _: seen.append(found(reader)))
             database.projections.rebuild(lambda *_: seen.append(found(reader)))
             after = found(reader)
 
-        assert len(seen) > 5
+        assert len(seen) > 3
         # Removing the old rows commits, too.
         replaced = seen.count(sound)
         assert seen == [tampered] * (len(seen) - replaced) + [sound] * replaced

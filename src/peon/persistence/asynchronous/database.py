@@ -144,7 +144,7 @@ class AsyncDatabase(Generic[EventT]):
     @asynccontextmanager
     async def read_transaction(self) -> AsyncIterator[AsyncConnection]:
         """See `Database.read_transaction`."""
-        reads = AsyncEngine(backend_of(self.engine.sync_engine).consistent_reads(self.engine.sync_engine))
+        reads = AsyncEngine(backend_of(self.engine.sync_engine).projection_reads(self.engine.sync_engine))
         async with reads.begin() as connection:
             yield connection
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Pool, Table
 
-from peon.persistence.backends.side_tables import SideTables
+from peon.persistence.backends.side_tables import NewTables, SideTables
 from peon.persistence.backends.sizes import SizeOfPart, Space, Storage
 
 if TYPE_CHECKING:
@@ -150,6 +150,10 @@ class Backend(ABC):
         """Returns the engine with transactions that only read, and that see one committed state."""
 
     @abstractmethod
+    def projection_reads(self, engine: Engine) -> Engine:
+        """Returns the engine of `consistent_reads` for transactions that read tables which a rebuild may replace."""
+
+    @abstractmethod
     def current_reads(self, engine: Engine) -> Engine:
         """Returns the engine with transactions in which each statement sees what was committed before it."""
 
@@ -267,6 +271,10 @@ class Backend(ABC):
     @abstractmethod
     def side_tables(self, connection: Connection, tables: Sequence[Table]) -> SideTables | None:
         """Returns what creates side tables for existing tables; `None` if their rows cannot be exchanged."""
+
+    @abstractmethod
+    def new_tables(self, connection: Connection, tables: Sequence[Table]) -> NewTables | None:
+        """Returns what replaces existing tables in one transaction; `None` if they cannot be replaced."""
 
     # Statistics
 

@@ -28,12 +28,13 @@ from peon.persistence.backends.postgresql_consumer_lock import PostgreSQLConsume
 from peon.persistence.backends.postgresql_dead_connections import connect_timeout, set_limits
 from peon.persistence.backends.postgresql_lock_timeout import BUSY_TIMEOUT, limited, lock_timeout_of
 from peon.persistence.backends.postgresql_log_head import CREATE_LOCK_ROW, PostgreSQLLogHead
+from peon.persistence.backends.postgresql_new_tables import PostgreSQLNewTables
 from peon.persistence.backends.postgresql_privileges import no_schema
 from peon.persistence.backends.postgresql_watching import SCHEMA_OF_LOG
 from peon.persistence.backends.sizes import SizeOfPart, Space, Storage
 from peon.persistence.errors import PersistenceError, StoreUnavailable
 from peon.persistence.runtime.log_records import CONNECTIONS, report
-from peon.persistence.schema import append_lock, complete_partial_indexes
+from peon.persistence.schema import append_lock, complete_partial_indexes, projection_positions
 
 if TYPE_CHECKING:
     import psycopg
@@ -154,6 +155,11 @@ class PostgreSQLBackend(Backend):
     def consistent_reads(self, engine: Engine) -> Engine:
         return _at_level(engine, "REPEATABLE READ")
 
+    def projection_reads(self, engine: Engine) -> Engine:
+        reads = self.consistent_reads(engine)
+        event.listen(reads, "begin", _keep_tables)
+        return reads
+
     def current_reads(self, engine: Engine) -> Engine:
         return _at_level(engine, "READ COMMITTED")
 
@@ -261,8 +267,11 @@ class PostgreSQLBackend(Backend):
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
 
     def side_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
-        # A transaction that reads with an older snapshot would find too few rows in a table that was renamed.
-        return None
+        return None  # the rows of two tables cannot be exchanged
+
+    def new_tables(self, connection: Connection, tables: Sequence[Table]) -> PostgreSQLNewTables | None:
+        new = PostgreSQLNewTables(self.schema_of_log(connection), tables)
+        return new if new.can_replace(connection) else None
 
     def version(self, connection: Connection) -> str:
         return str(connection.exec_driver_sql("SHOW server_version").scalar())
@@ -329,6 +338,11 @@ class PostgreSQLBackend(Backend):
 
     def save_copy(self, connection: Connection, revision: str | None) -> Path | None:
         return None  # pg_dump makes copies of a server's database
+
+
+def _keep_tables(connection: Connection) -> None:
+    # Before the first statement that needs a snapshot: then the tables that the snapshot shows stay until it ends.
+    connection.exec_driver_sql(f"LOCK TABLE {projection_positions.name} IN ACCESS SHARE MODE")
 
 
 def _at_level(engine: Engine, level: IsolationLevel) -> Engine:

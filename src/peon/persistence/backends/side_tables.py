@@ -66,3 +66,52 @@ class SideTables(ABC):
     @abstractmethod
     def exchanging(self, connection: Connection) -> AbstractContextManager[None]:
         """Rolls back what an error leaves undone, so that the connection sees the tables as others do."""
+
+
+class NewTables(ABC):
+    """Copies of empty tables, with all that belongs to them, which take the places of those in the same transaction.
+
+    Attributes:
+        tables: In the order of those that they replace, parents first.
+    """
+
+    tables: Sequence[Table]
+
+    @abstractmethod
+    def can_replace(self, connection: Connection) -> bool:
+        """Returns whether nothing would be lost with the old tables, and the connection may replace them."""
+
+    @abstractmethod
+    def are_created_as(self, connection: Connection, declared: Sequence[Table]) -> bool:
+        """See `SideTables.are_created_as`."""
+
+    @abstractmethod
+    def create(self, connection: Connection) -> None:
+        """Creates the new tables, without indexes and keys; waits for others that have done so."""
+
+    @abstractmethod
+    def fill(self, connection: Connection, sources: Sequence[Table]) -> None:
+        """Copies the rows of other tables into the new ones, and adds indexes and keys."""
+
+    @abstractmethod
+    def standing_in(self, connection: Connection) -> AbstractContextManager[None]:
+        """Lets statements that name the old tables read and write the new ones, on this connection only."""
+
+    @abstractmethod
+    def try_lock(self, connection: Connection) -> bool:
+        """Locks the end of the log and the old tables, until the transaction ends, without waiting long for readers.
+
+        Returns:
+            Whether they are locked.
+
+        Raises:
+            TablesChanged: The old tables are not what they were when the new ones were created.
+        """
+
+    @abstractmethod
+    def take_places(self, connection: Connection) -> None:
+        """Drops the old tables, which are locked, and gives their names to the new ones."""
+
+    @abstractmethod
+    def drop(self, connection: Connection) -> None:
+        """Drops the new tables instead."""

@@ -97,6 +97,9 @@ class SQLiteBackend(Backend):
     def consistent_reads(self, engine: Engine) -> Engine:
         return engine.execution_options(**{READ_ONLY: True})
 
+    def projection_reads(self, engine: Engine) -> Engine:
+        return self.consistent_reads(engine)  # the tables remain, and their rows are exchanged
+
     def current_reads(self, engine: Engine) -> Engine:
         return engine  # a transaction that writes holds the write lock, so it sees the newest state
 
@@ -236,6 +239,9 @@ class SQLiteBackend(Backend):
             return None
         available = sqlite_side_tables.is_available(connection, tables)
         return sqlite_side_tables.SQLiteSideTables(tables) if available else None
+
+    def new_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        return None  # a table cannot take the indexes of another, nor its triggers
 
     def version(self, connection: Connection) -> str:
         return sqlite3.sqlite_version

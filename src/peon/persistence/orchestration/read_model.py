@@ -63,7 +63,7 @@ class ReadModel:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = backend_of(engine).consistent_reads(engine)
+        self._engine = backend_of(engine).projection_reads(engine)
         self._driver_errors = DriverErrors(engine, expects_tables=True)
 
     def projects(

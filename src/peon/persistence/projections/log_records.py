@@ -48,6 +48,13 @@ class ProjectionLog:
         message = f"the old rows of {_NAME} could not be removed; its next rebuild removes them: %(reason)s"
         report(PROJECTIONS, logging.WARNING, message, **self._facts, reason=explain(error))
 
+    def copies_rows(self) -> None:
+        message = (
+            f"{_NAME} has been read without a pause for a minute, so its tables could not be replaced: appends wait "
+            "while their rows are copied"
+        )
+        report(PROJECTIONS, logging.WARNING, message, **self._facts)
+
     def could_not_apply(self, sequences: Sequence[int]) -> None:
         """Logs which events could not be applied, without the reasons: a projection may quote a payload in them."""
         message = (

@@ -171,7 +171,7 @@ class Projections:
         Raises:
             StoreUnavailable: The database cannot be read.
         """
-        with self._driver_errors, self._reads.connect() as connection:
+        with self._driver_errors, self._backend.projection_reads(self._engine).connect() as connection:
             meter = Meter(progress, connection.scalars(LAST_SEQUENCE).one() * len(self._projections))
             return [
                 difference

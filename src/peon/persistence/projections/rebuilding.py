@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import Connection, Engine, Table, literal_column, select, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
@@ -13,7 +13,7 @@ from peon.persistence.backends import backend_of
 from peon.persistence.backends.driver_errors import DriverErrors
 from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.backends.retries import OwnTransaction, with_own_commit
-from peon.persistence.backends.side_tables import SideTables, TablesChanged
+from peon.persistence.backends.side_tables import NewTables, SideTables, TablesChanged
 from peon.persistence.log.removed import steps_of_compaction
 from peon.persistence.projections import table_setup
 from peon.persistence.projections.base import Projection
@@ -22,8 +22,9 @@ from peon.persistence.projections.log_records import ProjectionLog
 from peon.persistence.projections.positions import position_of, require_not_newer, set_position
 from peon.persistence.projections.replay import Meter, Replay
 from peon.persistence.projections.shadow_tables import Shadows, declared_in_log, shadowed
-from peon.persistence.projections.steps import alone, in_steps, remove_side_tables
+from peon.persistence.projections.steps import POLL_SECONDS, alone, in_steps, remove_side_tables
 from peon.persistence.projections.table_shape import are_as_declared
+from peon.persistence.runtime.event_loop import pause
 from peon.persistence.schema import LAST_SEQUENCE, projection_problems
 
 PAGES_A_COMMIT = 10
@@ -31,6 +32,16 @@ PAGES_A_COMMIT = 10
 
 PAGES_A_STEP = 1
 """Pages of the log in one transaction that appends wait for."""
+
+
+FEW_ROWS = 1_000
+"""So many rows are copied into the real tables of PostgreSQL, which takes less time than to create new ones."""
+
+PATIENCE_SECONDS = 60.0
+"""After this long, a rebuild on PostgreSQL no longer waits for a moment without a reader. Then appends wait for it."""
+
+MAXIMUM_POLL_SECONDS = 2.0
+"""Between two attempts to find such a moment."""
 
 
 class _UnusableTables(Exception):  # noqa: N818 - handled where it is met
@@ -135,11 +146,14 @@ class Rebuild:
                 require_unchanged(connection, seen)
             self._projection.finish(connection)
             side = None if unreadable is not None else self._side_tables(connection, pair)
+            new = None if unreadable is not None else self._new_tables(connection, pair)
             if self._backend.rebuilds_in_steps:
                 connection.commit()
                 connection.execution_options(**{READ_ONLY: False})
             if side is not None:
                 return self._exchange(own, pair, side, seen, last)
+            if new is not None:
+                return self._replace(own, pair, new, seen, last)
             return self._refill(own, pair, seen, last, unreadable)
 
     def _refill(self, own: OwnTransaction, pair: Shadows, seen: int, last: int, unreadable: set[str] | None) -> int:
@@ -165,10 +179,20 @@ class Rebuild:
     def _side_tables(self, connection: Connection, pair: Shadows) -> SideTables | None:
         """Returns what creates the side tables; `None` if the rows of the real tables cannot be exchanged."""
         side = self._backend.side_tables(connection, without_problems(pair.hidden))
+        return side if side is not None and self._keep_their_shape(connection, side) else None
+
+    def _new_tables(self, connection: Connection, pair: Shadows) -> NewTables | None:
+        """Returns what creates the new tables; `None` if the real ones cannot be replaced by others, or need not be."""
+        if not _has_more_rows(connection, pair.shadows, FEW_ROWS):
+            return None
+        new = self._backend.new_tables(connection, without_problems(pair.hidden))
+        return new if new is not None and self._keep_their_shape(connection, new) else None
+
+    def _keep_their_shape(self, connection: Connection, others: SideTables | NewTables) -> bool:
+        """Returns whether a new version has left the tables as they are; otherwise they are created again."""
         kept = {table.name for table in self._kept_tables(connection)}
-        # Those that a new version has changed are created again instead.
-        new = [table for table in self._projection.tables if table.name not in kept]
-        return side if side is not None and (not new or side.are_created_as(connection, new)) else None
+        created = [table for table in self._projection.tables if table.name not in kept]
+        return not created or others.are_created_as(connection, created)
 
     def _exchange(self, own: OwnTransaction, pair: Shadows, side: SideTables, seen: int, last: int) -> int:
         """Copies the rows into side tables in many short transactions, and exchanges them with the old ones.
@@ -214,13 +238,52 @@ class Rebuild:
                 break
             side.exchange(connection)
             connection.commit()
+        self._complete(own, pair, last)
+        return last
+
+    def _replace(self, own: OwnTransaction, pair: Shadows, new: NewTables, seen: int, last: int) -> int:
+        """Replaces the real tables by new ones, in one transaction: a rebuild that is killed leaves nothing."""
+        connection, shadows = own.connection, without_problems(pair.shadows)
+        before = last
+        new.create(connection)
+        new.fill(connection, shadows)
+        for shadow in reversed(shadows):
+            connection.execute(DropTable(shadow))  # from here on, their names mean the real tables
+        until = time.monotonic() + PATIENCE_SECONDS
+        wait = POLL_SECONDS
+        while True:
+            with new.standing_in(connection):
+                last = self._replay.apply_pages(connection, self._projection, last)
+            if new.try_lock(connection):
+                new.take_places(connection)
+                last = self._replay.apply_pages(connection, self._projection, last)
+                break
+            if time.monotonic() > until:
+                self._log.copies_rows()
+                with new.standing_in(connection):
+                    self._lock(own)
+                    last = self._replay.apply_pages(connection, self._projection, last)
+                table_setup.empty(connection, self._projection, pair, version=self._projection.version)
+                table_setup.fill(connection, self._projection, Shadows(new.tables, without_problems(pair.hidden)))
+                new.drop(connection)
+                break
+            pause(wait, connection.dialect)
+            wait = min(2 * wait, MAXIMUM_POLL_SECONDS)
+        require_unchanged(connection, seen)
+        self._complete(own, pair, last)
+        if last > before:
+            self._meter.add(last - before)
+        return last
+
+    def _complete(self, own: OwnTransaction, pair: Shadows, last: int) -> None:
+        """Commits the new rows, which are in the real tables, with the problems and the position."""
+        connection = own.connection
         with self._faults_of_tables(handled=True):
             if not self._replace_newer:
                 require_not_newer(self._engine, self._projection, position_of(connection, self._projection))
             table_setup.replace_problems(connection, self._projection, pair)
             set_position(connection, self._projection, last)
         own.commit()
-        return last
 
     def _lock(self, own: OwnTransaction) -> None:
         began = time.monotonic()
@@ -258,6 +321,12 @@ def _created_and_filled(connection: Connection, side: SideTables, sources: Seque
     side.create(connection)
     yield
     yield from side.copy(connection, sources)
+
+
+def _has_more_rows(connection: Connection, tables: Sequence[Table], number: int) -> bool:
+    """Returns whether the tables have more than a number of rows in all; reads no more than necessary."""
+    rows = union_all(*(select(literal_column("1")).select_from(table) for table in tables)).subquery()
+    return connection.scalar(select(literal_column("1")).select_from(rows).limit(1).offset(number)) is not None
 
 
 def _drop_shadows(connection: Connection, shadows: Sequence[Table]) -> None:
