@@ -22,7 +22,7 @@ from peon.persistence.migrations import revisions
 FUTURE = "999_future"
 
 
-@pytest.mark.parametrize("revision", [None, "001_initial"])
+@pytest.mark.parametrize("revision", rest_is_slow([None, "001_initial"], first=1))
 def test_the_error_for_a_database_out_of_date_names_the_command_to_run(
     lasting_url: URL, tmp_path: Path, revision: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

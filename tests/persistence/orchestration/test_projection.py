@@ -81,7 +81,7 @@ NAMES_WITH_NUL: list[tuple[str, OrchestrationEvent]] = [
 """Names of things in git, which a symbol would change."""
 
 
-@pytest.mark.parametrize("with_nul", rest_is_slow(WITH_NUL, first=3), ids=lambda event: event.type)
+@pytest.mark.parametrize("with_nul", rest_is_slow(WITH_NUL, first=2), ids=lambda event: event.type)
 def test_a_nul_character_in_free_text_is_shown_as_a_symbol(database: Database, with_nul: OrchestrationEvent) -> None:
     database.events.append_all(SCENE)
     (stored,) = database.events.append_all([with_nul])

@@ -63,7 +63,7 @@ def is_migrated(name: str | None, kind: str, _: object) -> bool:
     return kind != "table" or name in metadata.tables
 
 
-@pytest.mark.parametrize("statement", rest_is_slow(UNUSABLE.values(), first=4), ids=UNUSABLE)
+@pytest.mark.parametrize("statement", rest_is_slow(UNUSABLE.values(), first=2), ids=UNUSABLE)
 def test_tables_are_created_again(migrated_lasting_url: URL, statement: str, caplog: pytest.LogCaptureFixture) -> None:
     with Database.open(url=migrated_lasting_url, projections=[WordCount()]) as database:
         database.events.append_all(WORDS_SCENE)
