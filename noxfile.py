@@ -18,30 +18,13 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 SQLALCHEMY_LINES = ["2.0", "2.1"]
 EVERYTHING = ".[test,postgres]"
-
-# Long tests of our own logic, of the documentation, and those that a file database repeats: a third of the time. They
-# run on the first Python with the newest versions.
-LONG = (
-    *("memory", "test_properties", "test_long_session", "test_append_input", "test_documentation"),
-    *("test_unusable_tables", "test_compaction_of_any_log", "test_damaged_databases", "test_salvage"),
-    *("test_newest_first", "test_query_properties", "test_handlers", "operations"),
-)
-# What depends on the database and on the command line's libraries, rather than on Python.
-OF_ANY_PYTHON = (
-    *("cli", "test_alembic", "test_migrations", "test_schema"),
-    *("projections", "maintenance", "test_read_model", "test_lists_of_threads"),
-)
+WITHOUT_DOCUMENTATION = ("-k", "not test_documentation")  # its code runs on the first Python, in `readme`
 
 if shutil.which("pyenv"):
     # pyenv runs an installed interpreter only if its version is selected.
     installed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout  # noqa: S607
     selected = [version for version in installed.split() if version.rpartition(".")[0] in PYTHONS]
     os.environ.setdefault("PYENV_VERSION", ":".join(selected))
-
-
-def none_of(*names: str) -> str:
-    """Returns the expression for pytest's option `-k`."""
-    return " and ".join(f"not {name}" for name in names)
 
 
 def install_group(session: nox.Session, name: str) -> None:
@@ -82,8 +65,7 @@ def imports(session: nox.Session) -> None:
 def tests(session: nox.Session, sqlalchemy: str) -> None:
     """Run the test suite, without the slow proofs, on one Python and one line of SQLAlchemy."""
     session.install("--editable", EVERYTHING, f"sqlalchemy=={sqlalchemy}.*")
-    # `readme` runs everything, on the first Python.
-    pytest(session, *([] if session.python == PYTHONS[0] else ["-k", none_of(*LONG, *OF_ANY_PYTHON)]))
+    pytest(session, *(() if session.python == PYTHONS[0] else WITHOUT_DOCUMENTATION))
 
 
 @nox.session
@@ -95,12 +77,10 @@ def postgresql(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the slow proofs: killed processes and servers, a million events, and what memory repeats of a file."""
+    """Run the slow proofs: long ones, killed processes and servers, and what repeats a test on another database."""
     session.install("--editable", EVERYTHING)
-    beside_each_other = ("memory", "campaigns", "test_properties", "test_compaction_of_any_log")
-    pytest(session, "-m", "slow", "-k", " or ".join(beside_each_other))
-    # One after the other: each starts processes of its own, and some measure time.
-    pytest(session, "-m", "slow", "-k", none_of(*beside_each_other), "-n", "0")
+    pytest(session, "-m", "slow and not alone")
+    pytest(session, "-m", "slow and alone", "-n", "0")
 
 
 @nox.session(python=PYTHONS[1])
@@ -115,7 +95,7 @@ def lowest(session: nox.Session) -> None:
     )
     session.log("\n%s", Path(versions).read_text(encoding="utf-8"))
     session.install("--constraint", versions, "--editable", EVERYTHING)
-    pytest(session, "-q", "-k", none_of(*LONG))
+    pytest(session, "-q", *WITHOUT_DOCUMENTATION)
 
 
 @nox.session

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from helpers.command_processes import run_alembic
+from helpers.slow_proofs import rest_is_slow
 from sqlalchemy import URL
 
 from peon.config import AppConfig
@@ -198,13 +199,16 @@ def failure(*arguments: str, folder: Path, run: Alembic = run_alembic) -> str:
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [
-        (["-x", "path=here"], "-x takes either url=… or data_dir=…"),
-        (["-x", "url=sqlite:///a.db", "-x", "data_dir=here"], "-x takes either url=… or data_dir=…"),
-        (["-x", "url=here.db"], "allowed: an SQLAlchemy URL, sqlite:///"),
-        (["-x", "url=mysql://localhost/peon"], "allowed: an SQLAlchemy URL, sqlite:///"),
-        (["-x", "url=postgresql+psycopg://u:hunter2@127.0.0.1:1/peon"], "127.0.0.1"),
-    ],
+    rest_is_slow(
+        [
+            (["-x", "path=here"], "-x takes either url=… or data_dir=…"),
+            (["-x", "url=sqlite:///a.db", "-x", "data_dir=here"], "-x takes either url=… or data_dir=…"),
+            (["-x", "url=here.db"], "allowed: an SQLAlchemy URL, sqlite:///"),
+            (["-x", "url=mysql://localhost/peon"], "allowed: an SQLAlchemy URL, sqlite:///"),
+            (["-x", "url=postgresql+psycopg://u:hunter2@127.0.0.1:1/peon"], "127.0.0.1"),
+        ],
+        first=2,
+    ),
 )
 def test_the_error_for_a_wrong_address_is_one_line(tmp_path: Path, arguments: list[str], expected: str) -> None:
     message = failure(*arguments, "upgrade", "head", folder=tmp_path)
@@ -221,7 +225,7 @@ def test_the_error_for_a_wrong_setting_is_one_line(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [["upgrade", "head"], ["downgrade", "base"], ["current"]])
+@pytest.mark.parametrize("command", rest_is_slow([["upgrade", "head"], ["downgrade", "base"], ["current"]], first=1))
 def test_the_error_for_a_database_that_is_too_new_is_one_line(
     sqlite_url: URL, tmp_path: Path, command: list[str]
 ) -> None:
@@ -239,7 +243,7 @@ def test_the_error_for_a_database_that_is_too_new_is_one_line(
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("kind", ["a text", "a folder", "below a text"])
+@pytest.mark.parametrize("kind", rest_is_slow(["a text", "a folder", "below a text"], first=1))
 def test_the_error_for_a_path_that_is_not_a_database_is_one_line(tmp_path: Path, kind: str) -> None:
     note = tmp_path / "note.txt"
     note.write_text("The tide comes in at noon.\n" * 100)
@@ -287,7 +291,7 @@ def test_rows_are_copied_before_the_command_changes_tables(alembic: Alembic, sql
             assert connection.execute("SELECT * FROM settings").fetchall() == [("theme", "1")]
 
 
-@pytest.mark.parametrize("command", [["current"], ["check"], ["downgrade", "base"]])
+@pytest.mark.parametrize("command", rest_is_slow([["current"], ["check"], ["downgrade", "base"]], first=1))
 def test_a_command_that_only_reads_creates_no_database(tmp_path: Path, command: list[str]) -> None:
     folder = tmp_path / "mistyped"
 

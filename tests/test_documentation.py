@@ -39,6 +39,14 @@ LINKING_PAGES = sorted({*PAGES, *ROOT.glob("*.md")})
 REAL = ("README.md", "docs/operations/upgrade.md")
 """The pages on which the installed commands run, each in a new interpreter."""
 
+LONG = (
+    *("docs/tutorial/agent-application.md", "docs/operations/upgrade.md", "docs/operations/backup-drill.md"),
+    *("docs/operations/datasette.md", "docs/operations/projection-wrong.md", "docs/how-to/check-and-repair.md"),
+    *("docs/how-to/export-and-import.md", "docs/how-to/look-at-a-database.md", "docs/how-to/migrate.md"),
+    *("docs/how-to/rebuild-and-verify.md", "docs/how-to/send-traces-and-metrics.md"),
+)
+"""The pages that start many programs: to run them is a slow proof."""
+
 SHELL_SECONDS = 120
 
 NAMED_FROM = [ROOT, ROOT / "src", ROOT / "src" / "peon", ROOT / "src" / "peon" / "persistence", ROOT / "tests"]
@@ -81,7 +89,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (name_of(page) in LONG)) for page in PAGES], ids=name_of
+)
 def test_code_blocks_run_in_order(
     page: Path, checkout: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers.slow_proofs import rest_is_slow
 from sqlalchemy import URL
 
 import peon
@@ -99,7 +100,7 @@ def test_the_packages_are_attributes_of_peon() -> None:
     assert "peon.persistence.database.Database" in run(program)
 
 
-@pytest.mark.parametrize("module", ["peon", "peon.persistence"])
+@pytest.mark.parametrize("module", rest_is_slow(["peon", "peon.persistence"], first=1))
 def test_a_star_import_takes_each_name(module: str) -> None:
     program = f"import {module}; from {module} import *; print(set({module}.__all__) <= set(globals()))"
 
@@ -121,7 +122,7 @@ def test_type_checkers_see_what_is_loaded(package: ModuleType) -> None:
         assert getattr(package, name) is getattr(import_module(module), name), name
 
 
-@pytest.mark.parametrize("missing", ["greenlet", "aiosqlite"])
+@pytest.mark.parametrize("missing", rest_is_slow(["greenlet", "aiosqlite"], first=1))
 def test_without_its_extra_the_asynchronous_api_says_what_to_install(missing: str) -> None:
     program = f"""
 import sys

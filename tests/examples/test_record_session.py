@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_processes import run_script
+from helpers.slow_proofs import rest_is_slow
 
 from peon.orchestration import MessageAppended, MessageChunkReceived, TextContent, ThinkingContent
 from peon.persistence import Database
@@ -80,13 +81,16 @@ def test_a_real_session_is_stored_word_by_word(tmp_path: Path, session: Path) ->
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [
-        ("", "none of its 0 lines is a message"),
-        ('{"type": "summary"}\n', "none of its 1 lines is a message"),
-        ('{"type": "summary"}\n{"type": ', "line 2 is not JSON"),
-        ("[]\n", "line 1 is not a JSON object"),
-        ('{"type": "user", "message": {"content": "hi"}}\n', "line 1 is not one of a Claude Code session"),
-    ],
+    rest_is_slow(
+        [
+            ("", "none of its 0 lines is a message"),
+            ('{"type": "summary"}\n', "none of its 1 lines is a message"),
+            ('{"type": "summary"}\n{"type": ', "line 2 is not JSON"),
+            ("[]\n", "line 1 is not a JSON object"),
+            ('{"type": "user", "message": {"content": "hi"}}\n', "line 1 is not one of a Claude Code session"),
+        ],
+        first=2,
+    ),
 )
 def test_the_error_for_a_file_that_is_not_a_session_names_the_line(tmp_path: Path, content: str, expected: str) -> None:
     session = tmp_path / "no session.jsonl"

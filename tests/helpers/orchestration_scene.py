@@ -199,14 +199,12 @@ CONTRADICTIONS: dict[str, list[OrchestrationEvent]] = {
     f"message {TOOL_RESULT} has no text": [chunk(TOOL_RESULT)],
 }
 
-each_contradiction = pytest.mark.parametrize(
-    ("contradictory", "reason"),
-    [
-        pytest.param(each, reason, id=f"{each.type}: {reason.replace('00000000-0000-0000-0000-0000000000', '')}")
-        for reason, events in CONTRADICTIONS.items()
-        for each in events
-    ],
-)
+EACH_CONTRADICTION = [
+    pytest.param(each, reason, id=f"{each.type}: {reason.replace('00000000-0000-0000-0000-0000000000', '')}")
+    for reason, events in CONTRADICTIONS.items()
+    for each in events
+]
+each_contradiction = pytest.mark.parametrize(("contradictory", "reason"), EACH_CONTRADICTION)
 
 
 def found(database: Database) -> State:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import migration_processes, processes
 from helpers.migrated_databases import address, cut_to, file_of, names_in, populate, revision_of, rows_of, state_of
+from helpers.slow_proofs import rest_is_slow
 from sqlalchemy import URL
 
 from peon.config import AppConfig
@@ -17,14 +18,15 @@ from peon.persistence import Database, StoreUnavailable
 from peon.persistence.migrations import revisions
 
 
-def test_sixteen_processes_open_the_same_new_database(lasting_url: URL) -> None:
-    barrier = processes.context.Barrier(16)
+@pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_processes_open_the_same_new_database(lasting_url: URL, count: int) -> None:
+    barrier = processes.context.Barrier(count)
 
-    codes = processes.exit_codes(migration_processes.open_and_append, [(barrier, address(lasting_url))] * 16)
+    codes = processes.exit_codes(migration_processes.open_and_append, [(barrier, address(lasting_url))] * count)
 
-    assert codes == [0] * 16
+    assert codes == [0] * count
     with Database.open(url=lasting_url, maintain_projections=False) as database:
-        assert [stored.sequence for stored in database.events.replay_all()] == list(range(1, 17))
+        assert [stored.sequence for stored in database.events.replay_all()] == list(range(1, count + 1))
     assert revision_of(lasting_url) == [revisions()[-1]]
 
 
@@ -36,16 +38,17 @@ def test_processes_open_the_same_new_database_with_every_default_isolation_level
     assert processes.exit_codes(migration_processes.open_and_append, [(barrier, url)] * 4) == [0] * 4
 
 
-def test_sixteen_processes_open_the_same_old_database(populated_url: URL) -> None:
-    barrier = processes.context.Barrier(16)
+@pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_processes_open_the_same_old_database(populated_url: URL, count: int) -> None:
+    barrier = processes.context.Barrier(count)
     before = rows_of(populated_url)
 
-    codes = processes.exit_codes(migration_processes.open_and_append, [(barrier, address(populated_url))] * 16)
+    codes = processes.exit_codes(migration_processes.open_and_append, [(barrier, address(populated_url))] * count)
 
-    assert codes == [0] * 16
+    assert codes == [0] * count
     after = cut_to(before, rows_of(populated_url))
-    assert len(after["events"]) == len(before["events"]) + 16
-    assert {**after, "events": after["events"][:-16]} == before
+    assert len(after["events"]) == len(before["events"]) + count
+    assert {**after, "events": after["events"][:-count]} == before
     assert names_in(file_of(populated_url).parent) == ["peon.db", "peon.db.001_initial.backup"]
     copy = populated_url.set(database=f"{populated_url.database}.001_initial.backup")
     assert (rows_of(copy), revision_of(copy)) == (before, ["001_initial"])
@@ -104,7 +107,7 @@ def test_a_migration_waits_for_a_writer_no_longer_than_configured(populated_url:
     assert names_in(path.parent) == ["peon.db"]
 
 
-@pytest.mark.parametrize(("logger", "own"), [("", True), ("alembic", False), ("peon", True)])
+@pytest.mark.parametrize(("logger", "own"), rest_is_slow([("", True), ("alembic", False), ("peon", True)], first=1))
 def test_a_logging_handler_that_opens_the_database_during_its_migration_gets_an_error(
     lasting_url: URL, tmp_path: Path, logger: str, own: bool
 ) -> None:

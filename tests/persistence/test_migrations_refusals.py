@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy
 from helpers.migrated_databases import engine_of, file_of, names_in, populate, revision_of, schema_of, state_of, thaw
+from helpers.slow_proofs import rest_is_slow
 from sqlalchemy import URL, text
 
 from peon.config import AppConfig
@@ -21,7 +22,7 @@ from peon.persistence.migrations import revisions
 FUTURE = "999_future"
 
 
-@pytest.mark.parametrize("revision", [None, "001_initial"])
+@pytest.mark.parametrize("revision", rest_is_slow([None, "001_initial"], first=1))
 def test_the_error_for_a_database_out_of_date_names_the_command_to_run(
     lasting_url: URL, tmp_path: Path, revision: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,7 +44,10 @@ NOT_IN_AN_ADDRESS_OF_2_0 = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    "name", ["it's my $HOME.db", pytest.param("a?b=c&d%20#e.db", marks=NOT_IN_AN_ADDRESS_OF_2_0), "größe;`\\n.db"]
+    "name",
+    rest_is_slow(
+        ["it's my $HOME.db", pytest.param("a?b=c&d%20#e.db", marks=NOT_IN_AN_ADDRESS_OF_2_0), "größe;`\\n.db"], first=2
+    ),
 )
 def test_the_command_works_for_any_file_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = URL.create("sqlite", database=str(tmp_path / "data" / name))

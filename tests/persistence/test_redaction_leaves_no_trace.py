@@ -89,7 +89,8 @@ def test_a_reader_keeps_the_old_pages(migrated_sqlite_url: URL) -> None:
         assert files_with_secret(folder) == []
 
 
-@pytest.mark.slow  # waits for checkpoints of the server
+@pytest.mark.slow
+@pytest.mark.alone  # waits for checkpoints of the server
 def test_on_postgresql(migrated_postgresql_url: URL) -> None:
     with Database.open(url=migrated_postgresql_url, projections=[WordCount()]) as database:
         fill(database)

@@ -127,7 +127,8 @@ def test_on_sqlite(migrated_sqlite_url: URL, secure_delete: str) -> None:
     assert files_with_secret(folder) == []
 
 
-@pytest.mark.slow  # waits for checkpoints of the server
+@pytest.mark.slow
+@pytest.mark.alone  # waits for checkpoints of the server
 def test_on_postgresql(migrated_postgresql_url: URL) -> None:
     with Database.open(url=migrated_postgresql_url) as database:
         removed = fill(database)

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy
 from helpers.asynchronous_processes import BATCH, end_the_event_loop_in_the_middle
 from helpers.processes import exit_codes
+from helpers.slow_proofs import rest_is_slow
 from sqlalchemy import URL, insert, text
 from sqlalchemy.event import listen
 from sqlalchemy.exc import SQLAlchemyError
@@ -65,6 +66,16 @@ Work = Callable[[AsyncDatabase], Awaitable[Any]]
 
 def created(name: str = "a") -> ProjectCreated:
     return ProjectCreated(project_id=uuid4(), name=name, path="/")
+
+
+LONG_WORK: dict[str, Work] = {
+    "replay": lambda database: database.events.replay_all(),
+    "append": lambda database: database.events.append_all([created("x" * 200) for _ in range(COUNT)]),
+    "snapshot": lambda database: database.read_model.snapshot(),
+    "list": lambda database: database.read_model.projects(),
+    "rebuild": lambda database: database.projections.rebuild(),
+    "verify": lambda database: database.projections.verify(),
+}
 
 
 def address(url: URL) -> str:
@@ -316,18 +327,7 @@ class TestTasks:
 
         run(url, story, maintain_projections=False)
 
-    @pytest.mark.parametrize(
-        "work",
-        [
-            lambda database: database.events.replay_all(),
-            lambda database: database.events.append_all([created("x" * 200) for _ in range(COUNT)]),
-            lambda database: database.read_model.snapshot(),
-            lambda database: database.read_model.projects(),
-            lambda database: database.projections.rebuild(),
-            lambda database: database.projections.verify(),
-        ],
-        ids=["replay", "append", "snapshot", "list", "rebuild", "verify"],
-    )
+    @pytest.mark.parametrize("work", rest_is_slow(LONG_WORK.values(), first=2), ids=LONG_WORK)
     def test_run_during_long_work_of_another_task(self, migrated_lasting_url: URL, work: Work) -> None:
         with Database.open(url=migrated_lasting_url) as database:
             database.events.append_all([created("x" * 200) for _ in range(COUNT)])
@@ -365,9 +365,9 @@ class TestTasks:
 
 
 class TestCancellation:
-    @pytest.mark.parametrize("seed", [1])
-    def test_at_random_points_leaves_no_partial_batch(self, url: URL, migrated: None, seed: int) -> None:
-        chance = random.Random(seed)
+    @pytest.mark.parametrize("rounds", [15, pytest.param(40, marks=pytest.mark.slow)])
+    def test_at_random_points_leaves_no_partial_batch(self, url: URL, migrated: None, rounds: int) -> None:
+        chance = random.Random(1)
 
         async def story(database: AsyncDatabase) -> None:
             acknowledged: list[str] = []
@@ -382,7 +382,7 @@ class TestCancellation:
                 await database.read_model.projects()
                 await database.settings.set("a", 1)
 
-            for attempt in range(40):
+            for attempt in range(rounds):
                 tasks = [asyncio.create_task(append(f"{attempt}-{n}", chance.choice([1, 2, 30]))) for n in range(4)]
                 tasks.append(asyncio.create_task(read()))
                 for _ in range(chance.randrange(60)):

@@ -158,6 +158,7 @@ def append_many(store: EventStore[Any], count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sixteen_writers_and_four_readers_see_one_order(database: Database, migrated_postgresql_url: URL) -> None:
     writers, readers, events = 16, 4, 20_000
     each = events // writers

@@ -24,6 +24,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_state_of_a_moment_is_recovered(folder: Path) -> None:
     if (installed := binaries()) is None:
         pytest.skip("no PostgreSQL server is installed here")

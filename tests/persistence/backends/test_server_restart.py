@@ -20,7 +20,7 @@ from peon.orchestration import OrchestrationEvent, ProjectCreated
 from peon.persistence import Database, StoredEvent, StoreUnavailable
 from peon.persistence.asynchronous import AsyncDatabase
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PATIENCE = 60
 APPENDERS = 4

@@ -40,6 +40,7 @@ def backup_in_one_step(source: Path, target: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("back_up", [peon, vacuum_into, backup_in_one_step])
 def test_a_backup_under_load_finishes_and_is_whole(
     migrated_sqlite_url: URL, tmp_path: Path, back_up: Callable[[Path, Path], None]

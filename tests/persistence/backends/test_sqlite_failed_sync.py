@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers.failing_disk import compile_shim, create_switches, run_on_failing_disk
+from helpers.slow_proofs import rest_is_slow
 from helpers.unavailable_databases import sqlite
 
 from peon.orchestration import ProjectRenamed
@@ -17,12 +18,15 @@ def names(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("kind", "afterwards", "stored"),
-    [
-        ("threads", "killed", ["before", "unknown"]),
-        ("threads", "closed", ["before"]),
-        ("threads", "repeated, then killed", ["before", "unknown"]),
-        ("tasks", "killed", ["before", "unknown"]),
-    ],
+    rest_is_slow(
+        [
+            ("threads", "killed", ["before", "unknown"]),
+            ("threads", "closed", ["before"]),
+            ("threads", "repeated, then killed", ["before", "unknown"]),
+            ("tasks", "killed", ["before", "unknown"]),
+        ],
+        first=1,
+    ),
 )
 def test_the_outcome_of_a_commit_whose_sync_has_failed_is_unknown(
     tmp_path: Path, kind: str, afterwards: str, stored: list[str]

@@ -116,8 +116,9 @@ def compete(barrier: Any, url: str, rounds: int, wins: Any) -> None:
                 wins[turn] += 1
 
 
-def test_exactly_one_of_many_processes_wins_each_round(migrated_lasting_url: URL) -> None:
-    processes, rounds = 5, 25
+@pytest.mark.parametrize("rounds", [8, pytest.param(25, marks=pytest.mark.slow)])
+def test_exactly_one_of_many_processes_wins_each_round(migrated_lasting_url: URL, rounds: int) -> None:
+    processes = 5
     barrier, wins = context.Barrier(processes), context.Array("i", rounds)
     url = migrated_lasting_url.render_as_string(hide_password=False)
     competitors = [context.Process(target=compete, args=(barrier, url, rounds, wins)) for _ in range(processes)]

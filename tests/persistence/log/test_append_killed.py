@@ -58,6 +58,7 @@ def kill_once(url: str, first: int, seed: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("backend", ["file", "postgresql"])
 def test_acknowledged_events_survive_sigkill(backend: str, request: pytest.FixtureRequest) -> None:
     url: URL = request.getfixturevalue("sqlite_url" if backend == "file" else "postgresql_url")

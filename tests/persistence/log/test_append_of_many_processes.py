@@ -10,10 +10,10 @@ from peon.persistence import Database
 @pytest.mark.parametrize(
     ("database", "writers", "appends", "readers"),
     [
-        ("migrated_sqlite_url", 4, 50, 2),
-        ("migrated_postgresql_url", 4, 50, 2),
-        pytest.param("migrated_sqlite_url", 8, 2_000, 4, marks=pytest.mark.slow),
-        pytest.param("migrated_postgresql_url", 8, 500, 4, marks=pytest.mark.slow),
+        ("migrated_sqlite_url", 3, 20, 2),
+        ("migrated_postgresql_url", 3, 20, 2),
+        pytest.param("migrated_sqlite_url", 8, 2_000, 4, marks=[pytest.mark.slow, pytest.mark.alone]),
+        pytest.param("migrated_postgresql_url", 8, 500, 4, marks=[pytest.mark.slow, pytest.mark.alone]),
     ],
 )
 def test_many_writers_and_readers_lose_repeat_and_reorder_no_event(

@@ -201,10 +201,11 @@ def repeat_together(barrier: Any, url: str, rounds: int, answers: Any, number: i
             answers[number * rounds + turn] = stored.sequence
 
 
-def test_processes_that_send_one_command_at_once_store_it_once(migrated_lasting_url: URL) -> None:
+@pytest.mark.parametrize("rounds", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_processes_that_send_one_command_at_once_store_it_once(migrated_lasting_url: URL, rounds: int) -> None:
     """Storing the command again would contradict the projections."""
     Database.open(url=migrated_lasting_url).close()
-    count, rounds = 4, 20
+    count = 4
     barrier, answers = context.Barrier(count), context.Array("i", count * rounds)
     url = migrated_lasting_url.render_as_string(hide_password=False)
     processes = [

@@ -175,7 +175,7 @@ def statements_of_the_index(database: Database) -> Iterator[list[tuple[str, Any]
     event.remove(database.engine, "before_cursor_execute", note)
 
 
-@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("analyzed", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", ["sqlite_url", "postgresql_url"])
 def test_queries_read_ranges_of_the_index(request: pytest.FixtureRequest, backend: str, analyzed: bool) -> None:
     """With or without statistics, no planner chooses to sort the remaining rows of a tag."""

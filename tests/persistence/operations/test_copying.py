@@ -528,15 +528,16 @@ def test_the_index_of_earlier_rows_of_the_target_is_removed(prepare: Prepare, ki
         assert [s.sequence for s in target.events.stream(query=query)] == [1, 2]
 
 
+@pytest.mark.parametrize("examples", [3, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_any_rows_are_copied_or_refused(prepare: Prepare, kind: str) -> None:
+def test_any_rows_are_copied_or_refused(prepare: Prepare, kind: str, examples: int) -> None:
     with Database.open(url=prepare("file")) as source, Database.open(url=prepare(kind)) as target:
         run(source.engine, "DROP TRIGGER events_refuse_delete")
         on_file = kind == "file"
         run(target.engine, f"DROP TRIGGER {'events_refuse_delete' if on_file else 'events_refuse_change ON events'}")
 
         @given(any_rows)
-        @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @hypothesis_settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         def check(rows: dict[Table, list[tuple[Any, ...]]]) -> None:
             with target.engine.begin() as cleared, source.engine.begin() as filled:
                 for table in COPIED_TABLES:

@@ -136,6 +136,7 @@ def test_identifiers_can_be_used_again_before_it_is_cleared(database: Database, 
 
 
 @pytest.mark.usefixtures("all_are_large")
+@pytest.mark.slow
 def test_a_turn_of_a_deleted_thread_is_used_in_another_that_is_deleted_too(database: Database) -> None:
     moved = {"turn_id": TURN, "thread_id": OTHER_THREAD}
     events = [

@@ -321,6 +321,7 @@ def seconds_of_streaming(database: Database, count: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_time_of_streaming_grows_linearly(open_lasting: Opener) -> None:
     rounds = []
     for _ in range(4):
@@ -334,6 +335,7 @@ def test_the_time_of_streaming_grows_linearly(open_lasting: Opener) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_streamed_text_leaves_a_small_file(open_empty_file: Opener) -> None:
     database = open_empty_file()
     database.events.append_all(BEGINNING)

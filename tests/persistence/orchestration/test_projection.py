@@ -22,6 +22,7 @@ from helpers.orchestration_scene import (
     thread,
     told,
 )
+from helpers.slow_proofs import rest_is_slow
 
 from peon.orchestration import (
     ActionRejected,
@@ -80,7 +81,7 @@ NAMES_WITH_NUL: list[tuple[str, OrchestrationEvent]] = [
 """Names of things in git, which a symbol would change."""
 
 
-@pytest.mark.parametrize("with_nul", WITH_NUL, ids=lambda event: event.type)
+@pytest.mark.parametrize("with_nul", rest_is_slow(WITH_NUL, first=2), ids=lambda event: event.type)
 def test_a_nul_character_in_free_text_is_shown_as_a_symbol(database: Database, with_nul: OrchestrationEvent) -> None:
     database.events.append_all(SCENE)
     (stored,) = database.events.append_all([with_nul])

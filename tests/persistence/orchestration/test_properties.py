@@ -21,7 +21,7 @@ seeds = st.integers(0, 2**32)
 counts = st.integers(1, 90)
 """How many events to generate; Hypothesis shrinks a counter-example to the fewest events of its seed."""
 
-few_or_many_examples = pytest.mark.parametrize("examples", [4, pytest.param(16, marks=pytest.mark.slow)])
+few_or_many_examples = pytest.mark.parametrize("examples", [2, pytest.param(16, marks=pytest.mark.slow)])
 
 
 def check_any_events(check: Callable[[int, int], None], examples: int) -> None:

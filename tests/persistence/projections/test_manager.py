@@ -274,7 +274,7 @@ class TestCatchUp:
 
     def test_two_processes_can_catch_up_at_once(self, open_lasting: Opener) -> None:
         database = open_lasting(maintain_projections=False)
-        events = long_session(12)
+        events = long_session(4)
         database.events.append_all(events)
         processes_at_once = 3
         together = processes.context.Barrier(processes_at_once)

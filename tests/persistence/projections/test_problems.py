@@ -1,6 +1,8 @@
 """Stored events that a projection cannot apply are skipped and recorded as problems."""
 
+import pytest
 from helpers.orchestration_scene import (
+    EACH_CONTRADICTION,
     PROJECT,
     SCENE,
     THREAD,
@@ -10,7 +12,6 @@ from helpers.orchestration_scene import (
     another,
     append_alone,
     change,
-    each_contradiction,
     found,
     is_postgresql,
     random_name,
@@ -18,6 +19,7 @@ from helpers.orchestration_scene import (
     told,
 )
 from helpers.reference_model import ReferenceModel
+from helpers.slow_proofs import rest_is_slow
 from sqlalchemy import delete
 
 from peon.orchestration import (
@@ -37,7 +39,7 @@ UNDECODABLE = [
 
 
 class TestProblems:
-    @each_contradiction
+    @pytest.mark.parametrize(("contradictory", "reason"), rest_is_slow(EACH_CONTRADICTION, first=8))
     def test_a_stored_contradiction_is_skipped(
         self, open_empty_memory: Opener, contradictory: OrchestrationEvent, reason: str
     ) -> None:

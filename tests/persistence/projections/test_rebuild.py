@@ -304,6 +304,7 @@ class TestRebuild:
         assert database.projections.position() == len(SCENE) + 1
         assert database.projections.verify() == []
 
+    @pytest.mark.slow
     def test_loses_no_event_of_a_thread_that_keeps_appending(self, open_lasting: Opener) -> None:
         database = open_lasting()
         remaining = batches(Random(7), long_session(10), (1, 2, 5))

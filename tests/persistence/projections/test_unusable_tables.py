@@ -15,6 +15,7 @@ from alembic.migration import MigrationContext
 from helpers.agent_session import long_session
 from helpers.damaged_files import damage_middle, is_damaged
 from helpers.orchestration_scene import SCENE, UNKNOWN, Opener, append_alone, renamed, rows_of_all_tables
+from helpers.slow_proofs import rest_is_slow
 from helpers.word_count_projection import SCENE as WORDS_SCENE
 from helpers.word_count_projection import WordCount, words
 from sqlalchemy import URL, inspect, select, text
@@ -62,7 +63,7 @@ def is_migrated(name: str | None, kind: str, _: object) -> bool:
     return kind != "table" or name in metadata.tables
 
 
-@pytest.mark.parametrize("statement", UNUSABLE.values(), ids=UNUSABLE)
+@pytest.mark.parametrize("statement", rest_is_slow(UNUSABLE.values(), first=2), ids=UNUSABLE)
 def test_tables_are_created_again(migrated_lasting_url: URL, statement: str, caplog: pytest.LogCaptureFixture) -> None:
     with Database.open(url=migrated_lasting_url, projections=[WordCount()]) as database:
         database.events.append_all(WORDS_SCENE)
@@ -159,7 +160,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rest_is_slow(NAMES, first=3))
 def test_a_damaged_page_of_a_table_is_repaired(
     damaged: Callable[[str], Path], sqlite_url: URL, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -121,6 +121,7 @@ def test_connections_work_after_a_fork(engine: Engine) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_no_child_of_a_process_whose_threads_read_hangs(tmp_path: Path) -> None:
     # Before forks waited, about one child in twenty hung in sqlite3.connect.
     assert run(fork_under_readers, f"sqlite:///{tmp_path / 'peon.db'}", 200) == [0] * 200

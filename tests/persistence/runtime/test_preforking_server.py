@@ -18,6 +18,7 @@ WORKERS = 4
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_every_worker_of_a_preloaded_application_starts(migrated_sqlite_url: URL, tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")
     helpers = Path(__file__).parents[2] / "helpers"

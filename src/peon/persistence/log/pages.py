@@ -1,6 +1,7 @@
 """Reads the rows of the log page by page."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, Select, bindparam, func, select
@@ -51,23 +52,34 @@ class LogPages:
         self._backend = backend_of(engine)
         self._engine = self._backend.single_reads(engine)
         self._newest_first = newest_first
-        order = _order(events.c.sequence, newest_first)
-        page = select(*_ROW).where(events.c.sequence > bindparam("after")).order_by(order)
-        if newest_first:
-            page = page.where(events.c.sequence < bindparam("before"))
         self._sought: frozenset[str] | None = None
+        self._names: list[str] | None = None
         if event_types is not None and _is_short_list(event_types):
-            page = page.where(events.c.event_type.in_(list(event_types)))
+            self._names = list(event_types)
         elif event_types is not None:
             self._sought = frozenset(event_types)
+
+    # Both are executed as text. After a page of decoding, SQLAlchemy's code that prepares a Core statement is no longer
+    # in the processor's cache, and would take a twentieth of the whole replay. They are compiled when they are needed:
+    # a database has eight of these objects, and most programs use two.
+
+    @cached_property
+    def _page(self) -> SQLCompiler:
+        order = _order(events.c.sequence, self._newest_first)
+        page = select(*_ROW).where(events.c.sequence > bindparam("after")).order_by(order)
+        if self._newest_first:
+            page = page.where(events.c.sequence < bindparam("before"))
+        if self._names is not None:
+            page = page.where(events.c.event_type.in_(self._names))
         page = page.limit(bindparam("rows"))
-        if not self._backend.fetches_rows_one_by_one(engine):
-            page = _cut_to_size(page, self._backend.text_size, newest_first)
+        if not self._backend.fetches_rows_one_by_one(self._engine):
+            page = _cut_to_size(page, self._backend.text_size, self._newest_first)
+        return page.compile(self._engine)
+
+    @cached_property
+    def _some(self) -> SQLCompiler:
         some = select(*_ROW).where(events.c.sequence.in_(bindparam("sequences", expanding=True)))
-        # Executed as text. After a page of decoding, SQLAlchemy's code that prepares a Core statement is no longer in
-        # the processor's cache, and would take a twentieth of the whole replay.
-        self._page: SQLCompiler = page.compile(engine)
-        self._some: SQLCompiler = some.order_by(order).compile(engine)
+        return some.order_by(_order(events.c.sequence, self._newest_first)).compile(self._engine)
 
     def read(self, after: int, limit: int | None, before: int = MAXIMUM_SEQUENCE) -> Iterator[list[LogRow]]:
         """Yields the rows above a sequence, at most `limit` of them, until it finds no more.

@@ -1,12 +1,14 @@
 """Creates, empties and replaces the tables of projections, and checks what projections declare."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from sqlalchemy import Connection, Table, delete, exists, insert, select
 from sqlalchemy.schema import DropTable
 
 from peon.persistence import schema
 from peon.persistence.backends import backend_of
+from peon.persistence.backends.compiled import CompiledQuery
 from peon.persistence.projections.base import Projection
 from peon.persistence.projections.positions import Position
 from peon.persistence.projections.shadow_tables import Shadows, declared_in_log
@@ -62,7 +64,12 @@ def is_migrated(table: Table) -> bool:
 
 def is_filled(connection: Connection, projection: Projection) -> bool:
     """Returns whether a table of the projection holds a row."""
-    return any(connection.scalar(select(exists(select(1).select_from(table)))) for table in projection.tables)
+    return any(_has_rows(table).rows(connection)[0][0] for table in projection.tables)
+
+
+@lru_cache(maxsize=64)  # compiled once: it is asked for each table whenever a database without events is opened
+def _has_rows(table: Table) -> CompiledQuery:
+    return CompiledQuery(select(exists(select(1).select_from(table))), [])
 
 
 def prepare(connection: Connection, projection: Projection) -> None:
