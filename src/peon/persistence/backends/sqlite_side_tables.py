@@ -12,9 +12,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, MetaData, Table, delete, insert, literal_column, select, tuple_
+from sqlalchemy import (
+    BindParameter,
+    ClauseElement,
+    ColumnElement,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    bindparam,
+    delete,
+    insert,
+    literal_column,
+    select,
+    tuple_,
+)
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from peon.persistence.backends.compiled import CompiledQuery, CompiledStatement
 from peon.persistence.backends.side_tables import SIDE_PREFIX, SideTables, TablesChanged
 from peon.persistence.backends.sqlite_connections import driver_connection
 
@@ -61,23 +76,11 @@ class SQLiteSideTables(SideTables):
 
     def copy(self, connection: Connection, sources: Sequence[Table]) -> Iterator[None]:
         for source, side in zip(sources, self._sides, strict=True):
-            names = [column.name for column in side.columns]
-            columns = [source.c[name] for name in names]
-            key = _key(source)
-            after: ColumnElement[bool] | None = None
-            last: Sequence[object] | None = ()
+            first, rest = _Copy(source, side, after=False), _Copy(source, side, after=True)
+            last = first.run(connection)
+            yield
             while last is not None:
-                rest = select(*key).select_from(source).order_by(*key)
-                if after is not None:
-                    rest = rest.where(after)
-                last = connection.execute(rest.offset(ROWS_A_STATEMENT - 1).limit(1)).first()
-                rows = select(*columns).select_from(source).order_by(*key)
-                if after is not None:
-                    rows = rows.where(after)
-                if last is not None:
-                    rows = rows.where(tuple_(*key) <= tuple_(*last))
-                    after = tuple_(*key) > tuple_(*last)
-                connection.execute(insert(side).from_select(names, rows))
+                last = rest.run(connection, last)
                 yield
 
     def exchange(self, connection: Connection) -> None:
@@ -108,9 +111,11 @@ class SQLiteSideTables(SideTables):
             if side.name not in found:
                 continue
             key = _key(side)
-            bound = select(*key).select_from(side).order_by(*key).offset(ROWS_A_STATEMENT).limit(1)
-            while (last := connection.execute(bound).first()) is not None:
-                connection.execute(delete(side).where(tuple_(*key) < tuple_(*last)))
+            bounds = _parameters("before", key)
+            ends = CompiledQuery(_key_at(ROWS_A_STATEMENT, side), [])
+            some = CompiledStatement(delete(side).where(tuple_(*key) < tuple_(*bounds)), [each.key for each in bounds])
+            while end := ends.rows(connection):
+                some.run(connection, end)
                 yield
             connection.exec_driver_sql(f'DROP TABLE main."{side.name}"')
             yield
@@ -164,6 +169,34 @@ class SQLiteSideTables(SideTables):
         return sql
 
 
+class _Copy:
+    """Copies rows in the order of their key, `ROWS_A_STATEMENT` at once.
+
+    Args:
+        after: Whether it copies the rows after a key, or the first ones.
+    """
+
+    def __init__(self, source: Table, side: Table, *, after: bool) -> None:
+        key, names = _key(source), [column.name for column in side.columns]
+        lower, upper = _parameters("after", key) if after else [], _parameters("last", key)
+        of_lower, of_upper = ([each.key for each in bounds] for bounds in (lower, upper))
+        remaining = [tuple_(*key) > tuple_(*lower)] if after else []
+        rows = select(*(source.c[name] for name in names)).where(*remaining).order_by(*key)
+        some = rows.where(tuple_(*key) <= tuple_(*upper))
+        self._last = CompiledQuery(_key_at(ROWS_A_STATEMENT - 1, source, *remaining), of_lower)
+        self._copy_some = CompiledStatement(insert(side).from_select(names, some), [*of_lower, *of_upper])
+        self._copy_rest = CompiledStatement(insert(side).from_select(names, rows), of_lower)
+
+    def run(self, connection: Connection, after: tuple[object, ...] = ()) -> tuple[object, ...] | None:
+        """Returns the key of the last row that it has copied; `None` after the last one of the table."""
+        found = self._last.rows(connection, *after)
+        if not found:
+            self._copy_rest.run(connection, [after])
+            return None
+        self._copy_some.run(connection, [(*after, *found[0])])
+        return found[0]
+
+
 def is_available(connection: Connection, tables: Sequence[Table]) -> bool:
     """Returns whether the build of SQLite lets the schema be changed, and the tables are declared as is usual."""
     connection.exec_driver_sql("PRAGMA writable_schema = ON")
@@ -203,6 +236,18 @@ def _key(table: Table) -> list[ColumnElement[object]]:
         name = next(name for name in ("rowid", "_rowid_", "oid") if name not in table.c)
         return [literal_column(name)]
     return list(table.primary_key.columns)
+
+
+def _parameters(prefix: str, key: Sequence[ColumnElement[object]]) -> list[BindParameter[object]]:
+    return [bindparam(f"{prefix}_{number}") for number in range(len(key))]
+
+
+def _key_at(place: int, table: Table, *conditions: ColumnElement[bool]) -> ClauseElement:
+    """Returns the query for the key of one of the rows that meet the conditions, in the order of their keys."""
+    key = _key(table)
+    keys = select(*key).select_from(table).where(*conditions).order_by(*key)
+    # Literals, because compiled statements have only the parameters that their rows give.
+    return keys.limit(literal_column("1", Integer)).offset(literal_column(str(place), Integer))
 
 
 def _renamed(sql: str, before: str, name: str, *, anywhere: bool = False) -> str:
