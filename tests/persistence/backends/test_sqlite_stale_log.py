@@ -152,3 +152,37 @@ def test_a_log_whose_last_events_were_removed_by_hand_can_be_used(tmp_path: Path
         assert stored.sequence == 4
         assert database.events.replay_all() == [*before[:kept], stored]
     assert_sound(path)
+
+
+def test_frames_of_a_killed_commit_that_was_overwritten_in_part_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "peon.db"
+    log = path.with_name("peon.db-wal")
+
+    def crash_after(*statements: str, events: int = 0) -> None:
+        def attempt() -> None:
+            database = Database.open(url=sqlite(path), maintain_projections=False)
+            with database.engine.begin() as connection:
+                for statement in statements:
+                    connection.execute(text(statement))
+            if events:
+                database.events.append_all([renamed("x" * 20_000)] * events)
+
+        in_child(attempt)
+
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60)"
+    crash_after("CREATE TABLE notes (content)", f"INSERT INTO notes {numbers} SELECT randomblob(3000) FROM n")
+    before = path.read_bytes(), log.read_bytes()
+    crash_after(events=20)
+    killed = log.read_bytes()
+    path.write_bytes(before[0])
+    log.write_bytes(before[1])
+    crash_after("UPDATE notes SET content = randomblob(3000)")
+    # As if the process with 20 events had been killed after its last write, while others used the database.
+    written = log.read_bytes()
+    assert len(before[1]) < len(written) < len(killed)
+    assert killed.startswith(before[1])
+    log.write_bytes(written + killed[len(written) :])
+
+    with Database.open(url=sqlite(path), maintain_projections=False) as database:
+        assert_works(database, [])
+    assert_sound(path)
