@@ -61,6 +61,7 @@ _FAULTS_OF_TABLES = ("22", "23", "42", "58P01", "XX")
 """SQLSTATEs of statements that do not fit a table, of missing files and of damaged pages."""
 
 _MISSING_PRIVILEGE = "42501"
+_MISSING_TABLE = "42P01"
 
 TRIGGERS = ("events_refuse_change", "events_notify")
 
@@ -342,7 +343,12 @@ class PostgreSQLBackend(Backend):
 
 def _keep_tables(connection: Connection) -> None:
     # Before the first statement that needs a snapshot: then the tables that the snapshot shows stay until it ends.
-    connection.exec_driver_sql(f"LOCK TABLE {projection_positions.name} IN ACCESS SHARE MODE")
+    try:
+        connection.exec_driver_sql(f"LOCK TABLE {projection_positions.name} IN ACCESS SHARE MODE")
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _MISSING_TABLE:
+            raise
+        connection.dialect.do_rollback(connection.connection)  # a database without the table can be looked at, too
 
 
 def _at_level(engine: Engine, level: IsolationLevel) -> Engine:

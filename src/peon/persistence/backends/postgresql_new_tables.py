@@ -206,10 +206,12 @@ class PostgreSQLNewTables(NewTables):
             savepoint.rollback()
         return expected == self._shapes(connection, declared)
 
-    def create(self, connection: Connection) -> None:
-        # Another rebuild would wait as well, and then fail, when it creates tables with the same names.
+    def wait_for_others(self, connection: Connection) -> None:
+        # Otherwise it would wait, and then fail, when it creates tables with the same names.
         key = sha256(f"peon rebuild\0{self._schema}\0{self._old[0].name}".encode()).digest()[:8]
         connection.execute(select(func.pg_advisory_xact_lock(int.from_bytes(key, "big", signed=True))))
+
+    def create(self, connection: Connection) -> None:
         self._statements = [(step, statement) for step, statement in self._rows(connection, _STATEMENTS)]
         self._found = self._description(connection)
         self._run(connection, 0)

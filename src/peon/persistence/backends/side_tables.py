@@ -86,8 +86,15 @@ class NewTables(ABC):
         """See `SideTables.are_created_as`."""
 
     @abstractmethod
+    def wait_for_others(self, connection: Connection) -> None:
+        """Waits for other transactions that replace the tables, and keeps more from beginning.
+
+        Until then, the transaction must not have read the tables or their positions: the others wait for readers.
+        """
+
+    @abstractmethod
     def create(self, connection: Connection) -> None:
-        """Creates the new tables, without indexes and keys; waits for others that have done so."""
+        """Creates the new tables, without indexes and keys."""
 
     @abstractmethod
     def fill(self, connection: Connection, sources: Sequence[Table]) -> None:

@@ -186,7 +186,10 @@ class Rebuild:
         if not _has_more_rows(connection, pair.shadows, FEW_ROWS):
             return None
         new = self._backend.new_tables(connection, without_problems(pair.hidden))
-        return new if new is not None and self._keep_their_shape(connection, new) else None
+        if new is None:
+            return None
+        new.wait_for_others(connection)
+        return new if self._keep_their_shape(connection, new) else None
 
     def _keep_their_shape(self, connection: Connection, others: SideTables | NewTables) -> bool:
         """Returns whether a new version has left the tables as they are; otherwise they are created again."""
