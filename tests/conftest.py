@@ -48,59 +48,14 @@ ALIKE = (
         "persistence/test_migrations_version_table.py",
     ),
     *("persistence/test_own_events.py", "persistence/test_settings.py", "persistence/test_visible_statements.py"),
-    *("persistence/asynchronous/test_active_consumer.py", "examples/", "test_testing.py"),
+    *("persistence/asynchronous/test_active_consumer.py", "examples/"),
 )
 """Tests that send each kind of database the same statements: they run in a file.
 
-Their variants in memory and on PostgreSQL are slow proofs, but for those of `ON_POSTGRESQL_TOO`. What differs in memory
-(connections, threads, the asynchronous driver) is tested elsewhere.
+Their variants in memory and on PostgreSQL are slow proofs. `@pytest.mark.postgresql_too` keeps the variant on
+PostgreSQL of a test in the suite, and says what can differ there. What differs in memory (connections, threads, the
+asynchronous driver) is tested elsewhere.
 """
-
-ON_POSTGRESQL_TOO = {
-    "cli/test_migrate.py": "migrations",
-    "examples/test_fastapi_application.py::test_the_tokens": "the driver",
-    "examples/test_notes_application.py::test_both": "migrations",
-    "persistence/asynchronous/test_active_consumer.py::test_a_task_waits": "the lock of the consumer",
-    "persistence/log/test_append_conditions.py::test_a_condition_holds": "what concurrent transactions see",
-    "persistence/log/test_append_conditions.py::test_a_condition_is": "what concurrent transactions see",
-    "persistence/log/test_append_conditions.py::test_a_conditional": "what concurrent transactions see",
-    "persistence/log/test_append_conditions.py::test_e": "locks",
-    "persistence/log/test_append_conditions.py::test_th": "what concurrent transactions see",
-    "persistence/log/test_append_of_many_processes.py": "locks",
-    "persistence/log/test_idempotency.py::test_a_re": "locks, and what concurrent transactions see",
-    "persistence/log/test_idempotency.py::test_p": "locks",
-    "persistence/log/test_idempotency.py::test_threads": "locks",
-    "persistence/log/test_query.py::test_a_query": "the index of tags",
-    "persistence/log/test_query.py::test_a_tag": "the index of tags",
-    "persistence/log/test_query.py::test_an_event": "the index of tags",
-    "persistence/log/test_tag_index.py": "locks of those who fill the index",
-    "persistence/maintenance/test_compaction_and_others.py": "locks, and the trigger that forbids changes of the log",
-    "persistence/maintenance/test_redaction.py::test_content": "the trigger that forbids changes of the log",
-    "persistence/maintenance/test_redaction.py::test_what": "what concurrent transactions see",
-    "persistence/maintenance/test_vacuum.py": "VACUUM",
-    "persistence/operations/test_backups.py::test_a_database": "pg_dump",
-    "persistence/operations/test_copying.py::test_a_row": "the types of columns",
-    "persistence/operations/test_copying.py::test_an": "what a transaction undoes, and the types of columns",
-    "persistence/operations/test_copying.py::test_e": "the types of columns",
-    "persistence/operations/test_copying.py::test_appends": "sequences",
-    "persistence/operations/test_copying.py::test_other": "locks",
-    "persistence/orchestration/test_projection.py": "NUL characters, and the length of an indexed text",
-    "persistence/orchestration/test_read_model.py::test_a_read": "what concurrent transactions see",
-    "persistence/orchestration/test_read_model.py::test_the_snapshot": "what concurrent transactions see",
-    "persistence/orchestration/test_read_model.py::TestStreamedText": "how text is joined",
-    "persistence/projections/test_manager.py": "locks, and what concurrent transactions see",
-    "persistence/projections/test_rebuild.py::TestRebuild::test_a": "what concurrent transactions see",
-    "persistence/projections/test_rebuild.py::TestRebuild::test_includes": "what concurrent transactions see",
-    "persistence/projections/test_rebuild.py::TestRebuild::test_re": "temporary tables",
-    "persistence/projections/test_verification.py::TestVerify::test_other": "temporary tables",
-    "persistence/subscriptions/test_active_consumer.py": "the lock of the consumer",
-    "persistence/subscriptions/test_durable_subscription.py::test_a": "locks, and transactions of the consumer",
-    "persistence/subscriptions/test_durable_subscription.py::test_effects_and": "transactions of the consumer",
-    "persistence/test_migrations_version_table.py::test_a": "Alembic, and names of tables",
-    "test_testing.py::TestWordCount::test_rebuild": "the fixtures of the plugin",
-    "persistence/subscriptions/test_subscription.py": "notifications of the server",
-}
-"""Tests of `ALIKE` that run on PostgreSQL too, by the beginning of their names, and what can differ there."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
@@ -111,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if variant is None or not name.startswith(ALIKE):
             continue
         kinds = variant.params.values()
-        if "memory" in kinds or ("postgresql" in kinds and not name.startswith(tuple(ON_POSTGRESQL_TOO))):
+        if "memory" in kinds or ("postgresql" in kinds and item.get_closest_marker("postgresql_too") is None):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.name not in FIRST)
 

@@ -11,6 +11,8 @@ from sqlalchemy import URL
 
 from peon.persistence.migrations import descriptions, revisions
 
+pytestmark = pytest.mark.postgresql_too("migrations")
+
 HEAD = revisions()[-1]
 
 

@@ -179,6 +179,7 @@ def test_the_response_says_what_is_wrong_with_a_request() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.postgresql_too("the driver")
 def test_the_tokens_of_a_turn_are_events_beside_the_domains_own(url: URL, migrated: None) -> None:
     async def story() -> None:
         application = application_on(url)

@@ -61,6 +61,7 @@ def revision_in(url: URL, table: str) -> list[str]:
         return list(connection.scalars(text(f"SELECT version_num FROM {table}")))
 
 
+@pytest.mark.postgresql_too("migrations")
 def test_both_trees_are_migrated_at_each_start(application: ModuleType, database: Database, url: URL) -> None:
     thread_id = uuid4()
     application.add_note(database, thread_id, "ask for the tide table")

@@ -11,8 +11,10 @@ from helpers.streamed_text import OTHER_MESSAGE, OTHER_TURN, SCENE, THREAD, chun
 from helpers.word_count_projection import WordCount
 from sqlalchemy import URL, Engine, event
 
+from peon.config import AppConfig
 from peon.orchestration import ChangesCommitted, ThreadStatus, ThreadStatusChanged
 from peon.persistence import Database, EventQuery
+from peon.persistence.backends.sqlite import SQLiteBackend
 
 OF_THREAD = EventQuery(thread_id=THREAD)
 
@@ -73,9 +75,27 @@ def test_on_sqlite_without_a_vacuum(migrated_sqlite_url: URL, secure_delete: str
         assert files_with_secret(folder) == []
 
 
+def test_the_next_call_removes_what_an_interrupted_one_has_left(
+    migrated_sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = file_of(migrated_sqlite_url).parent
+    with Database.open(url=migrated_sqlite_url, projections=[WordCount()]) as database:
+        fill(database)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(SQLiteBackend, "erase_deleted_content", interrupt)
+            database.maintenance.redact(OF_THREAD)
+        assert files_with_secret(folder) != []
+
+        assert database.maintenance.redact(OF_THREAD)[:2] == (0, ())
+        assert files_with_secret(folder) == []
+
+
 def test_a_reader_keeps_the_old_pages(migrated_sqlite_url: URL) -> None:
     folder = file_of(migrated_sqlite_url).parent
-    with Database.open(url=migrated_sqlite_url, connect_args={"timeout": 0.1}) as database:
+    with Database.open(AppConfig(database={"busy_timeout": 0.1}), url=migrated_sqlite_url) as database:
         database.events.append_all([*SCENE, *TOLD])
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")

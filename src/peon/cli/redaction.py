@@ -20,10 +20,7 @@ from peon.persistence.runtime.counts import counted
 SHOWN_SEQUENCES = 10
 """Sequences of undecodable events that people are shown; the document has all."""
 
-LEFT = (
-    "Nothing is redacted, or everything: run the command again. If it then finds no event, run  peon vacuum --full  to "
-    "remove what was deleted before from the files."
-)
+LEFT = "Nothing is redacted, or everything: run the command again. It then removes what is left in the files, too."
 
 
 class Redacted(BaseModel):

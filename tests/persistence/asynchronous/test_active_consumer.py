@@ -44,6 +44,7 @@ def test_the_second_task_waits_and_resumes_where_the_first_saved(url: URL, migra
     asyncio.run(story())
 
 
+@pytest.mark.postgresql_too("the lock of the consumer")
 def test_a_task_waits_for_a_thread(migrated_lasting_url: URL) -> None:
     async def story() -> None:
         async with opened(migrated_lasting_url) as database:

@@ -71,6 +71,7 @@ def test_a_condition_conflicts_with_matching_events(
     assert database.events.append_all([stored], condition=informed)[0].sequence == 2
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_the_error_names_the_first_matching_event_after_the_position(database: Database, read: None) -> None:
     database.events.append_all([ThreadDeleted(thread_id=thread) for thread in (THREAD, OTHER, THREAD, THREAD)])
 
@@ -81,6 +82,7 @@ def test_the_error_names_the_first_matching_event_after_the_position(database: D
             conflict(database.events, AppendCondition(EventQuery(thread_id=THREAD), beyond))
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_a_condition_holds_in_a_transaction_of_the_caller(database: Database, read: None) -> None:
     query = EventQuery(thread_id=THREAD)
     with database.engine.begin() as connection:
@@ -116,6 +118,7 @@ def compete(barrier: Any, url: str, rounds: int, wins: Any) -> None:
                 wins[turn] += 1
 
 
+@pytest.mark.postgresql_too("locks")
 @pytest.mark.parametrize("rounds", [8, pytest.param(25, marks=pytest.mark.slow)])
 def test_exactly_one_of_many_processes_wins_each_round(migrated_lasting_url: URL, rounds: int) -> None:
     processes = 5
@@ -133,6 +136,7 @@ def test_exactly_one_of_many_processes_wins_each_round(migrated_lasting_url: URL
         assert [s.event.thread_id.int for s in database.events.stream()] == list(range(rounds))  # type: ignore[union-attr]
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_threads_that_share_a_commit_see_the_events_of_each_other(database: Database) -> None:
     threads, rounds = 8, 20
     together = threading.Barrier(threads)
@@ -156,6 +160,7 @@ def test_threads_that_share_a_commit_see_the_events_of_each_other(database: Data
     assert database.events.last_sequence() == threads * rounds
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_a_conditional_append_that_projections_refuse_stores_nothing(url: URL, migrated: None) -> None:
     with Database.open(url=url) as database:
         condition = AppendCondition(EventQuery(project_id=PROJECT), after=0)
@@ -166,6 +171,7 @@ def test_a_conditional_append_that_projections_refuse_stores_nothing(url: URL, m
         assert database.projections.verify() == []
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_a_condition_is_decided_while_other_writers_keep_appending(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

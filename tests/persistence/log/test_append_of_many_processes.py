@@ -6,6 +6,8 @@ from helpers.processes import context, exit_codes_of
 
 from peon.persistence import Database
 
+pytestmark = pytest.mark.postgresql_too("locks")
+
 
 @pytest.mark.parametrize(
     ("database", "writers", "appends", "readers"),

@@ -36,6 +36,7 @@ def renamed(name: str = "x", **fields: object) -> ProjectRenamed:
     return ProjectRenamed(project_id=PROJECT, name=name, **fields)
 
 
+@pytest.mark.postgresql_too("locks, and what concurrent transactions see")
 def test_a_repeat_returns_the_stored_events(database: Database) -> None:
     command, batch = uuid4(), [renamed("a"), renamed("b")]
     stored = database.events.append_all(batch, command_id=command)
@@ -46,6 +47,7 @@ def test_a_repeat_returns_the_stored_events(database: Database) -> None:
     assert database.events.last_sequence() == 3
 
 
+@pytest.mark.postgresql_too("locks, and what concurrent transactions see")
 def test_a_repeat_with_newly_created_events_is_the_same_command(database: Database) -> None:
     """The events of the repeat have another default `occurred_at`."""
     command = uuid4()
@@ -91,6 +93,7 @@ def test_a_command_without_events_has_a_receipt_too(database: Database) -> None:
     assert database.events.last_sequence() == 0
 
 
+@pytest.mark.postgresql_too("locks, and what concurrent transactions see")
 def test_a_refused_command_leaves_no_receipt(database: Database) -> None:
     command = uuid4()
     database.events.append_all([renamed()])
@@ -105,6 +108,7 @@ def test_a_refused_command_leaves_no_receipt(database: Database) -> None:
     assert database.events.append_all([renamed("b")], command_id=command)[0].sequence == 2
 
 
+@pytest.mark.postgresql_too("locks, and what concurrent transactions see")
 def test_a_repeat_does_not_check_its_condition_again(database: Database) -> None:
     command, condition = uuid4(), AppendCondition(EventQuery(project_id=PROJECT), after=0)
     stored = database.events.append_all([renamed()], command_id=command, condition=condition)
@@ -112,6 +116,7 @@ def test_a_repeat_does_not_check_its_condition_again(database: Database) -> None
     assert database.events.append_all([renamed()], command_id=command, condition=condition) == stored
 
 
+@pytest.mark.postgresql_too("locks, and what concurrent transactions see")
 def test_a_repeat_in_the_same_transaction_returns_the_stored_events(database: Database) -> None:
     command = uuid4()
     with database.engine.begin() as connection:
@@ -121,6 +126,7 @@ def test_a_repeat_in_the_same_transaction_returns_the_stored_events(database: Da
     assert database.events.append_all([renamed()], command_id=command) == stored
 
 
+@pytest.mark.postgresql_too("locks, and what concurrent transactions see")
 def test_a_repeat_returns_a_large_batch_completely(database: Database) -> None:
     command, batch = uuid4(), [renamed(str(n)) for n in range(2_500)]
     database.events.append_all([renamed()])
@@ -130,6 +136,7 @@ def test_a_repeat_returns_a_large_batch_completely(database: Database) -> None:
     assert database.events.append_all(batch, command_id=command) == stored
 
 
+@pytest.mark.postgresql_too("locks")
 def test_threads_that_send_one_command_at_once_store_it_once(database: Database) -> None:
     threads, rounds = 8, 20
     together = threading.Barrier(threads)
@@ -153,6 +160,7 @@ def test_an_invalid_command_id_is_refused(database: Database, wrong: object) -> 
         database.events.append_all([renamed()], command_id=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.postgresql_too("locks")
 def test_projections_apply_a_command_once(url: URL, migrated: None) -> None:
     with Database.open(url=url) as database:
         command = uuid4()
@@ -176,6 +184,7 @@ def append_and_die_before_the_answer(url: str, command: UUID) -> None:
         append_all([ProjectCreated(project_id=PROJECT, name="x", path="/")], command_id=command)
 
 
+@pytest.mark.postgresql_too("locks, and what concurrent transactions see")
 def test_a_retry_after_a_kill_between_commit_and_answer_stores_nothing_twice(migrated_lasting_url: URL) -> None:
     Database.open(url=migrated_lasting_url).close()
     command = uuid4()
@@ -201,6 +210,7 @@ def repeat_together(barrier: Any, url: str, rounds: int, answers: Any, number: i
             answers[number * rounds + turn] = stored.sequence
 
 
+@pytest.mark.postgresql_too("locks")
 @pytest.mark.parametrize("rounds", [8, pytest.param(20, marks=pytest.mark.slow)])
 def test_processes_that_send_one_command_at_once_store_it_once(migrated_lasting_url: URL, rounds: int) -> None:
     """Storing the command again would contradict the projections."""
@@ -222,6 +232,7 @@ def test_processes_that_send_one_command_at_once_store_it_once(migrated_lasting_
         assert database.events.last_sequence() == rounds
 
 
+@pytest.mark.postgresql_too("locks, and what concurrent transactions see")
 def test_a_repeat_whose_event_cannot_be_read_does_not_fail_other_appends(database: Database) -> None:
     """The other appends share its transaction, which still commits."""
     command = uuid4()

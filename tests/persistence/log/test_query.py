@@ -127,6 +127,7 @@ def test_a_wrong_query_is_refused(
         wrong(database)
 
 
+@pytest.mark.postgresql_too("the index of tags")
 def test_a_query_finds_all_large_events(database: Database, read: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE_CHARACTERS", 10_000)
     for number in range(30):
@@ -146,6 +147,7 @@ class Painted(BaseModel):
     colour: Colour
 
 
+@pytest.mark.postgresql_too("the index of tags")
 def test_a_query_keeps_a_copy_of_its_arguments(database: Database, read: None) -> None:
     wanted = ["ThreadDeleted"]
     generated = EventQuery(event_types=(name for name in wanted))
@@ -187,6 +189,7 @@ class LabelledOnce(BaseModel):
 LABELLED: EventCodec[Labelled] = EventCodec(Labelled, tags=["label"])
 
 
+@pytest.mark.postgresql_too("the index of tags")
 def test_an_event_has_each_value_of_a_list_as_its_tag(database: Database, read: None) -> None:
     store = EventStore(database.engine, LABELLED)
     labels: list[Any] = [["a", "b"], "a", [], [7, "7", "b", "a"], ["x" * 3_000], ["c", "c"]]
@@ -209,6 +212,7 @@ def test_an_event_has_each_value_of_a_list_as_its_tag(database: Database, read: 
     store.close()
 
 
+@pytest.mark.postgresql_too("the index of tags")
 def test_a_tag_that_becomes_a_list_is_indexed_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """An index that was filled when an event had one value lacks the values of lists before its position."""
     monkeypatch.setattr(tag_index, "TAIL_EVENTS", 0)

@@ -32,6 +32,8 @@ from peon.persistence import (
 from peon.persistence.backends.interface import READ_ONLY
 from peon.persistence.log import pages, tag_index, tag_walk
 
+pytestmark = pytest.mark.postgresql_too("locks of those who fill the index")
+
 DOCUMENTATION = Path(__file__).parents[3] / "docs"
 
 

@@ -24,6 +24,8 @@ from sqlalchemy.exc import DBAPIError
 from peon.persistence import Database
 from peon.persistence.log import pages
 
+pytestmark = pytest.mark.postgresql_too("locks, and the trigger that forbids changes of the log")
+
 CHANGES = ["DELETE FROM events WHERE sequence = 1", "UPDATE events SET payload = '' WHERE sequence = 7"]
 
 

@@ -86,6 +86,7 @@ def places(database: Database[Any]) -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.postgresql_too("the trigger that forbids changes of the log")
 def test_content_goes_and_everything_else_stays(migrated_lasting_url: URL, small_pages: None) -> None:
     with Database.open(url=migrated_lasting_url, projections=[WordCount()]) as database:
         database.events.append_all(TOLD)
@@ -247,6 +248,7 @@ def test_a_redaction_without_the_code_of_a_projection_is_refused(migrated_lastin
         assert SECRET in str(database.events.replay_all())
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_events_that_are_stored_meanwhile_are_redacted_too(migrated_lasting_url: URL, small_pages: None) -> None:
     with Database.open(url=migrated_lasting_url) as database, Database.open(url=migrated_lasting_url) as other:
         database.events.append_all(TOLD)

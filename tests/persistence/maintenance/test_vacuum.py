@@ -15,6 +15,8 @@ from sqlalchemy import URL
 from peon.persistence import Database, StoreUnavailable
 from peon.persistence.asynchronous import AsyncDatabase
 
+pytestmark = pytest.mark.postgresql_too("VACUUM")
+
 Opener = Callable[..., Database]
 
 TEXT = "0123456789" * 200

@@ -97,6 +97,7 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*.partial")]
 
 
+@pytest.mark.postgresql_too("pg_dump")
 def test_a_database_is_restored_as_it_was(database: Database, file: Path, tmp_path: Path) -> None:
     stored = database.events.replay_all()
     projects, log_id = database.read_model.projects(), database.events.log_id()
@@ -329,6 +330,7 @@ def test_an_interrupt_leaves_no_backup(on_sqlite: Database, tmp_path: Path, monk
     assert rename(on_sqlite, "a") == 2
 
 
+@pytest.mark.postgresql_too("pg_dump")
 def test_a_database_in_use_is_not_replaced(on_sqlite: Database, tmp_path: Path) -> None:
     back_up_database(on_sqlite.engine, tmp_path / "backup.db")
     path = str(on_sqlite.engine.url.database)
@@ -433,6 +435,7 @@ def test_a_missing_database_is_not_created_by_a_backup(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.postgresql_too("pg_dump")
 def test_a_database_in_memory_and_of_the_first_revision_is_backed_up(populated_url: URL, tmp_path: Path) -> None:
     engine = create_engine(populated_url)
     report = back_up_database(engine, tmp_path / "backup.db")

@@ -126,6 +126,7 @@ def is_empty(database: Database) -> bool:
     return not any(rows_of(database).values())
 
 
+@pytest.mark.postgresql_too("the types of columns")
 def test_every_row_is_copied_unchanged(pair: tuple[Database, Database]) -> None:
     source, target = pair
     before = rows_of(source)
@@ -162,6 +163,7 @@ def test_a_long_session_is_verified_in_the_target(prepare: Prepare) -> None:
         assert target.events.replay_all() == source.events.replay_all()
 
 
+@pytest.mark.postgresql_too("sequences")
 def test_appends_continue_after_the_last_event(pair: tuple[Database, Database]) -> None:
     source, target = pair
     copy_database(source, target)
@@ -201,6 +203,7 @@ def test_progress_is_reported_after_each_page(
     assert calls == [(2, 10), (4, 10), (5, 10), (7, 10), (9, 10), (10, 10)]
 
 
+@pytest.mark.postgresql_too("what a transaction undoes, and the types of columns")
 def test_an_empty_database_is_copied(prepare: Prepare) -> None:
     with Database.open(url=prepare("file")) as source, Database.open(url=prepare("file")) as target:
         assert copy_database(source, target) == 0
@@ -266,6 +269,7 @@ def test_both_must_be_at_the_newest_revision(files: tuple[Database, Database], b
         copy_database(*files)
 
 
+@pytest.mark.postgresql_too("what a transaction undoes, and the types of columns")
 def test_an_interrupted_copy_leaves_nothing(pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE_EVENTS", 2)
     source, target = pair
@@ -284,6 +288,7 @@ def test_an_interrupted_copy_leaves_nothing(pair: tuple[Database, Database], mon
     assert target.events.append_all([ProjectRenamed(project_id=PROJECT, name="a")])[0].sequence == 6
 
 
+@pytest.mark.postgresql_too("the types of columns")
 @pytest.mark.parametrize("pair", [("file", "file"), ("file", "postgresql")], indirect=True, ids="-".join)
 def test_a_row_that_the_target_refuses_leaves_nothing(pair: tuple[Database, Database]) -> None:
     source, target = pair
@@ -305,6 +310,7 @@ def test_a_row_that_the_target_refuses_leaves_nothing(pair: tuple[Database, Data
     assert copy_database(source, target) == 5
 
 
+@pytest.mark.postgresql_too("the types of columns")
 def test_a_row_that_the_target_changed_is_reported(to_postgresql: tuple[Database, Database]) -> None:
     for column, row in [
         (events.c.payload, "row 1 of events differs"),
@@ -316,11 +322,13 @@ def test_a_row_that_the_target_changed_is_reported(to_postgresql: tuple[Database
         refused_with_trigger(*to_postgresql, column.table, f"NEW.{column.name} = '7'; RETURN NEW;", row)
 
 
+@pytest.mark.postgresql_too("the types of columns")
 def test_a_row_that_the_target_dropped_is_reported(to_postgresql: tuple[Database, Database]) -> None:
     for table in COPIED_TABLES:
         refused_with_trigger(*to_postgresql, table, "RETURN NULL;", f"row .+ of {table.name} is missing")
 
 
+@pytest.mark.postgresql_too("the types of columns")
 def test_a_row_that_the_target_added_is_reported(to_postgresql: tuple[Database, Database]) -> None:
     for table in COPIED_TABLES:
         values = ", ".join("'99'" for _ in table.columns)
@@ -414,6 +422,7 @@ def test_the_error_names_a_row_that_postgresql_cannot_store(to_postgresql: tuple
     assert is_empty(target)
 
 
+@pytest.mark.postgresql_too("what a transaction undoes, and the types of columns")
 def test_an_sqlite_file_can_store_that_row(files: tuple[Database, Database]) -> None:
     source, target = files
     with source.engine.begin() as connection:
@@ -423,6 +432,7 @@ def test_an_sqlite_file_can_store_that_row(files: tuple[Database, Database]) -> 
     assert rows_of(target) == rows_of(source)
 
 
+@pytest.mark.postgresql_too("the types of columns")
 @pytest.mark.parametrize("pair", [("file", "postgresql"), ("postgresql", "file")], indirect=True, ids="-".join)
 def test_events_that_are_appended_to_the_source_meanwhile_are_not_copied(
     pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
@@ -440,6 +450,7 @@ def test_events_that_are_appended_to_the_source_meanwhile_are_not_copied(
     assert source.events.last_sequence() == 11
 
 
+@pytest.mark.postgresql_too("locks")
 @pytest.mark.parametrize("pair", [("file", "postgresql"), ("postgresql", "file")], indirect=True, ids="-".join)
 def test_other_writers_of_the_target_wait_for_the_copy(pair: tuple[Database, Database]) -> None:
     source, target = pair
@@ -528,6 +539,7 @@ def test_the_index_of_earlier_rows_of_the_target_is_removed(prepare: Prepare, ki
         assert [s.sequence for s in target.events.stream(query=query)] == [1, 2]
 
 
+@pytest.mark.postgresql_too("what a transaction undoes, and the types of columns")
 @pytest.mark.parametrize("examples", [3, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["file", "postgresql"])
 def test_any_rows_are_copied_or_refused(prepare: Prepare, kind: str, examples: int) -> None:

@@ -44,6 +44,8 @@ from peon.orchestration import (
 from peon.persistence import Database
 from peon.persistence.backends.postgresql import MAXIMUM_KEY_BYTES
 
+pytestmark = pytest.mark.postgresql_too("NUL characters, and the length of an indexed text")
+
 
 @pytest.fixture
 def database(open_empty: Opener) -> Database:

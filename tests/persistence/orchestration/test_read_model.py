@@ -357,6 +357,7 @@ class TestStreamedText:
         assert len(found) == 4
         return {m.content.text for m in found}  # type: ignore[union-attr]
 
+    @pytest.mark.postgresql_too("how text is joined")
     @pytest.mark.parametrize("kind", [TextContent, ThinkingContent])
     def test_belongs_to_the_message_before_and_after_the_end_of_the_turn(
         self, begun: Database, kind: type[TextContent]
@@ -376,6 +377,7 @@ class TestStreamedText:
         assert self.texts_of(begun, one) == {"a\0b\0é🌊def"}
         assert self.texts_of(begun, two) == {"xyz"}
 
+    @pytest.mark.postgresql_too("how text is joined")
     def test_belongs_to_more_messages_than_one_query_loads(self, begun: Database) -> None:
         identifiers = [uuid4() for _ in range(1_203)]
         begun.events.append_all([message(identifier) for identifier in identifiers])
@@ -386,6 +388,7 @@ class TestStreamedText:
         ]
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=message_contents, detail=json_values, name=texts)
 def test_a_read_returns_what_was_appended(begun: Database, content: MessageContent, detail: Any, name: str) -> None:
@@ -407,6 +410,7 @@ def test_a_read_returns_what_was_appended(begun: Database, content: MessageConte
     assert name in [branch.name for branch in begun.read_model.branches(THREAD)]
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_the_snapshot_equals_the_lists(database: Database) -> None:
     database.events.append_all(long_session(20))
     state = database.read_model
@@ -432,6 +436,7 @@ def test_the_snapshot_equals_the_lists(database: Database) -> None:
     assert Snapshot.model_validate_json(snapshot.model_dump_json()) == snapshot
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_a_read_never_sees_half_an_append(migrated_lasting_url: URL) -> None:
     """Each append adds a turn with three streamed messages, and selects its thread."""
     with Database.open(url=migrated_lasting_url) as database:
@@ -470,6 +475,7 @@ def read_while_another_appends(database: Database) -> None:
     writer.join()
 
 
+@pytest.mark.postgresql_too("what concurrent transactions see")
 def test_a_read_does_not_wait_for_a_writer(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url) as database:
         database.events.append_all([project(), thread()])

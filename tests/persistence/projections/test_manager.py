@@ -30,6 +30,8 @@ from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.projections import Projections
 
+pytestmark = pytest.mark.postgresql_too("locks, and what concurrent transactions see")
+
 
 class TestPosition:
     def test_moves_with_each_append(self, database: Database) -> None:

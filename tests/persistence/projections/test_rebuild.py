@@ -66,6 +66,7 @@ def raising_as_rows_are_put_into(table: str, database: Database, error: type[Bas
 
 @pytest.mark.usefixtures("small_pages")
 class TestRebuild:
+    @pytest.mark.postgresql_too("temporary tables")
     def test_repairs_tampered_tables(self, database: Database) -> None:
         database.events.append_all(SCENE)
         append_alone(database, renamed("x", UNKNOWN))
@@ -78,6 +79,7 @@ class TestRebuild:
 
         assert rows_of_all_tables(database) == sound
 
+    @pytest.mark.postgresql_too("temporary tables")
     def test_reports_progress_after_each_page(self, database: Database) -> None:
         database.events.append_all(SCENE)
         reported: list[tuple[int, int]] = []
@@ -86,6 +88,7 @@ class TestRebuild:
 
         assert reported == [(4, 19), (8, 19), (12, 19), (16, 19), (19, 19)]
 
+    @pytest.mark.postgresql_too("temporary tables")
     def test_rebuilds_from_an_empty_log(self, database: Database) -> None:
         database.projections.rebuild()
         database.events.append_all(SCENE)
@@ -139,6 +142,7 @@ class TestRebuild:
         database.projections.rebuild()
         assert database.projections.verify() == []
 
+    @pytest.mark.postgresql_too("temporary tables")
     def test_readers_see_the_old_rows_until_the_last_commit(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
@@ -175,6 +179,7 @@ class TestRebuild:
             assert connection.scalar(text("SELECT pg_my_temp_schema()")) != 0
             assert connection.scalar(text(temporary_tables)) == 0
 
+    @pytest.mark.postgresql_too("what concurrent transactions see")
     @pytest.mark.parametrize("call", [0, 3])
     def test_a_connection_that_keeps_its_temporary_tables_is_discarded(self, open_lasting: Opener, call: int) -> None:
         database = open_lasting()
@@ -227,6 +232,7 @@ class TestRebuild:
             assert writer.execute("SELECT name FROM sqlite_master WHERE name LIKE 'peon_rebuild_%'").fetchall() == []
             assert database.projections.verify() == []
 
+    @pytest.mark.postgresql_too("what concurrent transactions see")
     def test_a_reader_sees_the_old_or_the_new_state(self, open_lasting: Opener) -> None:
         database = open_lasting()
         events = long_session(10)
@@ -256,6 +262,7 @@ class TestRebuild:
         assert seen in ([tampered], [tampered, model.snapshot()])
         assert database.read_model.snapshot() == model.snapshot()
 
+    @pytest.mark.postgresql_too("what concurrent transactions see")
     def test_includes_events_that_are_appended_during_it(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
@@ -276,6 +283,7 @@ class TestRebuild:
         assert database.projections.verify() == []
         assert reported[-1] == (len(SCENE) + 6, len(SCENE) + 6)
 
+    @pytest.mark.postgresql_too("what concurrent transactions see")
     def test_includes_events_that_are_appended_after_it_read_to_the_end(
         self, open_lasting: Opener, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -190,6 +190,7 @@ class TestVerify:
         database.events.append_all([renamed("x")])
         assert database.projections.verify() == []
 
+    @pytest.mark.postgresql_too("temporary tables")
     def test_other_connections_do_not_see_the_shadow_tables(self, open_lasting: Opener, small_pages: None) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)

@@ -20,6 +20,8 @@ from peon.orchestration import ProjectRenamed
 from peon.persistence import Database, DurableSubscription, StoreUnavailable, create_engine
 from peon.persistence.backends import postgresql_consumer_lock
 
+pytestmark = pytest.mark.postgresql_too("the lock of the consumer")
+
 PATIENCE = 30
 
 TAKE_OVER_SECONDS = 2

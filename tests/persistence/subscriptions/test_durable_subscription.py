@@ -34,6 +34,7 @@ def position(database: Database, name: str = "mailer") -> int:
         return subscription.position
 
 
+@pytest.mark.postgresql_too("locks, and transactions of the consumer")
 def test_a_subscription_resumes_at_the_saved_position(stored: Database, mailer: DurableSubscription[Any]) -> None:
     assert [next(mailer).sequence for _ in range(3)] == [1, 2, 3]
     mailer.save_position()
@@ -46,6 +47,7 @@ def test_a_subscription_resumes_at_the_saved_position(stored: Database, mailer: 
     assert position(stored, "another") == 0
 
 
+@pytest.mark.postgresql_too("locks, and transactions of the consumer")
 def test_a_new_name_begins_after_the_given_sequence(stored: Database) -> None:
     with stored.events.durable_subscription("mailer", after=stored.events.last_sequence()) as subscription:
         append(stored, 1)
@@ -54,6 +56,7 @@ def test_a_new_name_begins_after_the_given_sequence(stored: Database) -> None:
         assert subscription.position == 5
 
 
+@pytest.mark.postgresql_too("transactions of the consumer")
 def test_effects_and_position_share_a_transaction(stored: Database, mailer: DurableSubscription[Any]) -> None:
     next(mailer)
     with stored.engine.connect() as connection:
@@ -70,6 +73,7 @@ def test_effects_and_position_share_a_transaction(stored: Database, mailer: Dura
     assert position(stored) == 1
 
 
+@pytest.mark.postgresql_too("locks, and transactions of the consumer")
 def test_an_event_whose_effects_were_rolled_back_is_delivered_again(
     stored: Database, mailer: DurableSubscription[Any]
 ) -> None:
@@ -89,6 +93,7 @@ def lose_place(subscription: DurableSubscription[Any]) -> None:
     subscription._saved.consumer_lock.release()
 
 
+@pytest.mark.postgresql_too("locks, and transactions of the consumer")
 def test_a_consumer_that_lost_its_place_saves_nothing(stored: Database, mailer: DurableSubscription[Any]) -> None:
     next(mailer)
     lose_place(mailer)
@@ -104,6 +109,7 @@ def test_a_consumer_that_lost_its_place_saves_nothing(stored: Database, mailer: 
     assert position(stored) == 2
 
 
+@pytest.mark.postgresql_too("locks, and transactions of the consumer")
 def test_a_rolled_back_save_is_not_mistaken_for_the_save_of_another_consumer(
     stored: Database, mailer: DurableSubscription[Any]
 ) -> None:
@@ -129,6 +135,7 @@ def test_saving_without_a_new_event_changes_nothing(stored: Database, mailer: Du
     assert position(stored) == 2
 
 
+@pytest.mark.postgresql_too("locks, and transactions of the consumer")
 def test_a_removed_position_is_a_conflict(stored: Database, mailer: DurableSubscription[Any]) -> None:
     next(mailer)
     with stored.engine.begin() as connection:
@@ -138,6 +145,7 @@ def test_a_removed_position_is_a_conflict(stored: Database, mailer: DurableSubsc
     assert caught.value.found is None
 
 
+@pytest.mark.postgresql_too("locks, and transactions of the consumer")
 @pytest.mark.parametrize("name", ["", "a\0b", "\ud800"])
 def test_a_name_must_be_printable_text(stored: Database, name: str) -> None:
     with pytest.raises(ValueError, match="printable"):

@@ -39,6 +39,8 @@ from peon.persistence.schema import events as log
 from peon.persistence.subscriptions import notifier, watcher
 from peon.persistence.subscriptions.tail import Tail
 
+pytestmark = pytest.mark.postgresql_too("notifications of the server")
+
 PATIENCE = 30
 
 

@@ -20,7 +20,7 @@ from peon.persistence.errors import EventDecodeError, EventEncodeError, Persiste
 from peon.persistence.log.codec import EventCodec
 from peon.persistence.log.pages import LogPages, LogRow
 from peon.persistence.log.query import EventQuery
-from peon.persistence.log.redacted import record_redaction
+from peon.persistence.log.redacted import record_redaction, redacted_within
 from peon.persistence.log.removed import begin_step, steps_of_compaction
 from peon.persistence.log.tag_index import TagIndex
 from peon.persistence.maintenance.merging import REPLACE_EVENT
@@ -82,8 +82,11 @@ class Redactor:
         self._codec.query_tags.require_possible(query)
         while True:
             change = self._planned(query, rule, by)
-            if dry_run or not change.rows:
+            if dry_run:
                 return change.result(None)
+            if not change.rows:
+                # The call that has redacted them may have been interrupted before its last step.
+                return change.result(self._erase(vacuum=vacuum) if self._are_redacted(change.unchanged) else None)
             try:
                 self._write(change, progress)
             except LogChanged:
@@ -135,7 +138,14 @@ class Redactor:
             with self._backend.deleted_content_overwritten(own.connection):
                 return self._builder.build(self._projections, own, meter=meter, pages=PAGES_A_COMMIT, change=change)
 
-        with_own_commit(reads, self._driver_errors, work, advice="call redact again, which then finds nothing to do")
+        with_own_commit(reads, self._driver_errors, work, advice="call redact again")
+
+    def _are_redacted(self, sequences: set[int]) -> bool:
+        """Returns whether one of the events was redacted."""
+        if not sequences:
+            return False
+        with self._driver_errors, self._reads.begin() as connection:
+            return not sequences.isdisjoint(redacted_within(connection, min(sequences), max(sequences)))
 
     def _erase(self, *, vacuum: bool) -> str | None:
         try:
@@ -151,6 +161,7 @@ class _Change:
     Attributes:
         end: The end of the log when it was planned.
         rows: The new type and payload, by sequence.
+        unchanged: The sequences of the events that match the query and have no content, or have only markers.
     """
 
     def __init__(
@@ -166,6 +177,7 @@ class _Change:
     ) -> None:
         self.end = end
         self.rows: dict[int, tuple[str, str]] = {}
+        self.unchanged: set[int] = set()
         self._undecodable: set[int] = set()
         self._backend = backend_of(engine)
         self._log = LogPages(engine, DriverErrors(engine))
@@ -198,7 +210,9 @@ class _Change:
             (before, after) = zip(*self._codec.encode([event, replaced]), strict=True)
         except EventEncodeError as error:
             raise ValueError(f"the rule returns what cannot be stored for event {sequence}: {error.reason}") from None
-        if after != before:
+        if after == before:
+            self.unchanged.add(sequence)
+        else:
             self.rows[sequence] = after
 
     def changed(self, page: list[LogRow]) -> list[LogRow]:

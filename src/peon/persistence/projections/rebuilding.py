@@ -262,13 +262,7 @@ class Rebuild:
                 last = self._replay.apply_pages(connection, self._projection, last)
                 break
             if time.monotonic() > until:
-                self._log.copies_rows()
-                with new.standing_in(connection):
-                    self._lock(own)
-                    last = self._replay.apply_pages(connection, self._projection, last)
-                table_setup.empty(connection, self._projection, pair, version=self._projection.version)
-                table_setup.fill(connection, self._projection, Shadows(new.tables, without_problems(pair.hidden)))
-                new.drop(connection)
+                last = self._copy_from_new_tables(own, pair, new, last)
                 break
             pause(wait, connection.dialect)
             wait = min(2 * wait, MAXIMUM_POLL_SECONDS)
@@ -276,6 +270,18 @@ class Rebuild:
         self._complete(own, pair, last)
         if last > before:
             self._meter.add(last - before)
+        return last
+
+    def _copy_from_new_tables(self, own: OwnTransaction, pair: Shadows, new: NewTables, last: int) -> int:
+        """Copies the rows into the real tables, because readers never left them alone."""
+        connection = own.connection
+        self._log.copies_rows()
+        with new.standing_in(connection):
+            self._lock(own)
+            last = self._replay.apply_pages(connection, self._projection, last)
+        table_setup.empty(connection, self._projection, pair, version=self._projection.version)
+        table_setup.fill(connection, self._projection, Shadows(new.tables, without_problems(pair.hidden)))
+        new.drop(connection)
         return last
 
     def _complete(self, own: OwnTransaction, pair: Shadows, last: int) -> None:

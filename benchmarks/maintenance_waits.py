@@ -1,14 +1,14 @@
-"""The longest wait of an append while another process rebuilds the projections of a large log.
+"""The longest wait of an append while another process works on a large log.
 
-python benchmarks/rebuild_waits.py sqlite:////tmp/large.db [--messages 1000000] [--rounds 1]
+python benchmarks/maintenance_waits.py {rebuild,deletion} sqlite:////tmp/large.db [--messages 1000000] [--rounds 1]
 
-The database is filled if it is empty, and kept: a second run takes less time.
+The database is filled if it is empty, and kept: a second run takes less time. After a deletion, begin with another one.
 """
 
 import argparse
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -22,6 +22,7 @@ from peon.orchestration import (
     MessageRole,
     OrchestrationEvent,
     ProjectCreated,
+    ProjectDeleted,
     Provider,
     RuntimeMode,
     TextContent,
@@ -82,6 +83,20 @@ def fill(url: str, messages: int) -> None:
     Database.open(url=url).close()
 
 
+def rebuild(database: Database) -> None:
+    database.projections.rebuild()
+
+
+def delete(database: Database) -> None:
+    """Deletes the project that `fill` has stored, and clears its rows."""
+    (large,) = database.read_model.projects(limit=1)
+    database.events.append_all([ProjectDeleted(project_id=large.id)])
+    database.maintenance.clear_deleted()
+
+
+WORKS = {"rebuild": rebuild, "deletion": delete}
+
+
 def append_until_told(url: str, told: Connection) -> None:
     """Appends an event after another, and sends its waits when it is told to end."""
     with Database.open(AppConfig(database={"busy_timeout": PATIENCE_SECONDS}), url=url) as database:
@@ -99,16 +114,16 @@ def append_until_told(url: str, told: Connection) -> None:
         told.send(Waits(sorted(took, reverse=True)[:10], len(took)))
 
 
-def measure(url: str) -> tuple[float, Waits]:
-    """Returns the seconds that a rebuild took, and the waits of the appends meanwhile."""
+def measure(url: str, work: Callable[[Database], None]) -> tuple[float, Waits]:
+    """Returns the seconds that the work took, and the waits of the appends meanwhile."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=append_until_told, args=(url, theirs))
     process.start()
     ours.recv()
-    began = time.perf_counter()
     with Database.open(url=url) as database:
-        database.projections.rebuild()
-    seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        work(database)
+        seconds = time.perf_counter() - began
     ours.send(None)
     waits: Waits = ours.recv()
     process.join()
@@ -117,6 +132,7 @@ def measure(url: str) -> tuple[float, Waits]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("work", choices=WORKS)
     parser.add_argument("url")
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=1)
@@ -124,9 +140,9 @@ def main() -> None:
     console = Console()
     fill(arguments.url, arguments.messages)
     for _ in range(arguments.rounds):
-        seconds, waits = measure(arguments.url)
+        seconds, waits = measure(arguments.url, WORKS[arguments.work])
         longest = ", ".join(f"{each:.3f}" for each in waits.longest)
-        console.print(f"rebuilt in {seconds:.0f} s; {waits.appends:,} appends; the longest took {longest} s")
+        console.print(f"{arguments.work}: {seconds:.0f} s; {waits.appends:,} appends; the longest took {longest} s")
 
 
 if __name__ == "__main__":
