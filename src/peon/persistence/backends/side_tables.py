@@ -56,6 +56,10 @@ class SideTables(ABC):
         """
 
     @abstractmethod
+    def flush(self, connection: Connection) -> None:
+        """Writes to the disk what was committed, outside a transaction; others wait, but not for readers."""
+
+    @abstractmethod
     def forget(self, connection: Connection) -> None:
         """Removes the side tables without reading their pages, which may be damaged."""
 

@@ -32,6 +32,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from peon.persistence.backends.compiled import CompiledQuery, CompiledStatement
 from peon.persistence.backends.side_tables import SIDE_PREFIX, SideTables, TablesChanged
 from peon.persistence.backends.sqlite_connections import driver_connection
+from peon.persistence.backends.sqlite_driver import first_row
 
 ROWS_A_STATEMENT = 200
 """Rows that are copied or deleted by one statement. Their keys are random, so that each may be on a page of its own."""
@@ -119,6 +120,17 @@ class SQLiteSideTables(SideTables):
                 yield
             connection.exec_driver_sql(f'DROP TABLE main."{side.name}"')
             yield
+
+    def flush(self, connection: Connection) -> None:
+        # A checkpoint syncs the file only when it has written all of the log, which it seldom does while others append.
+        # This one keeps them from appending; without a timeout, it does not wait for readers while it does so.
+        driver = driver_connection(connection)
+        (timeout,) = first_row(driver, "PRAGMA busy_timeout")
+        driver.execute("PRAGMA busy_timeout = 0")
+        try:
+            driver.execute("PRAGMA main.wal_checkpoint(FULL)").fetchall()
+        finally:
+            driver.execute(f"PRAGMA busy_timeout = {timeout}")
 
     def forget(self, connection: Connection) -> None:
         names = [(side.name,) for side in self._sides]

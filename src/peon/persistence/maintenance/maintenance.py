@@ -125,8 +125,8 @@ class Maintenance:
         The events keep their place, their type, their identifiers and their times, so nothing contradicts them
         afterwards. The rows of all projections change in the same transaction. They are built first, from the whole
         log, so that appends wait only while the events and the rows are replaced. The act is recorded, without the
-        content; see `redactions`. An interrupted call has done nothing, or everything but the last step, which removes the
-        content from the files; the next call with the query does it.
+        content; see `redactions`. An interrupted call has done nothing, or everything but the last step, which removes
+        the content from the files; the next call with the query does it.
 
         Events that match and cannot be decoded stay as they are; the result lists them. Backups, replicas, exported
         files and what consumers of subscriptions have stored elsewhere are not touched.

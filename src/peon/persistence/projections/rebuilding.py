@@ -209,7 +209,7 @@ class Rebuild:
             self._remove(connection, side)
             try:
                 with side.writing(connection):
-                    in_steps(connection, _created_and_filled(connection, side, sources))
+                    in_steps(connection, _created_and_filled(connection, side, sources), side)
                 _drop_shadows(connection, sources)  # from here on, their names mean the real tables
                 with side.exchanging(connection):
                     end = self._follow(own, pair, side, seen, last)
