@@ -48,7 +48,8 @@ ALIKE = (
         "persistence/test_migrations_version_table.py",
     ),
     *("persistence/test_own_events.py", "persistence/test_settings.py", "persistence/test_visible_statements.py"),
-    *("persistence/asynchronous/test_active_consumer.py", "examples/"),
+    *("persistence/asynchronous/test_active_consumer.py", "persistence/asynchronous/test_database.py", "examples/"),
+    "persistence/test_migrations_revisions.py",
 )
 """Tests that send each kind of database the same statements: they run in a file.
 

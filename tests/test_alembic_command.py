@@ -153,6 +153,7 @@ def test_printed_sql_for_postgresql_creates_a_database_that_opens(
     Database.open(url=url_before_another, migrate=False).close()
 
 
+@pytest.mark.slow
 def test_the_command_uses_the_first_schema_of_the_search_path(
     alembic: Alembic, postgresql_url: URL, url_before_another: URL
 ) -> None:

@@ -82,6 +82,7 @@ def test_sequences_continue_in_a_database_of_any_revision(
         assert [stored.sequence for stored in database.events.append_all([an_event, an_event])] == [last + 1, last + 2]
 
 
+@pytest.mark.postgresql_too("migrations")
 def test_an_upgrade_in_steps_equals_an_upgrade_at_once(lasting_url: URL, tmp_path: Path) -> None:
     rows = populate(lasting_url, revisions()[0], tmp_path)
     for revision in revisions()[1:]:

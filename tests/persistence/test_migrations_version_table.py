@@ -95,7 +95,6 @@ def test_a_database_is_migrated_beside_another_tree(lasting_url: URL, name: str)
     assert revisions_in(lasting_url, "alembic_version") == [THEIRS]
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_database_in_memory_can_have_the_table_too() -> None:
     for opened in [partial(Database.open, named(), url="sqlite://"), partial(Database.open, url="sqlite://")]:
         with opened() as database:
@@ -110,7 +109,6 @@ async def open_in_memory() -> None:
     assert "alembic_version" not in found
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_an_engine_knows_the_table(lasting_url: URL) -> None:
     engine = create_engine(lasting_url, version_table=NAME)
     upgrade(engine)
@@ -152,7 +150,6 @@ def test_a_table_that_cannot_hold_the_revision_is_refused(
         create("sqlite://", version_table=name)
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_table_whose_name_is_not_text_is_refused() -> None:
     with pytest.raises(TypeError, match="NoneType"):
         create_engine("sqlite://", version_table=None)  # type: ignore[arg-type]
@@ -161,7 +158,6 @@ def test_a_table_whose_name_is_not_text_is_refused() -> None:
 # A database with the revision in another table
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_new_name_does_not_create_the_tables_again(migrated_lasting_url: URL) -> None:
     message = refusal(migrated_lasting_url, named(), SchemaError)
 
@@ -172,13 +168,11 @@ def test_a_new_name_does_not_create_the_tables_again(migrated_lasting_url: URL) 
         opened()
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_forgotten_name_does_not_create_the_tables_again(migrated_lasting_url: URL) -> None:
     run(migrated_lasting_url, RENAME)
     assert f"set database.version_table to {NAME}, or run" in refusal(migrated_lasting_url, AppConfig(), SchemaError)
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_forgotten_name_is_found_beside_another_tree(migrated_lasting_url: URL) -> None:
     run(migrated_lasting_url, RENAME, *CREATE_THEIRS)
     message = refusal(migrated_lasting_url, AppConfig(), SchemaError)
@@ -192,7 +186,6 @@ def test_the_statement_quotes_the_names(migrated_lasting_url: URL) -> None:
     assert revisions_in(migrated_lasting_url, "order") == [HEAD]
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_version_table_that_the_role_may_not_read_is_passed_over(migrated_postgresql_url: URL) -> None:
     schema = str(migrated_postgresql_url.query["options"]).rpartition("=")[2]
     role = f"reader_of_{schema}"
@@ -233,7 +226,6 @@ def test_another_tree_that_has_replaced_the_revision_is_named(migrated_lasting_u
     assert "of another Alembic tree" in refusal(migrated_lasting_url, AppConfig(), SchemaTooNew)
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_newer_version_is_told_from_another_tree(migrated_lasting_url: URL) -> None:
     run(migrated_lasting_url, RENAME, f"UPDATE {NAME} SET version_num = '999_future'")
     message = refusal(migrated_lasting_url, named(), SchemaTooNew)
@@ -241,7 +233,6 @@ def test_a_newer_version_is_told_from_another_tree(migrated_lasting_url: URL) ->
     assert "another Alembic tree" not in message
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_newer_version_is_not_taken_for_another_tree_because_of_an_old_table(migrated_lasting_url: URL) -> None:
     run(migrated_lasting_url, "CREATE TABLE an_old_version AS SELECT * FROM alembic_version")
     run(migrated_lasting_url, "UPDATE alembic_version SET version_num = '999_future'")
@@ -283,7 +274,6 @@ def test_alembic_uses_the_configured_table(
     assert tables_of(lasting_url) == [NAME]
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_alembic_refuses_a_table_with_a_wrong_name(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, expected in (("Peon", "database.version_table"), ("events", "own tables")):
         monkeypatch.setenv("PEON_DATABASE__VERSION_TABLE", name)
@@ -291,7 +281,6 @@ def test_alembic_refuses_a_table_with_a_wrong_name(config: Config, monkeypatch: 
             command.upgrade(config, "head")
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_alembic_uses_the_table_of_the_engine_of_a_connection(config: Config, lasting_url: URL) -> None:
     engine = create_engine(lasting_url, version_table=NAME)
     with migration_transaction(engine) as config.attributes["connection"]:
@@ -321,7 +310,6 @@ def test_the_revision_alone_is_no_reason_for_a_copy(sqlite_url: URL) -> None:
     assert names_in(file_of(sqlite_url).parent) == ["peon.db"]
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_a_copy_of_a_populated_file_is_saved(sqlite_url: URL) -> None:
     thaw("001_initial", file_of(sqlite_url))
     run(sqlite_url, RENAME)
@@ -344,7 +332,6 @@ def test_the_tables_of_peon_are_excluded(monkeypatch: pytest.MonkeyPatch, migrat
     assert not exclude_peon_tables("mine", "table", {}, version_table="mine")
 
 
-@pytest.mark.postgresql_too("Alembic, and names of tables")
 def test_autogenerate_proposes_nothing_about_tables_indexes_and_shadow_tables(migrated_lasting_url: URL) -> None:
     with (
         engine_of(migrated_lasting_url) as engine,

@@ -43,14 +43,12 @@ from peon.persistence import (
     SettingsStore,
     StoreUnavailable,
     Subscription,
-    create_engine,
 )
 from peon.persistence.asynchronous import (
     AsyncDatabase,
     AsyncDurableSubscription,
     AsyncEventStore,
     AsyncSubscription,
-    create_async_engine,
 )
 from peon.persistence.runtime.event_loop import PAUSE_ITEMS
 from peon.persistence.schema import events as log
@@ -155,6 +153,7 @@ class TestFace:
             if inspect.isfunction(mine) or inspect.ismethod(mine):
                 assert parameters_of(other) == parameters_of(mine), name
 
+    @pytest.mark.postgresql_too("the driver")
     def test_appends_and_reads(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             events, read_model = database.events, database.read_model
@@ -184,6 +183,7 @@ class TestFace:
 
         run(url, story)
 
+    @pytest.mark.postgresql_too("the driver")
     def test_raises_the_same_errors_for_appends(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             event, command = created(), uuid4()
@@ -274,6 +274,7 @@ class TestFace:
 
 
 class TestTasks:
+    @pytest.mark.postgresql_too("the driver")
     def test_share_commits_and_get_their_own_results(self, url: URL, migrated: None) -> None:
         async def story(database: AsyncDatabase) -> None:
             async def append(number: int) -> list[int]:
@@ -402,6 +403,7 @@ class TestCancellation:
 
         run(url, story)
 
+    @pytest.mark.postgresql_too("the driver")
     def test_in_a_transaction_of_the_caller_leaves_no_partial_transaction(self, url: URL, migrated: None) -> None:
         chance = random.Random(1)
 
@@ -499,6 +501,7 @@ class TestCancellation:
         gc.collect()
         assert not [thread for thread in threading.enumerate() if "_connection_worker" in thread.name]
 
+    @pytest.mark.postgresql_too("the driver")
     def test_of_an_append_that_waits_for_the_write_lock_still_stores_it(self, migrated_lasting_url: URL) -> None:
         async def story(database: AsyncDatabase) -> None:
             other = sqlalchemy.create_engine(migrated_lasting_url)
@@ -553,6 +556,7 @@ def test_close_does_not_wait_for_later_appends(migrated_lasting_url: URL) -> Non
     gc.collect()
 
 
+@pytest.mark.postgresql_too("the driver")
 def test_appends_during_close_are_stored_completely_or_fail(migrated_lasting_url: URL) -> None:
     async def story(database: AsyncDatabase) -> None:
         async def turns(count: int) -> None:
@@ -591,10 +595,3 @@ def test_a_closed_database_in_memory_says_that_it_is_gone() -> None:
             await database.events.replay_all()
 
     asyncio.run(story())
-
-
-def test_each_store_accepts_only_its_own_kind_of_engine() -> None:
-    with pytest.raises(TypeError, match="AsyncEventStore an AsyncEngine"):
-        EventStore(create_async_engine("sqlite://"))  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="takes an AsyncEngine"):
-        AsyncEventStore(create_engine("sqlite://"))  # type: ignore[call-overload]

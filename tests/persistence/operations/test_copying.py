@@ -163,7 +163,6 @@ def test_a_long_session_is_verified_in_the_target(prepare: Prepare) -> None:
         assert target.events.replay_all() == source.events.replay_all()
 
 
-@pytest.mark.postgresql_too("sequences")
 def test_appends_continue_after_the_last_event(pair: tuple[Database, Database]) -> None:
     source, target = pair
     copy_database(source, target)
@@ -203,7 +202,6 @@ def test_progress_is_reported_after_each_page(
     assert calls == [(2, 10), (4, 10), (5, 10), (7, 10), (9, 10), (10, 10)]
 
 
-@pytest.mark.postgresql_too("what a transaction undoes, and the types of columns")
 def test_an_empty_database_is_copied(prepare: Prepare) -> None:
     with Database.open(url=prepare("file")) as source, Database.open(url=prepare("file")) as target:
         assert copy_database(source, target) == 0
@@ -422,7 +420,6 @@ def test_the_error_names_a_row_that_postgresql_cannot_store(to_postgresql: tuple
     assert is_empty(target)
 
 
-@pytest.mark.postgresql_too("what a transaction undoes, and the types of columns")
 def test_an_sqlite_file_can_store_that_row(files: tuple[Database, Database]) -> None:
     source, target = files
     with source.engine.begin() as connection:
@@ -432,7 +429,6 @@ def test_an_sqlite_file_can_store_that_row(files: tuple[Database, Database]) -> 
     assert rows_of(target) == rows_of(source)
 
 
-@pytest.mark.postgresql_too("the types of columns")
 @pytest.mark.parametrize("pair", [("file", "postgresql"), ("postgresql", "file")], indirect=True, ids="-".join)
 def test_events_that_are_appended_to_the_source_meanwhile_are_not_copied(
     pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch

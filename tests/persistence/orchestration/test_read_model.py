@@ -377,7 +377,6 @@ class TestStreamedText:
         assert self.texts_of(begun, one) == {"a\0b\0é🌊def"}
         assert self.texts_of(begun, two) == {"xyz"}
 
-    @pytest.mark.postgresql_too("how text is joined")
     def test_belongs_to_more_messages_than_one_query_loads(self, begun: Database) -> None:
         identifiers = [uuid4() for _ in range(1_203)]
         begun.events.append_all([message(identifier) for identifier in identifiers])
@@ -388,7 +387,6 @@ class TestStreamedText:
         ]
 
 
-@pytest.mark.postgresql_too("what concurrent transactions see")
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=message_contents, detail=json_values, name=texts)
 def test_a_read_returns_what_was_appended(begun: Database, content: MessageContent, detail: Any, name: str) -> None:

@@ -10,6 +10,7 @@ from helpers import processes, projection_processes
 from helpers.agent_session import long_session
 from helpers.orchestration_scene import PROJECT, SCENE, another, change, found, renamed
 from helpers.postgresql_schemas import MigratedSchemas, in_schema
+from helpers.slow_proofs import rest_is_slow
 from helpers.word_count_projection import SCENE as WORDS_SCENE
 from helpers.word_count_projection import WordCount, words
 from sqlalchemy import URL, Column, Connection, Engine, Index, MetaData, Table, Text, event, inspect, text, update
@@ -314,26 +315,26 @@ class TestReaders:
         require_sound(database)
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "CREATE VIEW named AS SELECT title FROM projection_threads",
-        "CREATE TABLE noted (id text REFERENCES projection_threads)",
-        "CREATE TRIGGER t BEFORE UPDATE ON projection_threads EXECUTE FUNCTION suppress_redundant_updates_trigger()",
-        "CREATE POLICY all_of_them ON projection_threads USING (true)",
-        "ALTER TABLE projection_threads ENABLE ROW LEVEL SECURITY",
-        "CREATE STATISTICS together ON title, project_id FROM projection_threads",
-        "COMMENT ON TABLE projection_threads IS 'what agents work in'",
-        "GRANT SELECT (title) ON projection_threads TO PUBLIC",
-        "ALTER TABLE projection_threads ALTER COLUMN title SET STATISTICS 500",
-        "ALTER TABLE projection_threads REPLICA IDENTITY FULL",
-        "CREATE TABLE further () INHERITS (projection_threads)",
-        "CREATE TABLE typed (thread projection_threads)",
-        "CREATE FUNCTION title() RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT title FROM projection_threads; END",
-        "DO $$ BEGIN EXECUTE format('GRANT USAGE ON SCHEMA %I TO pg_monitor', current_schema); END $$; "  # noqa: ISC004
-        "ALTER TABLE projection_threads OWNER TO pg_monitor",
-    ],
-)
+WHAT_A_COPY_WOULD_LACK = [
+    "CREATE VIEW named AS SELECT title FROM projection_threads",
+    "CREATE TABLE noted (id text REFERENCES projection_threads)",
+    "CREATE TRIGGER t BEFORE UPDATE ON projection_threads EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "CREATE POLICY all_of_them ON projection_threads USING (true)",
+    "ALTER TABLE projection_threads ENABLE ROW LEVEL SECURITY",
+    "CREATE STATISTICS together ON title, project_id FROM projection_threads",
+    "COMMENT ON TABLE projection_threads IS 'what agents work in'",
+    "GRANT SELECT (title) ON projection_threads TO PUBLIC",
+    "ALTER TABLE projection_threads ALTER COLUMN title SET STATISTICS 500",
+    "ALTER TABLE projection_threads REPLICA IDENTITY FULL",
+    "CREATE TABLE further () INHERITS (projection_threads)",
+    "CREATE TABLE typed (thread projection_threads)",
+    "CREATE FUNCTION title() RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT title FROM projection_threads; END",
+    "DO $$ BEGIN EXECUTE format('GRANT USAGE ON SCHEMA %I TO pg_monitor', current_schema); END $$; "  # noqa: ISC004
+    "ALTER TABLE projection_threads OWNER TO pg_monitor",
+]
+
+
+@pytest.mark.parametrize("statement", rest_is_slow(WHAT_A_COPY_WOULD_LACK, first=4))
 def test_what_would_be_lost_with_the_old_table_keeps_it(database: Database, statement: str) -> None:
     with database.engine.begin() as connection:
         server: Any = connection.connection.driver_connection

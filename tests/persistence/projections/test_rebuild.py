@@ -66,7 +66,6 @@ def raising_as_rows_are_put_into(table: str, database: Database, error: type[Bas
 
 @pytest.mark.usefixtures("small_pages")
 class TestRebuild:
-    @pytest.mark.postgresql_too("temporary tables")
     def test_repairs_tampered_tables(self, database: Database) -> None:
         database.events.append_all(SCENE)
         append_alone(database, renamed("x", UNKNOWN))
@@ -79,7 +78,6 @@ class TestRebuild:
 
         assert rows_of_all_tables(database) == sound
 
-    @pytest.mark.postgresql_too("temporary tables")
     def test_reports_progress_after_each_page(self, database: Database) -> None:
         database.events.append_all(SCENE)
         reported: list[tuple[int, int]] = []
@@ -88,7 +86,6 @@ class TestRebuild:
 
         assert reported == [(4, 19), (8, 19), (12, 19), (16, 19), (19, 19)]
 
-    @pytest.mark.postgresql_too("temporary tables")
     def test_rebuilds_from_an_empty_log(self, database: Database) -> None:
         database.projections.rebuild()
         database.events.append_all(SCENE)
@@ -142,7 +139,6 @@ class TestRebuild:
         database.projections.rebuild()
         assert database.projections.verify() == []
 
-    @pytest.mark.postgresql_too("temporary tables")
     def test_readers_see_the_old_rows_until_the_last_commit(self, open_lasting: Opener) -> None:
         database = open_lasting()
         database.events.append_all(SCENE)
