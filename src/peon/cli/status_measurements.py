@@ -43,7 +43,7 @@ def measured(engine: Engine, *, briefly: bool, sizes: bool | None = None) -> Sta
         sizes: Measure tables and indexes; `None` to decide by the size of the file.
     """
     backend = backend_of(engine)
-    with DriverErrors(engine, expects_tables=True), backend.consistent_reads(engine).begin() as connection:
+    with DriverErrors(engine, expects_tables=True), backend.projection_reads(engine).begin() as connection:
         revision = migrations.current_revision(connection)
         # Any revision, and the tables may be damaged: what is not there is not shown.
         schema = backend.schema_for_new_tables(connection)

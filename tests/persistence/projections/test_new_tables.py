@@ -177,7 +177,7 @@ class TestReplacement:
             with another(database) as other:
                 other.events.append_all([renamed(next(names))])
 
-        with calling(append, "fill"), calling(append, "try_lock"):
+        with calling(append, "fill"), calling(append, "try_to_replace"):
             database.projections.rebuild()
 
         assert next(names, None) is None
@@ -224,6 +224,83 @@ class TestReplacement:
         assert "of_ones_own" in {index["name"] for index in inspect(database.engine).get_indexes("projection_turns")}
         require_sound(database)
 
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "CREATE VIEW named AS SELECT title FROM projection_threads",
+            "COMMENT ON TABLE projection_threads IS 'what agents work in'",
+            "GRANT SELECT (title) ON projection_threads TO PUBLIC",
+        ],
+    )
+    def test_keeps_what_is_added_to_the_old_tables_meanwhile(self, database: Database, statement: str) -> None:
+        statements = iter([text(statement)])
+        added: list[Any] = []
+
+        def add() -> None:
+            for each in statements:
+                with another(database) as other:
+                    change(other, each)
+                    added.extend(description(other))
+
+        old = identity(database)
+        with calling(add):
+            database.projections.rebuild()
+
+        assert (description(database), identity(database)) == (added, old)
+        with database.engine.connect() as connection:
+            assert "tampered" not in titles(connection)
+
+    def test_waits_for_a_vacuum_of_large_values(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(postgresql_new_tables, "LOCK_MILLISECONDS", 10)
+        attempts: list[bool] = []
+        try_to_replace = PostgreSQLNewTables.try_to_replace
+        query = (
+            "SELECT CAST(CAST(reltoastrelid AS regclass) AS text) FROM pg_class WHERE oid = CAST(:table AS regclass)"
+        )
+        with database.engine.connect() as connection:
+            values = connection.scalar(text(query), {"table": "projection_messages"})
+            assert values is not None
+
+            def note(self: PostgreSQLNewTables, rebuilding_connection: Connection) -> bool:
+                if len(attempts) == 1:
+                    connection.rollback()
+                attempts.append(try_to_replace(self, rebuilding_connection))
+                return attempts[-1]
+
+            monkeypatch.setattr(PostgreSQLNewTables, "try_to_replace", note)
+            with another(database) as other:
+                connection.execute(text(f"SELECT count(*) FROM {values}"))  # a vacuum has a stronger lock
+                other.projections.rebuild()
+
+        assert attempts == [False, True]
+        require_sound(database)
+
+    def test_applies_events_to_the_tables_if_the_code_of_the_projection_needs_tables(self, url: URL) -> None:
+        """A view has no constraints to name."""
+
+        class Named(WordCount):
+            def apply(self, connection: Connection, events: Any) -> Any:
+                connection.execute(
+                    text(
+                        f"INSERT INTO {words.name} SELECT * FROM {words.name} WHERE false "
+                        f"ON CONFLICT ON CONSTRAINT {key} DO NOTHING"
+                    )
+                )
+                return super().apply(connection, events)
+
+        key = f"{words.name}_pkey"
+        with Database.open(url=url, projections=[Named()]) as database:
+            database.events.append_all(WORDS_SCENE)
+
+            def append() -> None:
+                with another(database, projections=[Named()]) as other:
+                    other.events.append_all([renamed("meanwhile")])
+
+            with calling(append, "fill"):
+                database.projections.rebuild()
+
+            assert database.projections.verify() == []
+
     def test_is_undone_when_the_last_statement_fails(self, database: Database) -> None:
         before, old = found(database), identity(database)
 
@@ -247,16 +324,16 @@ class TestReaders:
     def test_are_waited_for(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(postgresql_new_tables, "LOCK_MILLISECONDS", 10)
         attempts: list[bool] = []
-        try_lock = PostgreSQLNewTables.try_lock
+        try_to_replace = PostgreSQLNewTables.try_to_replace
         tried_again = threading.Event()
 
         def note(self: PostgreSQLNewTables, connection: Connection) -> bool:
-            attempts.append(try_lock(self, connection))
+            attempts.append(try_to_replace(self, connection))
             if len(attempts) == 2:
                 tried_again.set()
             return attempts[-1]
 
-        monkeypatch.setattr(PostgreSQLNewTables, "try_lock", note)
+        monkeypatch.setattr(PostgreSQLNewTables, "try_to_replace", note)
         with another(database) as other:
             thread = threading.Thread(target=other.projections.rebuild)
             with database.read_transaction() as connection:
@@ -284,12 +361,13 @@ class TestReaders:
                 connection.scalar(text("SELECT count(*) FROM events"))
                 seen.append(titles(connection))
 
-        def begin_to_read() -> None:
-            threads.append(threading.Thread(target=read))
-            threads[-1].start()
+        def begin_to_read(_: object, __: object, statement: str, *___: object) -> None:
+            if statement.startswith("ALTER") and "RENAME TO" in statement and not threads:  # the old ones are dropped
+                threads.append(threading.Thread(target=read))
+                threads[-1].start()
 
-        with calling(begin_to_read, "take_places"):
-            database.projections.rebuild()
+        event.listen(database.engine, "before_cursor_execute", begin_to_read)
+        database.projections.rebuild()
         threads[0].join(processes.PATIENCE)
 
         with database.read_transaction() as connection:

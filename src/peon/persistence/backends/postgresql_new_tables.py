@@ -24,11 +24,14 @@ from peon.persistence.schema import projection_positions
 LOCK_MILLISECONDS = 100
 """How long one attempt waits for readers. Appends, and readers that come meanwhile, wait as long."""
 
+RENAME_STEP = 4
+"""The statements that give the new tables the names of the old ones. Those before create the new tables."""
+
 MAXIMUM_NAME_BYTES = 63
 """PostgreSQL cuts longer names."""
 
-_UNDONE_LOCKS = ("55P03", "40P01")
-"""SQLSTATEs of a lock that was not available in time, and of a deadlock."""
+_UNAVAILABLE = ("55P03", "57014", "40P01")
+"""SQLSTATEs of a lock and of a statement that took too long, and of a deadlock."""
 
 # What a copy would not have, and what would stay with the old table: privileges on single columns, comments, triggers,
 # policies, views, keys of other tables. A subscriber of a publication has no tables with the names of the new ones.
@@ -40,20 +43,36 @@ _CANNOT_BE_REPLACED = text("""
     SELECT count(*) < cardinality(CAST(:names AS text[])) OR EXISTS (SELECT FROM pg_publication) OR bool_or(
         relkind <> 'r' OR relpersistence <> 'p' OR relhasrules OR relrowsecurity OR relforcerowsecurity
         OR relreplident <> 'd' OR reltablespace <> 0 OR reloftype <> 0
+        OR relam <> (SELECT oid FROM pg_am WHERE amname = current_setting('default_table_access_method'))
         OR relowner <> (SELECT oid FROM pg_roles WHERE rolname = current_user)
+        OR NOT has_schema_privilege(relnamespace, 'CREATE')
+        OR EXISTS (SELECT FROM pg_class AS toast WHERE toast.oid = old.reltoastrelid AND toast.reloptions IS NOT NULL)
+        OR EXISTS (SELECT FROM pg_seclabel WHERE classoid = CAST('pg_class' AS regclass) AND objoid = old.oid)
         OR EXISTS (SELECT FROM pg_inherits WHERE old.oid IN (inhrelid, inhparent))
         OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = old.oid AND NOT tgisinternal)
         OR EXISTS (
             SELECT FROM pg_attribute
-            WHERE attrelid = old.oid AND NOT attisdropped
+            WHERE attrelid = old.oid AND attnum > 0 AND NOT attisdropped
             AND (
-                attacl IS NOT NULL OR attidentity <> '' OR coalesce(attstattarget, -1) > 0
+                attacl IS NOT NULL OR attidentity <> '' OR coalesce(attstattarget, -1) >= 0
                 OR array_to_string(attoptions, ' ') LIKE '%n_distinct%'
             )
         )
         OR EXISTS (
             SELECT FROM pg_description
-            WHERE classoid = CAST('pg_class' AS regclass) AND objoid = old.oid AND objsubid = 0
+            WHERE classoid = CAST('pg_class' AS regclass) AND objsubid = 0
+            AND (objoid = old.oid OR objoid IN (SELECT indexrelid FROM pg_index WHERE indrelid = old.oid))
+        )
+        OR EXISTS (
+            SELECT FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
+            WHERE indrelid = old.oid AND (
+                indisclustered OR NOT indisvalid OR index.reltablespace <> 0
+                OR index.reloptions IS NOT NULL AND EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
+            )
+        )
+        OR EXISTS (
+            SELECT FROM pg_constraint
+            WHERE conrelid = old.oid AND (NOT convalidated OR obj_description(oid, 'pg_constraint') IS NOT NULL)
         )
         OR EXISTS (
             SELECT FROM pg_constraint
@@ -88,8 +107,8 @@ _SHAPES = text(r"""
         AND CASE WHEN :temporary THEN relnamespace = pg_my_temp_schema() ELSE nspname = :schema END
     ), parts (relname, part) AS (
         SELECT relname, concat_ws(
-            ' ', attname, format_type(atttypid, atttypmod), attnotnull, attgenerated,
-            CAST(attcollation AS regcollation), pg_get_expr(adbin, adrelid)
+            ' ', attname, format_type(atttypid, atttypmod), attnotnull, attgenerated, attcollation,
+            pg_get_expr(adbin, adrelid)
         )
         FROM described JOIN pg_attribute ON attrelid = described.oid AND attnum > 0 AND NOT attisdropped
         LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
@@ -110,10 +129,17 @@ _SHAPES = text(r"""
 _TEMPORARY_INDEXES = text("SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema() AND relkind = 'i'")
 
 _ALL_PRIVILEGES = text(
-    "SELECT relname, CAST(relacl AS text) FROM pg_class WHERE oid = ANY(CAST(:tables AS regclass[])) ORDER BY 1"
+    "SELECT relname, CAST(relacl AS text) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+    "WHERE nspname = :schema AND relname = ANY(:names) ORDER BY 1"
 )
 
-# The statements that create the new tables (0), complete them when they are full (1 and 2), and rename them (3).
+_TIMEOUTS = text("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
+
+_SET_TIMEOUTS = text(
+    "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)"
+)
+
+# The statements that create the new tables (0 and 1), complete them when they are full (2 and 3), and rename them (4).
 _STATEMENTS = text(r"""
     WITH old AS (
         SELECT pg_class.oid, relname, nspname, reloptions, format('%I.%I', nspname, relname) AS old,
@@ -129,7 +155,7 @@ _STATEMENTS = text(r"""
     SELECT 1, format('ALTER TABLE %s SET (%s)', new, array_to_string(reloptions, ', ')) FROM old
     WHERE reloptions IS NOT NULL
     UNION ALL
-    SELECT 1, CASE
+    SELECT 2, CASE
         WHEN pg_constraint.oid IS NULL THEN regexp_replace(
             pg_get_indexdef(indexrelid), 'INDEX .*? USING ', format('INDEX %I ON %s USING ', new_index, new)
         )
@@ -137,14 +163,14 @@ _STATEMENTS = text(r"""
     END
     FROM indexes LEFT JOIN pg_constraint ON conindid = indexrelid AND conrelid = indexes.oid AND contype <> 'f'
     UNION ALL
-    SELECT 2, format('ALTER TABLE %s ADD CONSTRAINT %I %s', old.new, conname, regexp_replace(
+    SELECT 3, format('ALTER TABLE %s ADD CONSTRAINT %I %s', old.new, conname, regexp_replace(
         pg_get_constraintdef(pg_constraint.oid), ' REFERENCES .*?\(', format(' REFERENCES %s(', target.new)
     ))
     FROM old JOIN pg_constraint ON conrelid = old.oid AND contype = 'f' JOIN old AS target ON target.oid = confrelid
     UNION ALL
-    SELECT 3, format('ALTER TABLE %s RENAME TO %I', new, relname) FROM old
+    SELECT 4, format('ALTER TABLE %s RENAME TO %I', new, relname) FROM old
     UNION ALL
-    SELECT 3, format('ALTER INDEX %I.%I RENAME TO %I', nspname, new_index, index) FROM indexes
+    SELECT 4, format('ALTER INDEX %I.%I RENAME TO %I', nspname, new_index, index) FROM indexes
     ORDER BY 1, 2
 """)
 
@@ -207,25 +233,29 @@ class PostgreSQLNewTables(NewTables):
         return expected == self._shapes(connection, declared)
 
     def wait_for_others(self, connection: Connection) -> None:
-        # Otherwise it would wait, and then fail, when it creates tables with the same names.
-        key = sha256(f"peon rebuild\0{self._schema}\0{self._old[0].name}".encode()).digest()[:8]
+        # Also for a rebuild of another projection: each would wait until the other has stopped reading the positions.
+        key = sha256(f"peon rebuild\0{self._schema}".encode()).digest()[:8]
         connection.execute(select(func.pg_advisory_xact_lock(int.from_bytes(key, "big", signed=True))))
 
     def create(self, connection: Connection) -> None:
         self._statements = [(step, statement) for step, statement in self._rows(connection, _STATEMENTS)]
         self._found = self._description(connection)
         self._run(connection, 0)
+        self._run(connection, 1)
         for statement, _ in self._rows(connection, _PRIVILEGES):
-            connection.exec_driver_sql(statement)
+            connection.exec_driver_sql(statement.replace("%", "%%"))
 
     def fill(self, connection: Connection, sources: Sequence[Table]) -> None:
         for source, table in zip(sources, self.tables, strict=True):
             names = [column.name for column in table.columns]
             connection.execute(insert(table).from_select(names, select(*[source.c[name] for name in names])))
-        self._run(connection, 1)
         self._run(connection, 2)
+        self._run(connection, 3)
         for table in self.tables:  # the server would choose slow plans until it does so by itself
             connection.exec_driver_sql(f"ANALYZE {_quoted(connection, table)}")
+        # Neither readers nor appends wait for this lock. An automatic vacuum gives way to it, and not to one that is
+        # requested for a short time.
+        connection.exec_driver_sql(f"LOCK TABLE {self._names(connection)} IN SHARE UPDATE EXCLUSIVE MODE")
 
     @contextmanager
     def standing_in(self, connection: Connection) -> Iterator[None]:
@@ -237,37 +267,38 @@ class PostgreSQLNewTables(NewTables):
         yield
         connection.exec_driver_sql(f"DROP VIEW {', '.join(names)}")
 
-    def try_lock(self, connection: Connection) -> bool:
+    def try_to_replace(self, connection: Connection) -> bool:
+        lock_timeout, statement_timeout = connection.execute(_TIMEOUTS).one()
         savepoint = connection.begin_nested()
         try:
             PostgreSQLLogHead.join(connection)  # an append locks it before it writes to the tables
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
-            tables = [_quoted(connection, table) for table in self._old]
-            names = ", ".join([projection_positions.name, *tables])
+            short = str(LOCK_MILLISECONDS)
+            connection.execute(_SET_TIMEOUTS, {"lock": short, "statement": short})
+            names = f"{projection_positions.name}, {self._names(connection)}"
             connection.exec_driver_sql(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in _UNDONE_LOCKS:
+            # What belongs to the old tables is not locked yet: a vacuum may work on their large values.
+            connection.execute(_SET_TIMEOUTS, {"lock": short, "statement": statement_timeout})
+            if self._description(connection) != self._found or not self.can_replace(connection):
+                raise TablesChanged
+            connection.exec_driver_sql(f"DROP TABLE {self._names(connection)}")
+        except Exception as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            if getattr(cause, "sqlstate", None) not in _UNAVAILABLE:
                 raise
-            savepoint.rollback()
+            savepoint.rollback()  # with it, the locks and timeouts end
             return False
         savepoint.commit()
-        if self._description(connection) != self._found:
-            raise TablesChanged
+        connection.execute(_SET_TIMEOUTS, {"lock": lock_timeout, "statement": statement_timeout})
+        self._run(connection, RENAME_STEP)
         return True
-
-    def take_places(self, connection: Connection) -> None:
-        names = ", ".join(_quoted(connection, table) for table in self._old)
-        connection.exec_driver_sql(f"DROP TABLE {names}")
-        self._run(connection, 3)
 
     def drop(self, connection: Connection) -> None:
         names = ", ".join(_quoted(connection, table) for table in self.tables)
         connection.exec_driver_sql(f"DROP TABLE {names}")
 
     def _description(self, connection: Connection) -> object:
-        tables = [_quoted(connection, table) for table in self._old]
-        privileges = connection.execute(_ALL_PRIVILEGES, {"tables": tables}).all()
-        return self._shapes(connection, self._old), privileges, self._rows(connection, _STATEMENTS)
+        privileges, statements = self._rows(connection, _ALL_PRIVILEGES), self._rows(connection, _STATEMENTS)
+        return self._shapes(connection, self._old), privileges, statements
 
     def _shapes(self, connection: Connection, tables: Sequence[Table], *, temporary: bool = False) -> list[Any]:
         names = [table.name for table in tables]
@@ -277,6 +308,9 @@ class PostgreSQLNewTables(NewTables):
     def _rows(self, connection: Connection, query: Any) -> list[Any]:
         names = [table.name for table in self._old]
         return [*connection.execute(query, {"schema": self._schema, "names": names, "prefix": SIDE_PREFIX})]
+
+    def _names(self, connection: Connection) -> str:
+        return ", ".join(_quoted(connection, table) for table in self._old)
 
     def _run(self, connection: Connection, step: int) -> None:
         statements = [statement for number, statement in self._statements if number == step]

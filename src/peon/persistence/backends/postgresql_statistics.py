@@ -4,10 +4,10 @@ from sqlalchemy import Connection, text
 
 from peon.persistence.backends.sizes import SizeOfPart, Storage
 
-# A table with what it keeps outside of its pages, and each index by itself.
+# A table with what it keeps outside of its pages, and each index by itself. One that was dropped meanwhile has no size.
 _PARTS = text(
     "SELECT CAST(part.relname AS text), CAST(coalesce(owner.relname, part.relname) AS text), "
-    "CASE part.relkind WHEN 'i' THEN pg_relation_size(part.oid) ELSE pg_table_size(part.oid) END "
+    "coalesce(CASE part.relkind WHEN 'i' THEN pg_relation_size(part.oid) ELSE pg_table_size(part.oid) END, 0) "
     "FROM pg_class AS part JOIN pg_namespace AS schema ON schema.oid = part.relnamespace "
     "LEFT JOIN pg_index AS of_table ON of_table.indexrelid = part.oid "
     "LEFT JOIN pg_class AS owner ON owner.oid = of_table.indrelid "

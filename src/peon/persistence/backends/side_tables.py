@@ -109,19 +109,15 @@ class NewTables(ABC):
         """Lets statements that name the old tables read and write the new ones, on this connection only."""
 
     @abstractmethod
-    def try_lock(self, connection: Connection) -> bool:
-        """Locks the end of the log and the old tables, until the transaction ends, without waiting long for readers.
+    def try_to_replace(self, connection: Connection) -> bool:
+        """Lets the new tables take the places of the old ones, without waiting long for readers.
 
         Returns:
-            Whether they are locked.
+            Whether it did. Then the end of the log and the tables are locked until the transaction ends.
 
         Raises:
             TablesChanged: The old tables are not what they were when the new ones were created.
         """
-
-    @abstractmethod
-    def take_places(self, connection: Connection) -> None:
-        """Drops the old tables, which are locked, and gives their names to the new ones."""
 
     @abstractmethod
     def drop(self, connection: Connection) -> None:

@@ -128,7 +128,8 @@ class SQLiteSideTables(SideTables):
         (timeout,) = first_row(driver, "PRAGMA busy_timeout")
         driver.execute("PRAGMA busy_timeout = 0")
         try:
-            driver.execute("PRAGMA main.wal_checkpoint(FULL)").fetchall()
+            with suppress(sqlite3.OperationalError):  # the disk is full, for example: the next writer reports it
+                driver.execute("PRAGMA main.wal_checkpoint(FULL)").fetchall()
         finally:
             driver.execute(f"PRAGMA busy_timeout = {timeout}")
 

@@ -50,7 +50,7 @@ class Projections:
         table_setup.check(projections)
         self._engine = engine
         self._backend = backend_of(engine)
-        self._reads = self._backend.consistent_reads(engine)
+        self._reads = self._backend.projection_reads(engine)
         self._projections = tuple(projections)
         self._replay = Replay(engine, codec)
         self._known_types = codec.decoders.keys()
@@ -171,7 +171,7 @@ class Projections:
         Raises:
             StoreUnavailable: The database cannot be read.
         """
-        with self._driver_errors, self._backend.projection_reads(self._engine).connect() as connection:
+        with self._driver_errors, self._reads.connect() as connection:
             meter = Meter(progress, connection.scalars(LAST_SEQUENCE).one() * len(self._projections))
             return [
                 difference

@@ -74,6 +74,7 @@ class Rebuild:
         self._meter = meter
         self._log = log
         self._replace_newer = replace_newer
+        self._has_many_rows = False
 
     def run(self) -> int:
         """Builds the projection with the tables that it has, or with new ones.
@@ -118,7 +119,13 @@ class Rebuild:
                 if not self._is_fault_of_tables(error):
                     raise
                 return False
-            return not kept or are_as_declared(connection, declared_in_log(connection, kept))
+            if not kept:
+                return True
+            declared = declared_in_log(connection, kept)
+            if not are_as_declared(connection, declared):
+                return False
+            self._has_many_rows = _has_more_rows(connection, declared, FEW_ROWS)
+            return True
 
     def _kept_tables(self, connection: Connection) -> list[Table]:
         position = position_of(connection, self._projection)
@@ -183,7 +190,7 @@ class Rebuild:
 
     def _new_tables(self, connection: Connection, pair: Shadows) -> NewTables | None:
         """Returns what creates the new tables; `None` if the real ones cannot be replaced by others, or need not be."""
-        if not _has_more_rows(connection, pair.shadows, FEW_ROWS):
+        if not self._has_many_rows and not _has_more_rows(connection, pair.shadows, FEW_ROWS):
             return None
         new = self._backend.new_tables(connection, without_problems(pair.hidden))
         if new is None:
@@ -248,41 +255,50 @@ class Rebuild:
         """Replaces the real tables by new ones, in one transaction: a rebuild that is killed leaves nothing."""
         connection, shadows = own.connection, without_problems(pair.shadows)
         before = last
-        new.create(connection)
-        new.fill(connection, shadows)
+        with self._faults_of_tables(handled=True):
+            new.create(connection)
+            new.fill(connection, shadows)
         for shadow in reversed(shadows):
             connection.execute(DropTable(shadow))  # from here on, their names mean the real tables
+        last = self._apply_beside(connection, new, last)
         until = time.monotonic() + PATIENCE_SECONDS
         wait = POLL_SECONDS
-        while True:
-            with new.standing_in(connection):
-                last = self._replay.apply_pages(connection, self._projection, last)
-            if new.try_lock(connection):
-                new.take_places(connection)
-                last = self._replay.apply_pages(connection, self._projection, last)
-                break
+        while not new.try_to_replace(connection):
             if time.monotonic() > until:
-                last = self._copy_from_new_tables(own, pair, new, last)
+                self._copy_from_new_tables(own, pair, new)
                 break
             pause(wait, connection.dialect)
             wait = min(2 * wait, MAXIMUM_POLL_SECONDS)
+            last = self._apply_beside(connection, new, last)
+        last = self._replay.apply_pages(connection, self._projection, last)
         require_unchanged(connection, seen)
         self._complete(own, pair, last)
         if last > before:
             self._meter.add(last - before)
         return last
 
-    def _copy_from_new_tables(self, own: OwnTransaction, pair: Shadows, new: NewTables, last: int) -> int:
+    def _apply_beside(self, connection: Connection, new: NewTables, last: int) -> int:
+        """Applies what was appended meanwhile to the new tables, while the real ones are not locked."""
+        with connection.begin_nested() as savepoint:
+            try:
+                with new.standing_in(connection):
+                    return self._replay.apply_pages(connection, self._projection, last)
+            except Exception as error:
+                cause = self._driver_errors.cause_of(error)
+                if cause is None or not self._backend.is_fault_of_tables(cause):
+                    raise
+                savepoint.rollback()
+        return last  # the projection's code needs tables: the events are applied when the new ones are in place
+
+    def _copy_from_new_tables(self, own: OwnTransaction, pair: Shadows, new: NewTables) -> None:
         """Copies the rows into the real tables, because readers never left them alone."""
         connection = own.connection
         self._log.copies_rows()
-        with new.standing_in(connection):
-            self._lock(own)
-            last = self._replay.apply_pages(connection, self._projection, last)
-        table_setup.empty(connection, self._projection, pair, version=self._projection.version)
-        table_setup.fill(connection, self._projection, Shadows(new.tables, without_problems(pair.hidden)))
+        self._lock(own)
+        with self._faults_of_tables(handled=True):
+            table_setup.empty(connection, self._projection, pair, version=self._projection.version)
+            table_setup.fill(connection, self._projection, Shadows(new.tables, without_problems(pair.hidden)))
         new.drop(connection)
-        return last
 
     def _complete(self, own: OwnTransaction, pair: Shadows, last: int) -> None:
         """Commits the new rows, which are in the real tables, with the problems and the position."""
