@@ -129,7 +129,7 @@ class SQLiteSideTables(SideTables):
         driver.execute("PRAGMA busy_timeout = 0")
         try:
             with suppress(sqlite3.OperationalError):  # the disk is full, for example: the next writer reports it
-                driver.execute("PRAGMA main.wal_checkpoint(FULL)").fetchall()
+                first_row(driver, "PRAGMA main.wal_checkpoint(FULL)")
         finally:
             driver.execute(f"PRAGMA busy_timeout = {timeout}")
 
