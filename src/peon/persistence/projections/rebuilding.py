@@ -124,7 +124,11 @@ class Rebuild:
             declared = declared_in_log(connection, kept)
             if not are_as_declared(connection, declared):
                 return False
-            self._has_many_rows = _has_more_rows(connection, declared, FEW_ROWS)
+            try:
+                self._has_many_rows = _has_more_rows(connection, declared, FEW_ROWS)
+            except Exception as error:
+                if not self._is_fault_of_tables(error):  # otherwise they cannot be read, and perhaps be emptied
+                    raise
             return True
 
     def _kept_tables(self, connection: Connection) -> list[Table]:
