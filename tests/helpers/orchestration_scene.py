@@ -1,5 +1,6 @@
 """A log with one event of each kind, and the helpers of the tests of projections."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
@@ -7,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers.processes import PATIENCE
 from helpers.reference_model import ReferenceModel, State, state_of
 from sqlalchemy import insert, select
 
@@ -240,6 +242,25 @@ def another(database: Database, **options: Any) -> Iterator[Database]:
     """Opens the same database again, as another process would."""
     with Database.open(url=database.engine.url, **options) as other:
         yield other
+
+
+def failures_of_rebuilds_at_once(database: Database) -> list[BaseException]:
+    """Returns the errors of three rebuilds that begin at the same time, each with connections of its own."""
+    failures: list[BaseException] = []
+
+    def rebuild() -> None:
+        try:
+            with another(database) as other:
+                other.projections.rebuild()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=rebuild) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return failures
 
 
 def append_alone(database: Database, *events: OrchestrationEvent) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers import processes, projection_processes
 from helpers.agent_session import long_session
-from helpers.orchestration_scene import PROJECT, SCENE, another, change, found, renamed
+from helpers.orchestration_scene import PROJECT, SCENE, another, change, failures_of_rebuilds_at_once, found, renamed
 from helpers.postgresql_schemas import MigratedSchemas, in_schema
 from helpers.slow_proofs import rest_is_slow
 from helpers.word_count_projection import SCENE as WORDS_SCENE
@@ -188,22 +188,7 @@ class TestReplacement:
         require_sound(database)
 
     def test_of_two_rebuilds_at_once(self, database: Database) -> None:
-        failures: list[BaseException] = []
-
-        def rebuild() -> None:
-            try:
-                with another(database) as other:
-                    other.projections.rebuild()
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=rebuild) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(processes.PATIENCE)
-
-        assert failures == []
+        assert failures_of_rebuilds_at_once(database) == []
         require_sound(database)
 
     def test_is_done_again_when_the_tables_have_changed(

@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -10,7 +9,18 @@ from typing import Any
 import pytest
 from helpers import processes, projection_processes
 from helpers.agent_session import long_session
-from helpers.orchestration_scene import NEW, PROJECT, SCENE, THREAD, Opener, another, change, found, renamed
+from helpers.orchestration_scene import (
+    NEW,
+    PROJECT,
+    SCENE,
+    THREAD,
+    Opener,
+    another,
+    change,
+    failures_of_rebuilds_at_once,
+    found,
+    renamed,
+)
 from helpers.word_count_projection import SCENE as WORDS_SCENE
 from helpers.word_count_projection import WordCount, words
 from sqlalchemy import Connection, DefaultClause, Engine, MetaData, Table, event, text, update
@@ -168,22 +178,7 @@ class TestSteps:
         require_sound(database)
 
     def test_of_two_rebuilds_at_once(self, database: Database) -> None:
-        failures: list[BaseException] = []
-
-        def rebuild() -> None:
-            try:
-                with another(database) as other:
-                    other.projections.rebuild()
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=rebuild) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(processes.PATIENCE)
-
-        assert failures == []
+        assert failures_of_rebuilds_at_once(database) == []
         require_sound(database)
 
 

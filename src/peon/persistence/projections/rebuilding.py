@@ -74,7 +74,6 @@ class Rebuild:
         self._meter = meter
         self._log = log
         self._replace_newer = replace_newer
-        self._has_many_rows = False
 
     def run(self) -> int:
         """Builds the projection with the tables that it has, or with new ones.
@@ -119,17 +118,7 @@ class Rebuild:
                 if not self._is_fault_of_tables(error):
                     raise
                 return False
-            if not kept:
-                return True
-            declared = declared_in_log(connection, kept)
-            if not are_as_declared(connection, declared):
-                return False
-            try:
-                self._has_many_rows = _has_more_rows(connection, declared, FEW_ROWS)
-            except Exception as error:
-                if not self._is_fault_of_tables(error):  # otherwise they cannot be read, and perhaps be emptied
-                    raise
-            return True
+            return not kept or are_as_declared(connection, declared_in_log(connection, kept))
 
     def _kept_tables(self, connection: Connection) -> list[Table]:
         position = position_of(connection, self._projection)
@@ -194,12 +183,13 @@ class Rebuild:
 
     def _new_tables(self, connection: Connection, pair: Shadows) -> NewTables | None:
         """Returns what creates the new tables; `None` if the real ones cannot be replaced by others, or need not be."""
-        if not self._has_many_rows and not _has_more_rows(connection, pair.shadows, FEW_ROWS):
-            return None
         new = self._backend.new_tables(connection, without_problems(pair.hidden))
         if new is None:
             return None
         new.wait_for_others(connection)
+        with self._faults_of_tables(handled=True):
+            if not _has_more_rows(connection, [*pair.shadows, *pair.hidden], FEW_ROWS):
+                return None
         return new if self._keep_their_shape(connection, new) else None
 
     def _keep_their_shape(self, connection: Connection, others: SideTables | NewTables) -> bool:
