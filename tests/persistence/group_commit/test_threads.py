@@ -277,6 +277,7 @@ def test_an_interrupted_leader_does_not_fail_the_other_appends(database: Databas
     assert database.events.last_sequence() == 5
 
 
+@pytest.mark.timeout(method="thread")  # the test uses the timer of the other method
 def test_a_thread_that_is_interrupted_while_it_waits_stores_nothing(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         held = HeldCommit(database, others=2)  # more than there are: this thread is one of them
@@ -346,6 +347,7 @@ def test_after_an_interrupt_in_a_shared_commit_every_thread_wakes(migrated_lasti
 
 # Python only reports an interrupt in a finalizer or in the clean-up of a driver.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.timeout(method="thread")  # the test uses the timer of the other method
 def test_interrupts_at_any_moment_cause_no_hang_and_no_partial_batch(
     migrated_lasting_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:

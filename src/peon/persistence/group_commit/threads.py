@@ -38,7 +38,9 @@ class ThreadWriter(Generic[RequestT, ResultT]):
 
     A signal can interrupt the main thread between any two steps. So no thread relies on the leader, or on being
     woken: a thread that has waited for `LEADER_CHECK_SECONDS` checks for a leader, and takes over if there is none.
-    Two leaders take turns at the lock.
+    Two leaders take turns at the lock. A loop under a lock is in a function of its own: an interrupt at the jump back
+    of a conditional loop skips the handlers of its function, so that a `with` around it would keep its lock
+    (https://github.com/python/cpython/issues/130279).
     """
 
     def __init__(self, engine: Engine, driver_errors: DriverErrors) -> None:
@@ -140,13 +142,16 @@ class ThreadWriter(Generic[RequestT, ResultT]):
                 return
             self._all_arrived = all_arrived
         try:
-            while not all_arrived.acquire(timeout=GATHERING_SECONDS):
-                before, arrived = arrived, len(self._waiting)
-                if arrived == before:
-                    return
+            self._wait_while_more_arrive(all_arrived, arrived)
         finally:
             with self._queue:
                 self._all_arrived = None
+
+    def _wait_while_more_arrive(self, all_arrived: Lock, arrived: int) -> None:
+        while not all_arrived.acquire(timeout=GATHERING_SECONDS):
+            before, arrived = arrived, len(self._waiting)
+            if arrived == before:
+                return
 
     def _lead(self, mine: "_ThreadTicket[RequestT, ResultT]", perform: Perform[RequestT, ResultT]) -> None:
         tickets: list[_ThreadTicket[RequestT, ResultT]] = []
@@ -177,7 +182,7 @@ class ThreadWriter(Generic[RequestT, ResultT]):
     ) -> None:
         """Hands over to the next leader. If this thread was interrupted, puts unserved requests back into the queue."""
         with self._queue:
-            left_over = [t for t in tickets if not t.served and t is not mine and not t.left]
+            left_over = _unserved(tickets, mine)
             if self._transactions.stage == "committing":
                 _settle_as_unknown(left_over)
             else:
@@ -191,11 +196,9 @@ class ThreadWriter(Generic[RequestT, ResultT]):
         Woken all at once, they would all wait for Python's global lock: 16 threads then reached two thirds as much.
         """
         with self._queue:
-            tickets = [ticket for ticket in tickets if not ticket.left]
-            for ticket, following in pairwise(tickets):
-                ticket.following = following
-        if tickets:
-            tickets[0].wake()
+            first = _chained(tickets)
+        if first is not None:
+            first.wake()
 
     def _promote_the_first(self) -> None:
         if not self._waiting:
@@ -245,7 +248,23 @@ class _ThreadTicket(Ticket[RequestT, ResultT]):
             following.wake()
 
 
-def _settle_as_unknown(tickets: "list[_ThreadTicket[Any, Any]]") -> None:
+AnyTicket = _ThreadTicket[Any, Any]
+
+
+def _unserved(tickets: list[AnyTicket], mine: AnyTicket) -> list[AnyTicket]:
+    """Returns the tickets of the other threads that still wait."""
+    return [ticket for ticket in tickets if not ticket.served and ticket is not mine and not ticket.left]
+
+
+def _chained(tickets: list[AnyTicket]) -> AnyTicket | None:
+    """Makes each waiting thread wake the next; returns the ticket of the first."""
+    waiting = [ticket for ticket in tickets if not ticket.left]
+    for ticket, following in pairwise(waiting):
+        ticket.following = following
+    return waiting[0] if waiting else None
+
+
+def _settle_as_unknown(tickets: list[AnyTicket]) -> None:
     for ticket in tickets:
         ticket.settle(
             StoreUnavailable(

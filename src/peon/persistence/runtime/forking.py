@@ -125,13 +125,17 @@ def _after_in_parent() -> None:
 
 def _release(held: list[RLock]) -> None:
     try:
-        while held:
-            with suppress(RuntimeError):  # it was not acquired
-                held[-1].release()
-            held.pop()
+        _release_each(held)  # a function of its own: see ThreadWriter
     finally:
         if held:  # a signal handler has raised
             _release(held)
+
+
+def _release_each(held: list[RLock]) -> None:
+    while held:
+        with suppress(RuntimeError):  # it was not acquired
+            held[-1].release()
+        held.pop()
 
 
 def _after_in_child() -> None:
