@@ -20,6 +20,9 @@ SQLALCHEMY_LINES = ["2.0", "2.1"]
 EVERYTHING = ".[test,postgres]"
 WITHOUT_DOCUMENTATION = ("-k", "not test_documentation")  # its code runs on the first Python, in `readme`
 
+# Tests start many processes, each of which would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 if shutil.which("pyenv"):
     # pyenv runs an installed interpreter only if its version is selected.
     installed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout  # noqa: S607

@@ -40,16 +40,18 @@ FIRST = ("test_documentation.py", "test_compaction_of_any_log.py", "test_long_se
 """Files with the longest tests: at the end of a run, one of them would keep one worker busy and the others idle."""
 
 ALIKE = (
-    *("cli/", "persistence/log/", "persistence/maintenance/", "persistence/operations/", "persistence/orchestration/"),
-    *("persistence/projections/", "persistence/subscriptions/", "persistence/runtime/test_open_telemetry.py"),
+    *("cli/", "examples/", "persistence/group_commit/", "persistence/log/", "persistence/maintenance/"),
     *(
-        "persistence/test_damaged_schema.py",
-        "persistence/test_logging.py",
-        "persistence/test_migrations_version_table.py",
+        "persistence/operations/",
+        "persistence/orchestration/",
+        "persistence/projections/",
+        "persistence/subscriptions/",
     ),
-    *("persistence/test_own_events.py", "persistence/test_settings.py", "persistence/test_visible_statements.py"),
-    *("persistence/asynchronous/test_active_consumer.py", "persistence/asynchronous/test_database.py", "examples/"),
-    "persistence/test_migrations_revisions.py",
+    *("persistence/asynchronous/test_active_consumer.py", "persistence/asynchronous/test_database.py"),
+    *("persistence/asynchronous/test_subscription.py", "persistence/runtime/test_open_telemetry.py"),
+    *("persistence/test_damaged_schema.py", "persistence/test_logging.py", "persistence/test_own_events.py"),
+    *("persistence/test_migrations_revisions.py", "persistence/test_migrations_version_table.py"),
+    *("persistence/test_settings.py", "persistence/test_visible_statements.py"),
 )
 """Tests that send each kind of database the same statements: they run in a file.
 

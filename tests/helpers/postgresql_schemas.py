@@ -33,9 +33,9 @@ class MigratedSchemas:
     """The schemas that one process of pytest uses on one server."""
 
     def __init__(self, server: URL) -> None:
-        # The server would start two processes for each look at the structure.
-        alone = {"options": "-cmax_parallel_workers_per_gather=0"}
-        self._engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", connect_args=alone)
+        # The server would start two processes for each look at the structure, and sync its disk after each clean-up.
+        options = {"options": "-cmax_parallel_workers_per_gather=0 -csynchronous_commit=off"}
+        self._engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", connect_args=options)
         self._clean: list[str] = []
         self._structure: str | None = None
         self._tables: list[str] = []

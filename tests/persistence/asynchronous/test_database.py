@@ -328,7 +328,7 @@ class TestTasks:
 
         run(url, story, maintain_projections=False)
 
-    @pytest.mark.parametrize("work", rest_is_slow(LONG_WORK.values(), first=2), ids=LONG_WORK)
+    @pytest.mark.parametrize("work", rest_is_slow(LONG_WORK.values(), first=1), ids=LONG_WORK)
     def test_run_during_long_work_of_another_task(self, migrated_lasting_url: URL, work: Work) -> None:
         with Database.open(url=migrated_lasting_url) as database:
             database.events.append_all([created("x" * 200) for _ in range(COUNT)])

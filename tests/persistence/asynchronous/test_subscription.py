@@ -45,6 +45,7 @@ async def until_waiting(database: AsyncDatabase, count: int = 1) -> None:
         await asyncio.sleep(0.001)
 
 
+@pytest.mark.postgresql_too("the driver for tasks")
 def test_yields_stored_events_and_then_new_ones(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with opened(url) as database:
@@ -60,6 +61,7 @@ def test_yields_stored_events_and_then_new_ones(url: URL, migrated: None) -> Non
     asyncio.run(story())
 
 
+@pytest.mark.postgresql_too("the server's notifications")
 def test_wakes_after_an_append_by_another_process(migrated_lasting_url: URL) -> None:
     async def story() -> None:
         async with opened(migrated_lasting_url) as database, database.events.subscribe() as subscription:
@@ -181,6 +183,7 @@ def test_a_cancelled_wait_loses_nothing(url: URL, migrated: None) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.postgresql_too("the driver for tasks")
 def test_a_wait_that_is_cancelled_during_a_read_misses_no_event(url: URL, migrated: None) -> None:
     async def story() -> None:
         async with opened(url) as database, database.events.subscribe() as subscription:

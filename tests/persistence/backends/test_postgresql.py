@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy
+from helpers.slow_proofs import rest_is_slow
 from sqlalchemy import URL, Connection, Engine, event, text
 
 from peon.orchestration import ProjectCreated, ProjectRenamed
@@ -434,15 +435,15 @@ def commit_a_position(database: Database) -> None:
 
 OWN_TRANSACTIONS: dict[str, Callable[[Database], object]] = {
     "a setting": lambda database: database.settings.set("theme", "dark"),
+    "rebuilding": lambda database: database.projections.rebuild(),
     "a setting that is removed": lambda database: database.settings.delete("theme"),
     "a new subscription": lambda database: database.events.durable_subscription("new"),
     "a position": commit_a_position,
     "catching up": lambda database: database.projections.catch_up(),
-    "rebuilding": lambda database: database.projections.rebuild(),
 }
 
 
-@pytest.mark.parametrize("use", OWN_TRANSACTIONS.values(), ids=OWN_TRANSACTIONS)
+@pytest.mark.parametrize("use", rest_is_slow(OWN_TRANSACTIONS.values(), first=2), ids=OWN_TRANSACTIONS)
 class TestOwnTransactions:
     """The package's own transactions outside the log."""
 

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 import sqlalchemy
+from helpers.slow_proofs import rest_is_slow
 from sqlalchemy import URL, text
 
 from peon.orchestration import ProjectCreated, ProjectRenamed
@@ -57,7 +58,7 @@ class TestEncodings:
         yield postgresql_server.set(database=name)
         execute(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
 
-    @pytest.mark.parametrize("encoded_url", ["LATIN1", "SQL_ASCII"], indirect=True)
+    @pytest.mark.parametrize("encoded_url", rest_is_slow(["LATIN1", "SQL_ASCII"], first=1), indirect=True)
     def test_a_database_in_another_encoding_is_refused(self, encoded_url: URL, request: pytest.FixtureRequest) -> None:
         encoding = request.node.callspec.params["encoded_url"]
         with pytest.raises(PersistenceError, match=f"{encoded_url.database}' stores text as {encoding}, .* 'UTF8'"):

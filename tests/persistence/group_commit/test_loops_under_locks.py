@@ -1,7 +1,7 @@
 """An interrupt at the jump back of a loop skips the handlers of its function on Python 3.12 and later.
 
-The interpreter's issue is https://github.com/python/cpython/issues/130279. A `with` around such a loop keeps its lock, and
-every thread that needs it waits without end.
+See https://github.com/python/cpython/issues/130279. A `with` around such a loop keeps its lock, and every thread that
+needs the lock waits without end.
 """
 
 import ast

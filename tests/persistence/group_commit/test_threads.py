@@ -47,6 +47,7 @@ def renamed(name: str) -> ProjectRenamed:
     return ProjectRenamed(project_id=UUID(int=1), name=name)
 
 
+@pytest.mark.postgresql_too("the lock that orders appends")
 def test_threads_that_append_at_once_lose_and_repeat_nothing(database: Database) -> None:
     threads, batches = 8, 25
     together = threading.Barrier(threads)
@@ -183,6 +184,7 @@ def append_in_threads(database: Database, batches: list[list[ProjectRenamed]]) -
     return outcomes, held.commits
 
 
+@pytest.mark.postgresql_too("the lock that orders appends")
 def test_waiting_appends_share_a_commit(database: Database) -> None:
     batches = [[renamed(f"{thread}-{part}") for part in range(thread % 3 + 1)] for thread in range(12)]
 
@@ -227,6 +229,7 @@ def test_the_leader_does_not_wait_again_after_it_waited_in_vain(
     assert max(durations[1:]) < 2
 
 
+@pytest.mark.postgresql_too("a failed statement ends the transaction")
 def test_a_failed_batch_does_not_fail_the_batches_that_share_its_commit(database: Database) -> None:
     def refuse(_: object, stored: list[StoredEvent[OrchestrationEvent]]) -> None:
         for index, (_, renaming, _) in enumerate(stored):
@@ -488,6 +491,7 @@ def test_a_child_forked_during_an_append_of_another_thread_does_not_hang(migrate
         assert {s.event.name for s in log} >= {"parent", "after"}  # type: ignore[union-attr]
 
 
+@pytest.mark.postgresql_too("connections to a server")
 def test_a_child_does_not_use_its_parents_connections(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([renamed("a")])
@@ -507,6 +511,7 @@ def test_a_child_does_not_use_its_parents_connections(migrated_lasting_url: URL)
         assert exit_code_of_child(append_in_child) == 0
 
 
+@pytest.mark.postgresql_too("connections to a server")
 def test_parent_and_forked_child_both_append(migrated_lasting_url: URL) -> None:
     with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
         database.events.append_all([renamed("before the fork")])

@@ -137,6 +137,7 @@ class TestReplacement:
         change(database, text("GRANT DELETE ON projection_projects TO CURRENT_USER"))
         require_sound(database)
 
+    @pytest.mark.slow
     def test_gives_no_default_privileges(self, database: Database) -> None:
         with database.engine.connect() as connection:
             name = connection.scalar(text("SELECT current_schema()"))
@@ -148,6 +149,7 @@ class TestReplacement:
         with database.engine.connect() as connection:
             assert connection.scalar(text(query)) is False
 
+    @pytest.mark.slow
     def test_leaves_keys_that_refer_to_the_new_tables(self, database: Database) -> None:
         database.projections.rebuild()
         change(database, text("DELETE FROM projection_projects"))
@@ -191,6 +193,7 @@ class TestReplacement:
         assert failures_of_rebuilds_at_once(database) == []
         require_sound(database)
 
+    @pytest.mark.slow
     def test_is_done_again_when_the_tables_have_changed(
         self, database: Database, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -211,11 +214,14 @@ class TestReplacement:
 
     @pytest.mark.parametrize(
         "statement",
-        [
-            "CREATE VIEW named AS SELECT title FROM projection_threads",
-            "COMMENT ON TABLE projection_threads IS 'what agents work in'",
-            "GRANT SELECT (title) ON projection_threads TO PUBLIC",
-        ],
+        rest_is_slow(
+            [
+                "CREATE VIEW named AS SELECT title FROM projection_threads",
+                "COMMENT ON TABLE projection_threads IS 'what agents work in'",
+                "GRANT SELECT (title) ON projection_threads TO PUBLIC",
+            ],
+            first=1,
+        ),
     )
     def test_keeps_what_is_added_to_the_old_tables_meanwhile(self, database: Database, statement: str) -> None:
         statements = iter([text(statement)])
@@ -235,6 +241,7 @@ class TestReplacement:
         with database.engine.connect() as connection:
             assert "tampered" not in titles(connection)
 
+    @pytest.mark.slow
     def test_waits_for_a_vacuum_of_large_values(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(postgresql_new_tables, "LOCK_MILLISECONDS", 10)
         attempts: list[bool] = []
@@ -260,6 +267,7 @@ class TestReplacement:
         assert attempts == [False, True]
         require_sound(database)
 
+    @pytest.mark.slow
     def test_applies_events_to_the_tables_if_the_code_of_the_projection_needs_tables(self, url: URL) -> None:
         """A view has no constraints to name."""
 
@@ -359,6 +367,7 @@ class TestReaders:
             assert seen == [titles(connection)]
         assert seen[0] not in (set(), {"tampered"})
 
+    @pytest.mark.slow
     def test_without_end_make_the_rows_be_copied_instead(
         self, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -397,7 +406,7 @@ WHAT_A_COPY_WOULD_LACK = [
 ]
 
 
-@pytest.mark.parametrize("statement", rest_is_slow(WHAT_A_COPY_WOULD_LACK, first=4))
+@pytest.mark.parametrize("statement", rest_is_slow(WHAT_A_COPY_WOULD_LACK, first=2))
 def test_what_would_be_lost_with_the_old_table_keeps_it(database: Database, statement: str) -> None:
     with database.engine.begin() as connection:
         server: Any = connection.connection.driver_connection
