@@ -139,8 +139,8 @@ class CommandEventsRemoved(PersistenceError):  # noqa: N818 - as below
 
     def __init__(self, command_id: UUID, removed: int, events: int) -> None:
         super().__init__(
-            f"command {command_id} was carried out, but {removed} of its {events} events were removed from the log "
-            "since: do not repeat it, or delete its row from command_receipts to carry it out again"
+            f"command {command_id} was carried out, but events that it stored were removed from the log since "
+            f"({removed} of {events}): do not repeat it, or delete its row from command_receipts to carry it out again"
         )
         self.command_id = command_id
         self.removed = removed
@@ -162,8 +162,8 @@ class CommandEventsMerged(CommandEventsRemoved):
     def __init__(self, command_id: UUID, removed: int, events: int, stored_at: datetime) -> None:
         PersistenceError.__init__(
             self,
-            f"command {command_id} was carried out at {stored_at}, and a compaction has merged "
-            f"some of its {events} events since: nothing was stored again; take the command for done",
+            f"command {command_id} was carried out at {stored_at}, and a compaction has merged events that it stored "
+            f"since ({removed} of {events} are gone): nothing was stored again; take the command for done",
         )
         self.command_id = command_id
         self.removed = removed

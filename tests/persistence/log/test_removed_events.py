@@ -69,7 +69,7 @@ def test_the_error_says_how_many_events_of_the_command_were_removed(
     remove(database, *removed)
     error = repeat(database, batch, command)
     assert (error.removed, error.events) == (len(removed), 3)
-    assert f"{len(removed)} of its 3 events" in str(error)
+    assert f"({len(removed)} of 3)" in str(error)
 
 
 def test_commands_before_and_after_a_gap_return_their_events(database: Database) -> None:

@@ -12,7 +12,7 @@ can see: none. So readers with one snapshot lock `projection_positions` before t
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, MetaData, Table, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
@@ -24,8 +24,8 @@ from peon.persistence.schema import projection_positions
 LOCK_MILLISECONDS = 100
 """How long one attempt waits for readers. Appends, and readers that come meanwhile, wait as long."""
 
-RENAME_STEP = 4
-"""The statements that give the new tables the names of the old ones. Those before create the new tables."""
+Step = Literal["create", "set options", "add indexes", "add keys", "rename"]
+"""New tables get their indexes and keys when they are full, and the names of the old ones at the end."""
 
 MAXIMUM_NAME_BYTES = 63
 """PostgreSQL cuts longer names."""
@@ -139,7 +139,7 @@ _SET_TIMEOUTS = text(
     "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)"
 )
 
-# The statements that create the new tables (0 and 1), complete them when they are full (2 and 3), and rename them (4).
+# The statements of each `Step`.
 _STATEMENTS = text(r"""
     WITH old AS (
         SELECT pg_class.oid, relname, nspname, reloptions, format('%I.%I', nspname, relname) AS old,
@@ -150,12 +150,12 @@ _STATEMENTS = text(r"""
         SELECT old.*, index.relname AS index, indexrelid, :prefix || indexrelid AS new_index
         FROM old JOIN pg_index ON indrelid = old.oid JOIN pg_class AS index ON index.oid = indexrelid
     )
-    SELECT 0, format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES)', new, old) FROM old
+    SELECT 'create', format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES)', new, old) FROM old
     UNION ALL
-    SELECT 1, format('ALTER TABLE %s SET (%s)', new, array_to_string(reloptions, ', ')) FROM old
+    SELECT 'set options', format('ALTER TABLE %s SET (%s)', new, array_to_string(reloptions, ', ')) FROM old
     WHERE reloptions IS NOT NULL
     UNION ALL
-    SELECT 2, CASE
+    SELECT 'add indexes', CASE
         WHEN pg_constraint.oid IS NULL THEN regexp_replace(
             pg_get_indexdef(indexrelid), 'INDEX .*? USING ', format('INDEX %I ON %s USING ', new_index, new)
         )
@@ -163,14 +163,14 @@ _STATEMENTS = text(r"""
     END
     FROM indexes LEFT JOIN pg_constraint ON conindid = indexrelid AND conrelid = indexes.oid AND contype <> 'f'
     UNION ALL
-    SELECT 3, format('ALTER TABLE %s ADD CONSTRAINT %I %s', old.new, conname, regexp_replace(
+    SELECT 'add keys', format('ALTER TABLE %s ADD CONSTRAINT %I %s', old.new, conname, regexp_replace(
         pg_get_constraintdef(pg_constraint.oid), ' REFERENCES .*?\(', format(' REFERENCES %s(', target.new)
     ))
     FROM old JOIN pg_constraint ON conrelid = old.oid AND contype = 'f' JOIN old AS target ON target.oid = confrelid
     UNION ALL
-    SELECT 4, format('ALTER TABLE %s RENAME TO %I', new, relname) FROM old
+    SELECT 'rename', format('ALTER TABLE %s RENAME TO %I', new, relname) FROM old
     UNION ALL
-    SELECT 4, format('ALTER INDEX %I.%I RENAME TO %I', nspname, new_index, index) FROM indexes
+    SELECT 'rename', format('ALTER INDEX %I.%I RENAME TO %I', nspname, new_index, index) FROM indexes
     ORDER BY 1, 2
 """)
 
@@ -212,7 +212,7 @@ class PostgreSQLNewTables(NewTables):
         metadata = MetaData()
         self.tables = [table.to_metadata(metadata, name=SIDE_PREFIX + table.name) for table in tables]
         self._found: object = None
-        self._statements: list[tuple[int, str]] = []
+        self._statements: list[tuple[Step, str]] = []
 
     def can_replace(self, connection: Connection) -> bool:
         if any(len(table.name.encode()) > MAXIMUM_NAME_BYTES for table in self.tables):
@@ -240,8 +240,8 @@ class PostgreSQLNewTables(NewTables):
     def create(self, connection: Connection) -> None:
         self._statements = [(step, statement) for step, statement in self._rows(connection, _STATEMENTS)]
         self._found = self._description(connection)
-        self._run(connection, 0)
-        self._run(connection, 1)
+        self._run(connection, "create")
+        self._run(connection, "set options")
         for statement, _ in self._rows(connection, _PRIVILEGES):
             connection.exec_driver_sql(statement.replace("%", "%%"))
 
@@ -249,8 +249,8 @@ class PostgreSQLNewTables(NewTables):
         for source, table in zip(sources, self.tables, strict=True):
             names = [column.name for column in table.columns]
             connection.execute(insert(table).from_select(names, select(*[source.c[name] for name in names])))
-        self._run(connection, 2)
-        self._run(connection, 3)
+        self._run(connection, "add indexes")
+        self._run(connection, "add keys")
         for table in self.tables:  # the server would choose slow plans until it does so by itself
             connection.exec_driver_sql(f"ANALYZE {_quoted(connection, table)}")
         # Neither readers nor appends wait for this lock. An automatic vacuum gives way to it, and not to one that is
@@ -289,7 +289,7 @@ class PostgreSQLNewTables(NewTables):
             return False
         savepoint.commit()
         connection.execute(_SET_TIMEOUTS, {"lock": lock_timeout, "statement": statement_timeout})
-        self._run(connection, RENAME_STEP)
+        self._run(connection, "rename")
         return True
 
     def drop(self, connection: Connection) -> None:
@@ -312,8 +312,8 @@ class PostgreSQLNewTables(NewTables):
     def _names(self, connection: Connection) -> str:
         return ", ".join(_quoted(connection, table) for table in self._old)
 
-    def _run(self, connection: Connection, step: int) -> None:
-        statements = [statement for number, statement in self._statements if number == step]
+    def _run(self, connection: Connection, step: Step) -> None:
+        statements = [statement for its_step, statement in self._statements if its_step == step]
         if statements:  # in one round trip
             connection.exec_driver_sql(";\n".join(statements).replace("%", "%%"))
 

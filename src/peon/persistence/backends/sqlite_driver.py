@@ -1,7 +1,7 @@
 """The driver's connections to SQLite, of which none is inside SQLite when another thread forks.
 
 SQLite has locks that all connections of a process share. If a thread holds one of them at the moment of a fork, the
-child waits for it for ever as soon as it opens a database (measured in docs/explanation/decisions/interface.md).
+child waits for it without end as soon as it opens a database (measured in docs/explanation/decisions/interface.md).
 """
 
 import sqlite3
