@@ -65,6 +65,7 @@ def perform_round(shim: Path, folder: Path, mode: str, number: int, counts: Coun
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(campaigns.PATIENCE)
 def test_a_disk_that_fails_loses_nothing_acknowledged(tmp_path: Path, shim: Path) -> None:
     counts: Counter[str] = Counter()
     for number in range(FAULT_ROUNDS):
@@ -75,6 +76,7 @@ def test_a_disk_that_fails_loses_nothing_acknowledged(tmp_path: Path, shim: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(campaigns.PATIENCE)
 def test_a_full_disk_loses_nothing_acknowledged_at_any_stage(tmp_path: Path, shim: Path) -> None:
     counts: Counter[str] = Counter()
     for number in range(STAGE_ROUNDS):

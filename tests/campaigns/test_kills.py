@@ -328,6 +328,7 @@ def perform_round(url: URL, folder: Path, seed: int, counts: Counter[str]) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(campaigns.PATIENCE)
 @pytest.mark.parametrize("backend", ["file", "postgresql"])
 def test_killed_processes_lose_and_double_nothing(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     before, counts = campaigns.so_far(f"kills_{backend}", WHAT[backend])

@@ -1,20 +1,12 @@
-"""The primary of two PostgreSQL servers is killed, and its synchronous standby takes over, again and again.
-
-Two rounds by default; the environment variable CAMPAIGN_ROUNDS sets another number. With RECORD_CAMPAIGNS, the result
-is written to tests/data/campaigns.
-"""
+"""The primary of two servers is killed, and its standby takes over, again; see docs/explanation/campaigns.md."""
 
 import asyncio
-import json
-import os
-import platform
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -23,6 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy
+from helpers import campaigns
 from helpers.pair_of_servers import PairOfServers
 from helpers.private_postgresql_server import binaries
 from sqlalchemy import URL, text
@@ -31,8 +24,7 @@ from peon.orchestration import OrchestrationEvent, ProjectCreated
 from peon.persistence import Database, StoredEvent, StoreUnavailable, SubscriptionConflict
 from peon.persistence.asynchronous import AsyncDatabase
 
-RESULT = Path(__file__).parents[1] / "data" / "campaigns" / "pair_of_servers.json"
-ROUNDS = int(os.environ.get("CAMPAIGN_ROUNDS", "2"))
+ROUNDS = campaigns.rounds(2)
 
 PATIENCE = 300
 """After this many seconds, a condition that does not hold fails the test."""
@@ -268,6 +260,7 @@ def lose_a_commit(pair: PairOfServers, campaign: Campaign, work: list[Any]) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(campaigns.PATIENCE)
 def test_a_promoted_standby_has_every_acknowledged_event(pair: PairOfServers) -> None:
     chance = Random(ROUNDS)
     campaign = Campaign(pair.url)
@@ -307,8 +300,7 @@ def test_a_promoted_standby_has_every_acknowledged_event(pair: PairOfServers) ->
             ended.result(PATIENCE)
     pair.wait_until_equal()
     events = campaign.check(pair.standby)
-    if os.environ.get("RECORD_CAMPAIGNS"):
-        record(campaign, events, outages)
+    record(campaign, events, outages)
 
 
 def record(campaign: Campaign, events: int, outages: list[float]) -> None:
@@ -316,7 +308,7 @@ def record(campaign: Campaign, events: int, outages: list[float]) -> None:
     with engine.connect() as connection:
         version = str(connection.scalar(text("SHOW server_version"))).partition(" ")[0]
     engine.dispose()
-    figures = {
+    figures: dict[str, str | int] = {
         "Primary servers killed and replaced by their standby": len(outages),
         "Events in the log at the end": events,
         "Acknowledged appends": campaign.acknowledged(),
@@ -327,13 +319,6 @@ def record(campaign: Campaign, events: int, outages: list[float]) -> None:
         "Events stored twice": 0,
         "Gaps in the four subscriptions": 0,
         "Longest time from a kill to the next acknowledged append, with the new standby": f"{max(outages):.1f} s",
-        "Where": f"{platform.system()}, Python {platform.python_version()}, PostgreSQL {version}",
-        "When": f"{datetime.now(UTC):%Y-%m-%d}",
+        "Server": f"PostgreSQL {version}",
     }
-    document = {
-        "title": "A pair of PostgreSQL servers",
-        "what": " ".join(WHAT.split()),
-        "rounds": len(outages),
-        "results": [{"name": name, "value": value} for name, value in figures.items()],
-    }
-    RESULT.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    campaigns.record("pair_of_servers", "A pair of PostgreSQL servers", WHAT, len(outages), figures)

@@ -59,6 +59,10 @@ def rounds(few: int) -> int:
     return few * int(os.environ.get("CAMPAIGN_FACTOR", "1"))
 
 
+PATIENCE = rounds(900)
+"""Seconds that a campaign may take."""
+
+
 def so_far(name: str, what: str) -> tuple[int, Counter[str]]:
     """Returns the rounds and the counts of earlier runs, if this one is added to them and does the same."""
     file = RESULTS / f"{name}.json"
