@@ -377,5 +377,6 @@ def test_memory_stays_constant_over_a_million_events(backend: str, request: pyte
     assert highest[0] - before < 60_000_000
 
     projections.rebuild(measure)
+    measure(0, 0)  # what dropping the temporary tables took is not given back
     assert highest[0] - before < 60_000_000
     assert database.read_model.turn(TURN) is not None
