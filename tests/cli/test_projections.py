@@ -10,7 +10,7 @@ from helpers.peon_command import Peon
 from sqlalchemy import URL, text
 
 from peon import Database
-from peon.orchestration import ProjectCreated
+from peon.orchestration import ProjectCreated, ProjectRenamed
 
 
 @pytest.fixture
@@ -60,6 +60,21 @@ def test_a_rebuild_repairs_the_tables(peon: Peon, at: tuple[str, str], migrated_
     assert (done.code, done.document["events"], done.document["done"]) == (0, 3, True)
     assert [each["projection"] for each in done.document["projections"]] == ["orchestration"]
     assert peon("verify", *at).code == 0
+
+
+def test_a_rebuild_is_not_advised_for_events_that_cannot_be_applied(
+    peon: Peon, at: tuple[str, str], migrated_lasting_url: URL
+) -> None:
+    with Database.open(url=migrated_lasting_url, maintain_projections=False) as database:
+        database.events.append_all([ProjectRenamed(project_id=uuid4(), name="of no project")])
+    assert peon("rebuild", *at).code == 0
+
+    done = peon("verify", *at)
+
+    assert done.code == 1
+    assert "projection_problems" in done.out
+    assert "could not be applied" in done.out
+    assert "peon rebuild" not in done.out
 
 
 def test_a_projection_of_the_application_is_imported(

@@ -21,7 +21,7 @@ from peon.persistence.backends.driver_errors import DriverErrors, database_name
 from peon.persistence.orchestration.codec import orchestration_codec
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.runtime.counts import counted
-from peon.persistence.schema import projection_positions
+from peon.persistence.schema import projection_positions, projection_problems
 
 SHOWN_DIFFERENCES = 100
 """Differences of a projection in the table for people; one wrong table may have a million."""
@@ -101,11 +101,18 @@ def verify(invocation: Invocation, projection: Own = None) -> None:
             verified.append(ProjectionVerified(projection=each.name, differences=differences))
         _mention_others(invocation, database, used)
     shown = [line for each in verified for line in _differences_for_people(each)]
-    is_different = any(each.differences for each in verified)
-    if is_different:
+    different = {difference.table for each in verified for difference in each.differences}
+    if different - {projection_problems.name}:
         shown.append(Text(f"To repair the tables, run  peon rebuild{invocation.address}"))
+    if projection_problems.name in different:
+        shown.append(
+            Text(
+                f"Each row of {projection_problems.name} is an event of the log that could not be applied. A rebuild "
+                "removes it only if this version can apply the event."
+            )
+        )
     invocation.show(Verified(database=name, projections=verified), *shown)
-    if is_different:
+    if different:
         raise typer.Exit(ExitCode.FAILED)
 
 
