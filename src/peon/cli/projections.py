@@ -16,9 +16,9 @@ from peon.cli.commands import DryRun, Yes, command
 from peon.cli.errors import CommandFailed, ExitCode
 from peon.cli.invocation import Invocation
 from peon.cli.text import printable, table_of
-from peon.persistence import Database, Projection, Projections
+from peon.persistence import Database, EventCodec, Projection, Projections
 from peon.persistence.backends.driver_errors import DriverErrors, database_name
-from peon.persistence.orchestration.codec import orchestration_codec
+from peon.persistence.orchestration.codec import codec_of_database
 from peon.persistence.orchestration.projection import OrchestrationProjection
 from peon.persistence.runtime.counts import counted
 from peon.persistence.schema import projection_positions, projection_problems
@@ -35,6 +35,16 @@ Own = Annotated[
         "--projection",
         metavar="MODULE:CLASS",
         help="A projection of the application, beside Peon's own. Can be given several times.",
+    ),
+]
+
+
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        metavar="MODULE:NAME",
+        help="The codec of the application, if the log has events of its own: without it, they cannot be applied.",
     ),
 ]
 
@@ -85,18 +95,18 @@ def add_to(application: typer.Typer) -> None:
     command(application, "rebuild", document=Rebuilt)(rebuild)
 
 
-def verify(invocation: Invocation, projection: Own = None) -> None:
+def verify(invocation: Invocation, projection: Own = None, codec: Codec = None) -> None:
     """Computes the tables from the log again, and compares them; changes nothing.
 
     The exit code is 1 if there are differences.
     """
-    used = _used(projection)
+    used, used_codec = _used(projection), _used_codec(codec)
     with invocation.reading(temporary_tables=True) as database:
         name = database_name(database.engine)
         verified = []
         for each in used:
             with invocation.progress(f"Verifying {each.name}") as report:
-                found = Projections(database.engine, [each], orchestration_codec).verify(report)
+                found = Projections(database.engine, [each], used_codec).verify(report)
             differences = [DifferenceFound(**difference._asdict()) for difference in found]
             verified.append(ProjectionVerified(projection=each.name, differences=differences))
         _mention_others(invocation, database, used)
@@ -119,6 +129,7 @@ def verify(invocation: Invocation, projection: Own = None) -> None:
 def rebuild(
     invocation: Invocation,
     projection: Own = None,
+    codec: Codec = None,
     replace_newer: Annotated[
         bool, typer.Option("--replace-newer", help="Also replace what a newer version of the application has built.")
     ] = False,
@@ -129,14 +140,14 @@ def rebuild(
 
     Readers see the old rows of a projection until all its new ones are there.
     """
-    used = _used(projection)
+    used, used_codec = _used(projection), _used_codec(codec)
     with invocation.writing() as database:
         name = database_name(database.engine)
         if replace_newer and not dry_run:
             invocation.confirm("Replace what a newer version of the application has built?", yes=yes)
         rebuilt = []
         for number, each in enumerate(used):
-            projections = Projections(database.engine, [each], orchestration_codec)
+            projections = Projections(database.engine, [each], used_codec)
             if not dry_run:
                 done = ", ".join(earlier.name for earlier in used[:number])
                 left = f"{each.name} has its old rows or all its new ones."
@@ -159,18 +170,29 @@ def _used(names: list[str] | None) -> list[Projection]:
 
 
 def _loaded(name: str) -> Projection:
-    """Imports a projection of the application, also from the working directory."""
-    module, _, attribute = name.partition(":")
-    if (folder := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds text
-        sys.path.insert(0, folder)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CommandFailed(f"the projection {name} cannot be imported: {error}", ExitCode.USAGE) from error
+    found = _imported("projection", name)
     made = found() if isinstance(found, type) else found
     if not isinstance(made, Projection):
         raise CommandFailed(f"{name} is not a projection: name a subclass of peon.Projection", ExitCode.USAGE)
     return made
+
+
+def _used_codec(name: str | None) -> EventCodec[Any]:
+    try:
+        return codec_of_database(None if name is None else _imported("codec", name))
+    except (TypeError, ValueError) as error:
+        raise CommandFailed(f"{name} cannot be used: {error}", ExitCode.USAGE) from error
+
+
+def _imported(kind: str, name: str) -> Any:
+    """Imports something of the application, also from the working directory."""
+    module, _, attribute = name.partition(":")
+    if (folder := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds text
+        sys.path.insert(0, folder)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CommandFailed(f"the {kind} {name} cannot be imported: {error}", ExitCode.USAGE) from error
 
 
 def _mention_others(invocation: Invocation, database: Database, used: list[Projection]) -> None:
