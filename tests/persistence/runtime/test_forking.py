@@ -1,5 +1,7 @@
 """What a fork waits for, so that its child finds no lock held by a thread that it does not have."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from multiprocessing import Event
 from pathlib import Path
 
 import pytest
+from helpers import interrupted_forks
 from helpers.fork_processes import CHILD_SECONDS, exit_code_of_child, fork_under_readers, renamed
 from helpers.processes import PATIENCE, run
 from sqlalchemy import URL, Engine, text
@@ -147,3 +150,10 @@ def test_a_child_outlives_a_parent_that_closed_the_database_before_the_fork(migr
             parent_closed.set()
             assert code.result() == 0
         assert database.events.last_sequence() == 4
+
+
+def test_an_interrupt_during_a_fork_leaves_no_lock_held() -> None:
+    program = [sys.executable, "-u", interrupted_forks.__file__]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr

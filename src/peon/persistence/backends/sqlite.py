@@ -158,8 +158,8 @@ class SQLiteBackend(Backend):
     def large_cache(self, connection: Connection) -> Iterator[None]:
         driver = driver_connection(connection)
         (before,) = first_row(driver, "PRAGMA cache_size")
-        driver.execute(f"PRAGMA cache_size = -{REBUILD_CACHE_KIB}")
         try:
+            driver.execute(f"PRAGMA cache_size = -{REBUILD_CACHE_KIB}")
             yield
         finally:
             with suppress(sqlite3.ProgrammingError):  # an interrupt in the middle of a statement closes the connection
@@ -303,8 +303,8 @@ class SQLiteBackend(Backend):
     def deleted_content_overwritten(self, connection: Connection) -> Iterator[None]:
         driver = driver_connection(connection)
         (before,) = first_row(driver, "PRAGMA main.secure_delete")
-        driver.execute("PRAGMA main.secure_delete = ON")
         try:
+            driver.execute("PRAGMA main.secure_delete = ON")
             yield
         finally:
             with suppress(sqlite3.ProgrammingError):  # see `large_cache`
@@ -319,13 +319,17 @@ class SQLiteBackend(Backend):
         # refer to it. The pragma has no effect inside a transaction: https://sqlite.org/lang_altertable.html
         driver = driver_connection(connection)
         (enforced,) = first_row(driver, "PRAGMA foreign_keys")
-        driver.execute("PRAGMA foreign_keys = OFF")
         try:
+            driver.execute("PRAGMA foreign_keys = OFF")
             with connection.begin():
                 self.begin_writing(connection)
                 yield
         finally:
-            driver.execute(f"PRAGMA foreign_keys = {enforced}")
+            try:
+                driver.execute(f"PRAGMA foreign_keys = {enforced}")
+            except BaseException:  # a signal handler has raised
+                driver.execute(f"PRAGMA foreign_keys = {enforced}")
+                raise
 
     def missing_parts(self, connection: Connection) -> dict[str, str]:
         found = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all()

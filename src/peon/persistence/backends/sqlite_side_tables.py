@@ -126,8 +126,8 @@ class SQLiteSideTables(SideTables):
         # This one keeps them from appending; without a timeout, it does not wait for readers while it does so.
         driver = driver_connection(connection)
         (timeout,) = first_row(driver, "PRAGMA busy_timeout")
-        driver.execute("PRAGMA busy_timeout = 0")
         try:
+            driver.execute("PRAGMA busy_timeout = 0")
             with suppress(sqlite3.OperationalError):  # the disk is full, for example: the next writer reports it
                 first_row(driver, "PRAGMA main.wal_checkpoint(FULL)")
         finally:
@@ -144,8 +144,8 @@ class SQLiteSideTables(SideTables):
     @contextmanager
     def writing(self, connection: Connection) -> Iterator[None]:
         driver = driver_connection(connection)
-        driver.execute("PRAGMA foreign_keys = OFF")  # has no effect inside a transaction
         try:
+            driver.execute("PRAGMA foreign_keys = OFF")  # has no effect inside a transaction
             yield
         finally:
             _restore(connection, driver, "PRAGMA foreign_keys = ON")  # another user of the connection relies on them

@@ -52,8 +52,8 @@ class WriteLock:
         """
         if self._sqlite_waits:
             # Not restored after each BEGIN: the two statements take a tenth of the time of an append of one event.
+            self._sqlite_waits = False  # first: an interrupt in between must not leave it True
             first_row(connection, "PRAGMA busy_timeout = 0")
-            self._sqlite_waits = False
         start = time.monotonic()
         if self._waiting_writers.exist():
             # Pause as if this writer had waited since it last held the lock. With shorter pauses than the waiting
@@ -98,9 +98,13 @@ class _WaitingWriters:
         self._close()
 
     def exist(self) -> bool:
-        if not self._lock(exclusive=True):
-            return True
-        self.unregister()
+        try:
+            if not self._lock(exclusive=True):
+                return True
+            self.unregister()
+        except BaseException:  # a signal handler has raised: the connection stays in the pool, and so would the lock
+            self.unregister()
+            raise
         return False
 
     def register(self) -> bool:

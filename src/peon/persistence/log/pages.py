@@ -166,15 +166,19 @@ def _cut_to_size(
 
 
 def _fetch(result: CursorResult[Any]) -> list[LogRow]:
+    with result:
+        return _rows_of(result.cursor)  # a function of its own: see ThreadWriter
+
+
+def _rows_of(cursor: Any) -> list[LogRow]:
     page: list[LogRow] = []
     characters = 0
-    with result:
-        # From the driver's cursor: building SQLAlchemy's rows would take a tenth of the whole replay.
-        while rows := result.cursor.fetchmany(FETCHED_EVENTS):
-            page += rows
-            characters += sum([len(payload or "") for _, _, payload, _ in rows])
-            if characters > PAGE_CHARACTERS:
-                break
+    # From the driver's cursor: building SQLAlchemy's rows would take a tenth of the whole replay.
+    while rows := cursor.fetchmany(FETCHED_EVENTS):
+        page += rows
+        characters += sum([len(payload or "") for _, _, payload, _ in rows])
+        if characters > PAGE_CHARACTERS:
+            break
     return page
 
 

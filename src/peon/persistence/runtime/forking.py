@@ -36,6 +36,8 @@ _gated: WeakSet[Any] = WeakSet()
 _registering: RLock = RLock()
 _held: dict[int, list[RLock]] = {}
 """The locks that a thread holds while it forks."""
+_reset_in = os.getpid()
+"""The process whose resets are done."""
 
 
 def reset_after_fork(owner: OwnerT, reset: Callable[[OwnerT], object]) -> None:
@@ -90,7 +92,9 @@ class _ChildIsReady:
         self.close()
 
     def close(self) -> None:
-        for descriptor in (self._reading, self._writing):
+        descriptors = self._reading, self._writing
+        self._reading = self._writing = -1
+        for descriptor in descriptors:
             with suppress(OSError):
                 os.close(descriptor)
 
@@ -115,12 +119,13 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
-    child = _children.pop(get_ident(), None)
     try:
+        child = _children.pop(get_ident(), None)
         if child is not None:
             child.wait()
     finally:
-        _release(_held.pop(get_ident(), []))
+        _release(_held.get(get_ident(), []))
+        _held.pop(get_ident(), None)
 
 
 def _release(held: list[RLock]) -> None:
@@ -139,7 +144,9 @@ def _release_each(held: list[RLock]) -> None:
 
 
 def _after_in_child() -> None:
-    global _registering
+    global _registering, _reset_in
+    if _reset_in == os.getpid():
+        return
     _registering = RLock()
     _held.clear()
     for owner in list(_gated):
@@ -149,7 +156,10 @@ def _after_in_child() -> None:
     for child in _children.values():
         child.announce()
     _children.clear()
+    _reset_in = os.getpid()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    # Twice: a signal that arrives during the fork is handled where the first one begins, and may end it there.
+    os.register_at_fork(after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -18,8 +18,8 @@ def garbage_collection_paused(dialect: Dialect) -> Iterator[None]:
     if dialect.is_async or not gc.isenabled():
         yield
         return
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         gc.enable()

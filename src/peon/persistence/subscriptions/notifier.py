@@ -89,9 +89,10 @@ class _Notifiers:
             with self._lock:
                 notifier = self._in_memory.get(engine.pool)
                 if notifier is None:
-                    notifier = self._in_memory[engine.pool] = Notifier()
+                    notifier = Notifier()
                     # SQLAlchemy calls it before the commit, but a subscription has to wait for the only connection.
                     event.listen(engine, "commit", _announcing(notifier))
+                    self._in_memory[engine.pool] = notifier  # last: an interrupt must not leave one that hears nothing
                 return notifier
         address = engine.url.set(drivername=engine.url.get_backend_name()).render_as_string(hide_password=False)
         with self._lock:
