@@ -27,7 +27,7 @@ if shutil.which("pyenv"):
     # pyenv runs an installed interpreter only if its version is selected.
     installed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout  # noqa: S607
     selected = [version for version in installed.split() if version.rpartition(".")[0] in PYTHONS]
-    os.environ.setdefault("PYENV_VERSION", ":".join(selected))
+    os.environ["PYENV_VERSION"] = ":".join(selected)  # set already if nox itself is a command of pyenv
 
 
 def install_group(session: nox.Session, name: str) -> None:

@@ -7,9 +7,9 @@ from uuid import uuid4
 import pytest
 from helpers.migrated_databases import address, file_of, thaw
 from helpers.orchestration_scene import thread as created_thread
+from helpers.own_events import Notes, codec, noted
 from helpers.peon_command import Peon
 from sqlalchemy import URL, text
-from token_usage import TokensPerThread, TurnTokensUsed, codec
 
 from peon import Database
 from peon.orchestration import ProjectCreated, ProjectRenamed
@@ -93,25 +93,20 @@ def test_a_projection_of_the_application_is_imported(
 
 def test_events_of_the_application_need_its_codec(peon: Peon, at: tuple[str, str], migrated_lasting_url: URL) -> None:
     thread = uuid4()
-    own = ("--projection", "token_usage:TokensPerThread")
-    with Database.open(url=migrated_lasting_url, codec=codec, projections=[TokensPerThread()]) as database:
+    own = ("--projection", "helpers.own_events:Notes")
+    with Database.open(url=migrated_lasting_url, codec=codec, projections=[Notes()]) as database:
         project = next(iter(database.read_model.projects())).id
-        database.events.append_all(
-            [
-                created_thread(thread, of=project),
-                TurnTokensUsed(turn_id=uuid4(), thread_id=thread, model="m", input_tokens=1, output_tokens=2),
-            ]
-        )
+        database.events.append_all([created_thread(thread, of=project), noted(thread_id=thread)])
 
     assert peon("verify", *own, *at).code == 1
-    assert peon("verify", *own, "--codec", "token_usage:codec", *at).code == 0
-    assert peon("rebuild", *own, "--codec", "token_usage:codec", *at).code == 0
+    assert peon("verify", *own, "--codec", "helpers.own_events:codec", *at).code == 0
+    assert peon("rebuild", *own, "--codec", "helpers.own_events:codec", *at).code == 0
 
-    with Database.open(url=migrated_lasting_url, codec=codec, projections=[TokensPerThread()]) as database:
+    with Database.open(url=migrated_lasting_url, codec=codec, projections=[Notes()]) as database:
         assert database.projections.verify() == []
 
 
-@pytest.mark.parametrize("name", ["nothing", "token_usage:nothing", "token_usage:TokensPerThread"])
+@pytest.mark.parametrize("name", ["nothing", "helpers.own_events:nothing", "helpers.own_events:Notes"])
 def test_a_codec_that_cannot_be_used_is_wrong_usage(peon: Peon, at: tuple[str, str], name: str) -> None:
     assert peon("verify", "--codec", name, *at).code == 2
 
