@@ -150,7 +150,7 @@ class CommandEventsRemoved(PersistenceError):  # noqa: N818 - as below
 class CommandEventsMerged(CommandEventsRemoved):
     """A command was carried out before, and a compaction has merged events that it stored. Nothing was stored.
 
-    Treat the command as done. It cannot be compared with what it stored the first time.
+    Take the command for done. It cannot be compared with what it stored the first time.
 
     Attributes:
         command_id: The identifier of the command.
@@ -163,7 +163,7 @@ class CommandEventsMerged(CommandEventsRemoved):
         PersistenceError.__init__(
             self,
             f"command {command_id} was carried out at {stored_at}, and a compaction has merged events that it stored "
-            f"since (missing: {removed} of {events}): nothing was stored again; treat the command as done",
+            f"since ({removed} of {events} are gone): nothing was stored again; take the command for done",
         )
         self.command_id = command_id
         self.removed = removed
